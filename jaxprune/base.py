@@ -1,0 +1,96 @@
+"""Words and types that the whole library shares.
+
+Conventions, said once:
+
+* **masks** are bool pytrees with the structure of the parameters; ``True`` keeps. Each mask leaf broadcasts to its
+  parameter: full shape, one entry a unit ``(1, ..., 1, C)``, or the 0-d ``True`` of a leaf that is left alone.
+* **scores** have the structure of the parameters; larger is more important.
+* **sparsity** is the fraction *removed*, in [0, 1].
+* a **unit** is one output neuron or channel: an index along the last axis of a kernel ``(..., in, out)``.
+* a **setting** (threshold, sparsity, bits, exponent, clip ratio) is always traced: a scalar, or a tree of scalars that
+  follows the parameters' paths. A **spec** (axis, block size, N and M, scope) is always static.
+* **where** chooses the leaves that take part; see :func:`jaxprune.tree.select`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+#: Any pytree of arrays. Structure, container types and dtypes come back unchanged.
+Params: TypeAlias = Any
+#: A pytree like the parameters; larger is more important.
+Scores: TypeAlias = Any
+#: A bool pytree like the parameters; ``True`` keeps.
+Masks: TypeAlias = Any
+#: A scalar, or a tree of scalars whose paths are those of the parameters or a prefix of them.
+Setting: TypeAlias = Any
+#: Which leaves take part: the default, glob patterns, a predicate ``(path, leaf) -> bool`` or a tree of bools.
+Where: TypeAlias = str | Sequence[str] | Callable[[str, Any], bool] | Mapping[str, Any] | None
+#: A criterion: parameters in, scores out.
+Saliency: TypeAlias = Callable[[Params], Scores]
+
+#: ``(x, axes, bits, spec) -> (low, high)``: the range of ``x`` (float32) over ``axes``, kept as dimensions of size 1.
+Calibration: TypeAlias = Callable[[Array, tuple[int, ...], Array, "QuantSpec"], tuple[Array, Array]]
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """What is static about a uniform quantizer. Hashable: equal specs share one compilation.
+
+    Attributes:
+      symmetric: codes in [-(2**(b-1)-1), 2**(b-1)-1] around zero point 0; otherwise codes in [0, 2**b-1] and a zero
+        point, over a range that is widened to hold 0.
+      axis: the axes that keep a range of their own: ``None`` for one range a tensor, ``-1`` for one a unit. Axes
+        are as written, never guessed from sizes.
+      block_size: if given, the contraction axis (-2; the only axis of a vector) is cut into consecutive blocks of this
+        length, each with its own range; the last one may be shorter. Combines with ``axis``.
+      calibration: how the range is found; ``None`` takes the largest finite magnitude (symmetric) or the finite
+        minimum and maximum. See ``jaxprune.quantization.percentile`` and ``jaxprune.quantization.mean_squared_error``.
+    """
+
+    symmetric: bool = True
+    axis: int | tuple[int, ...] | None = None
+    block_size: int | None = None
+    calibration: Calibration | None = None
+
+
+class QParams(NamedTuple):
+    """Scale (float32) and zero point (int32) of a quantizer, each broadcastable to the (blocked) array."""
+
+    scale: Array
+    zero_point: Array
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("codes", "scale", "zero_point"),
+    meta_fields=("bits", "dtype", "spec"),
+)
+@dataclass(frozen=True)
+class QArray:
+    """A quantized array: ``(codes - zero_point) * scale``.
+
+    Attributes:
+      codes: integers in the shape of the array; ``int8`` (``uint8`` if asymmetric) up to 8 bits, 16-bit above.
+      scale: float32 step, as ``QParams.scale``.
+      zero_point: int32, the code of 0.0; zeros when symmetric.
+      bits: width of a code, static.
+      dtype: dtype of the array that was quantized, static.
+      spec: the quantizer's spec, static.
+    """
+
+    codes: Array
+    scale: Array
+    zero_point: Array
+    bits: int
+    dtype: Any
+    spec: QuantSpec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array that was quantized."""
+        return self.codes.shape

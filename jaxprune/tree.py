@@ -1,0 +1,248 @@
+"""Leaf paths, the choice of leaves (``where``), settings per leaf, and errors that name the path.
+
+Everything here runs in Python, before any ``jit``: a selection is a static tuple of leaf positions, so a fresh lambda
+or an equal pattern never recompiles, and leaves that take no part come back as the very objects that went in.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from jaxprune.base import Array, Params, Setting, Where
+
+# Names under which frameworks keep vectors that may be stacked (scanned layers) or reshaped (attention heads), and so
+# reach rank 2 without being kernels.
+_NEVER_KERNELS = ("bias", "scale")
+
+
+class Selection(NamedTuple):
+    """The leaves of one tree, and which of them take part."""
+
+    leaves: list[Any]
+    paths: list[str]
+    treedef: Any
+    chosen: tuple[int, ...]
+
+    @property
+    def values(self) -> list[Array]:
+        """The chosen leaves, as arrays."""
+        return [jnp.asarray(self.leaves[i]) for i in self.chosen]
+
+    @property
+    def names(self) -> list[str]:
+        """The paths of the chosen leaves."""
+        return [self.paths[i] for i in self.chosen]
+
+    def replace(self, values: Sequence[Any], rest: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+        """The tree with ``values`` in the chosen places and ``rest(leaf)`` in the others."""
+        new = [rest(leaf) for leaf in self.leaves]
+        for i, value in zip(self.chosen, values, strict=True):
+            new[i] = value
+        return tree_util.tree_unflatten(self.treedef, new)
+
+
+def select(tree: Params, where: Where = None) -> Selection:
+    """Chooses the leaves of ``tree`` that take part in a transform.
+
+    By default these are the floating leaves of rank 2 and more: kernels and embeddings. Biases, normalization scales,
+    every Linen collection but ``params``, every NNX variable but ``Param``, integer leaves, PRNG keys and callables are
+    left alone. A tree that is one bare array is always selected.
+
+    Args:
+      tree: any pytree; boxed leaves (``nn.Partitioned``, ``nnx.Variable``) go by the path of their box.
+      where: ``None`` for the default; a glob pattern or several (``fnmatch`` over paths such as ``"Dense_0/kernel"``,
+        a leading ``!`` excludes, a leading ``params/`` may be left out) that choose among the default leaves; a
+        predicate ``(path, leaf) -> bool`` over all leaves, taken at its word; or a tree of bools that follows the paths
+        (a bool for a leaf is taken at its word, a bool for a subtree chooses among its default leaves).
+
+    Raises:
+      ValueError: a pattern matches nothing, or a tree of bools names a path that is not there.
+      TypeError: a leaf is no array, or a chosen leaf does not hold floating-point numbers.
+
+    >>> params = {"Dense_0": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
+    >>> select(params).names
+    ['Dense_0/kernel']
+    >>> select(params, lambda path, leaf: True).names
+    ['Dense_0/bias', 'Dense_0/kernel']
+    """
+    keyed, treedef = tree_util.tree_flatten_with_path(tree)
+    leaves = [leaf for _, leaf in keyed]
+    paths, trainable = _paths(tree, keyed)
+    for path, leaf in zip(paths, leaves, strict=True):
+        if not (is_array(leaf) or isinstance(leaf, bool | int | float | complex) or callable(leaf)):
+            raise TypeError(f"leaf {_show(path)} is {leaf!r} ({type(leaf).__name__}); leaves must be arrays")
+    bare = paths == [""]
+    default = [
+        bare or (free and _is_kernel(path, leaf)) for path, leaf, free in zip(paths, leaves, trainable, strict=True)
+    ]
+    chosen = tuple(i for i, taken in enumerate(_resolve(where, paths, leaves, default)) if taken)
+    for i in chosen:
+        if not is_floating(leaves[i]):
+            kind = getattr(leaves[i], "dtype", type(leaves[i]).__name__)
+            raise TypeError(f"leaf {_show(paths[i])} has dtype {kind}; only floating-point leaves can be selected")
+    return Selection(leaves, paths, treedef, chosen)
+
+
+def per_leaf(setting: Setting, selection: Selection, name: str, low: float, high: float) -> list[Any]:
+    """One float32 scalar for each chosen leaf.
+
+    A scalar serves all leaves; a tree of scalars follows the parameters' paths (a subtree may be given by one value).
+    Concrete values outside [low, high] or NaN raise ``ValueError``; traced ones are left for the transform to clamp.
+    """
+    if is_scalar(setting):
+        return [check_setting(setting, name, low, high)] * len(selection.chosen)
+    by_path = follow_paths(setting, selection.paths, selection.names, name)
+    return [check_setting(by_path[path], f"{name} of {_show(path)}", low, high) for path in selection.names]
+
+
+def check_setting(value: Any, name: str, low: float, high: float) -> Any:
+    """``value`` as a float32 scalar, in [low, high] unless it is traced."""
+    shape = np.shape(value)
+    if shape != ():
+        raise ValueError(
+            f"{name} must be a scalar, got shape {shape}; use jax.vmap or jaxprune.sweep for several settings"
+        )
+    if isinstance(value, jax.core.Tracer):
+        return value.astype(jnp.float32)
+    number = np.asarray(value)
+    if not (np.issubdtype(number.dtype, np.integer) or jnp.issubdtype(number.dtype, jnp.floating)):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not low <= float(number) <= high:  # NaN fails too
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {float(number):g}")
+    return np.float32(number)
+
+
+def follow_paths(values: Any, paths: Sequence[str], wanted: Sequence[str], name: str) -> dict[str, Any]:
+    """Looks up each wanted path in a tree of values, or in the longest prefix of it that the tree holds."""
+    keyed, _ = tree_util.tree_flatten_with_path(values)
+    given = {_join(key): value for key, value in keyed}
+    unknown = [path for path in given if not any(_within(leaf, path) for leaf in paths)]
+    if unknown:
+        raise ValueError(f"{name} names {unknown[0]!r}, which is not in the tree; its paths are {list(paths)}")
+    found = {path: [prefix for prefix in given if _within(path, prefix)] for path in wanted}
+    missing = [path for path, prefixes in found.items() if not prefixes]
+    if missing:
+        raise ValueError(f"{name} has no value for leaf {missing[0]!r}; it has {list(given)}")
+    return {path: given[max(prefixes, key=len)] for path, prefixes in found.items()}
+
+
+def same_paths(left: Selection, right: Selection, left_name: str, right_name: str) -> None:
+    """Raises ``ValueError`` with the paths that differ unless both trees have the same leaves."""
+    if left.paths == right.paths:
+        return
+    only_left = [path for path in left.paths if path not in right.paths]
+    only_right = [path for path in right.paths if path not in left.paths]
+    raise ValueError(
+        f"{left_name} and {right_name} differ in structure: only in {left_name}: {only_left}, "
+        f"only in {right_name}: {only_right}"
+    )
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether the leaf has a shape and a dtype: a JAX or NumPy array, a tracer, a ``ShapeDtypeStruct``."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether the leaf holds floating-point numbers."""
+    return isinstance(leaf, float) or (is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a setting is one value for all leaves rather than a tree of them."""
+    return is_array(value) or isinstance(value, int | float | str) or value is None
+
+
+def _resolve(where: Where, paths: list[str], leaves: list[Any], default: list[bool]) -> list[bool]:
+    if where is None:
+        return default
+    if callable(where):
+        return [bool(where(path, leaf)) for path, leaf in zip(paths, leaves, strict=True)]
+    if isinstance(where, str):
+        return _match((where,), paths, default)
+    if isinstance(where, Sequence) and where and all(isinstance(pattern, str) for pattern in where):
+        return _match(where, paths, default)
+    if isinstance(where, str | bytes) or not tree_util.tree_leaves(where):
+        raise ValueError(f"where is {where!r}; give None, glob patterns, a predicate or a tree of bools")
+    keyed, _ = tree_util.tree_flatten_with_path(where)
+    if not all(isinstance(flag, bool | np.bool_) for _, flag in keyed):
+        raise TypeError(f"where is {where!r}; a tree given as where must hold bools")
+    given = {_join(key) for key, _ in keyed}
+    covered = [path for path in paths if any(_within(path, prefix) for prefix in given)]
+    flags = follow_paths(where, paths, covered, "where")
+    return [bool(flags.get(path)) and (free or path in given) for path, free in zip(paths, default, strict=True)]
+
+
+def _match(patterns: Sequence[str], paths: list[str], default: list[bool]) -> list[bool]:
+    """Glob patterns among the default leaves; only excluding ones start from all of them."""
+    names = [path for path, taken in zip(paths, default, strict=True) if taken]
+
+    def matches(pattern: str) -> set[str]:
+        found = {n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n.removeprefix("params/"), pattern)}
+        if not found:
+            raise ValueError(
+                f"pattern {pattern!r} matches no leaf; patterns choose among {names}; "
+                f"a predicate (path, leaf) -> bool can choose any of {paths}"
+            )
+        return found
+
+    wanted = [matches(pattern) for pattern in patterns if not pattern.startswith("!")]
+    excluded = [matches(pattern[1:]) for pattern in patterns if pattern.startswith("!")]
+    kept = (set().union(*wanted) if wanted else set(names)).difference(*excluded)
+    return [taken and path in kept for path, taken in zip(paths, default, strict=True)]
+
+
+def _is_kernel(path: str, leaf: Any) -> bool:
+    return is_floating(leaf) and np.ndim(leaf) >= 2 and path.rsplit("/", 1)[-1] not in _NEVER_KERNELS
+
+
+def _paths(tree: Params, keyed: list[tuple[Any, Any]]) -> tuple[list[str], list[bool]]:
+    """Each leaf's path, and whether it is trainable by where it stands (a collection, an NNX variable's type)."""
+    paths = [_join(key) for key, _ in keyed]
+    trainable = [True] * len(paths)
+    variables = isinstance(tree, Mapping) and "params" in tree
+    position = 0
+    for key, node in tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0]:
+        inner = tree_util.tree_leaves(node) if _is_box(node) else [node]
+        for i in range(position, position + len(inner)):
+            if _is_nnx_variable(node):
+                trainable[i] = any(base.__name__ == "Param" for base in type(node).__mro__)
+            elif variables:
+                trainable[i] = _join(key[:1]) == "params"
+            if len(inner) == 1 and _is_box(node):
+                paths[i] = _join(key)
+        position += len(inner)
+    return paths, trainable
+
+
+def _is_nnx_variable(node: Any) -> bool:
+    return hasattr(type(node), "get_raw_value")
+
+
+def _is_box(node: Any) -> bool:
+    # Both Flax APIs mark their boxes by methods; asking for those spares the import of Flax.
+    return _is_nnx_variable(node) or hasattr(type(node), "replace_boxed")
+
+
+def _join(key: Sequence[Any]) -> str:
+    return "/".join(_entry(entry) for entry in key)
+
+
+def _entry(entry: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def _within(path: str, prefix: str) -> bool:
+    return prefix in ("", path) or path.startswith(prefix + "/")
+
+
+def _show(path: str) -> str:
+    return repr(path) if path else "(the array itself)"
