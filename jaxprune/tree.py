@@ -75,7 +75,7 @@ def select(tree: Params, where: Where = None) -> Selection:
     paths, trainable = _paths(tree, keyed)
     for path, leaf in zip(paths, leaves, strict=True):
         if not (is_array(leaf) or isinstance(leaf, bool | int | float | complex) or callable(leaf)):
-            raise TypeError(f"leaf {_show(path)} is {leaf!r} ({type(leaf).__name__}); leaves must be arrays")
+            raise TypeError(f"leaf {show(path)} is {leaf!r} ({type(leaf).__name__}); leaves must be arrays")
     bare = paths == [""]
     default = [
         bare or (free and _is_kernel(path, leaf)) for path, leaf, free in zip(paths, leaves, trainable, strict=True)
@@ -84,7 +84,7 @@ def select(tree: Params, where: Where = None) -> Selection:
     for i in chosen:
         if not is_floating(leaves[i]):
             kind = getattr(leaves[i], "dtype", type(leaves[i]).__name__)
-            raise TypeError(f"leaf {_show(paths[i])} has dtype {kind}; only floating-point leaves can be selected")
+            raise TypeError(f"leaf {show(paths[i])} has dtype {kind}; only floating-point leaves can be selected")
     return Selection(leaves, paths, treedef, chosen)
 
 
@@ -97,7 +97,7 @@ def per_leaf(setting: Setting, selection: Selection, name: str, low: float, high
     if is_scalar(setting):
         return [check_setting(setting, name, low, high)] * len(selection.chosen)
     by_path = follow_paths(setting, selection.paths, selection.names, name)
-    return [check_setting(by_path[path], f"{name} of {_show(path)}", low, high) for path in selection.names]
+    return [check_setting(by_path[path], f"{name} of {show(path)}", low, high) for path in selection.names]
 
 
 def check_setting(value: Any, name: str, low: float, high: float) -> Any:
@@ -141,6 +141,19 @@ def same_paths(left: Selection, right: Selection, left_name: str, right_name: st
         f"{left_name} and {right_name} differ in structure: only in {left_name}: {only_left}, "
         f"only in {right_name}: {only_right}"
     )
+
+
+def check_axis(path: str, leaf: Any, axis: int) -> int:
+    """``axis`` of the leaf counted from the front; ``ValueError`` if it has no such axis."""
+    ndim = np.ndim(leaf)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"leaf {show(path)} has shape {np.shape(leaf)} and no axis {axis}")
+    return axis % ndim
+
+
+def show(path: str) -> str:
+    """The path as error messages name it."""
+    return repr(path) if path else "(the array itself)"
 
 
 def is_array(leaf: Any) -> bool:
@@ -242,7 +255,3 @@ def _entry(entry: Any) -> str:
 
 def _within(path: str, prefix: str) -> bool:
     return prefix in ("", path) or path.startswith(prefix + "/")
-
-
-def _show(path: str) -> str:
-    return repr(path) if path else "(the array itself)"

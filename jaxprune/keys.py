@@ -1,0 +1,72 @@
+"""Floats as unsigned integers in the order that selection uses, and flat positions.
+
+The total order: ascending, -0.0 equal to 0.0, NaN above +inf (all NaNs equal).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.base import Array
+
+
+class Cut(NamedTuple):
+    """Where a selection ends: elements of a lower key, or of this key and a lower flat index, are removed."""
+
+    key: Array
+    index: Array
+
+    def keeps(self, keys: Array, index: Array) -> Array:
+        """Which elements stay."""
+        return (keys > self.key) | ((keys == self.key) & (index >= self.index))
+
+
+def key_type(dtype: np.dtype) -> np.dtype:
+    """The unsigned integer type as wide as a float type."""
+    return np.dtype(f"uint{dtype.itemsize * 8}")
+
+
+def highest_key(dtype: np.dtype) -> np.generic:
+    """A key above every float's; elements that must never be removed are given it."""
+    return key_type(dtype).type(np.iinfo(key_type(dtype)).max)
+
+
+def common_dtype(leaves: Sequence[Array]) -> np.dtype:
+    """The float dtype in which all leaves compare exactly: their own if they share it, float32 or float64 if not."""
+    kinds = {np.dtype(leaf.dtype) for leaf in leaves}
+    if len(kinds) == 1 and (only := next(iter(kinds))).itemsize > 1:
+        return only
+    return np.dtype(np.float64 if np.dtype(np.float64) in kinds else np.float32)
+
+
+def to_keys(values: Array, dtype: np.dtype, index: Array | None = None, guard: Cut | None = None) -> Array:
+    """The keys of ``values`` as ``dtype``: the sign bit folded in, zeros made one, NaNs moved to the second highest.
+
+    With a ``guard``, the elements that it keeps get the highest key.
+    """
+    unsigned = key_type(dtype).type
+    sign = unsigned(1 << (dtype.itemsize * 8 - 1))
+    infinity = np.asarray(np.inf, dtype).view(unsigned)[()]
+    bits = lax.bitcast_convert_type(values.astype(dtype), unsigned)
+    size = bits & ~sign
+    keys = jnp.where((bits >= sign) & (size > 0), ~bits, size | sign)
+    keys = jnp.where(size > infinity, highest_key(dtype) - unsigned(1), keys)
+    return keys if guard is None else jnp.where(guard.keeps(keys, index), highest_key(dtype), keys)
+
+
+def from_keys(keys: Array, dtype: np.dtype) -> Array:
+    """The float of each key."""
+    sign = key_type(dtype).type(1 << (dtype.itemsize * 8 - 1))
+    return lax.bitcast_convert_type(jnp.where(keys >= sign, keys ^ sign, ~keys), dtype)
+
+
+def flat_index(shape: tuple[int, ...]) -> Array:
+    """Row-major positions (uint32), as a sum over axes: it fuses, and needs no reshape of a sharded array."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(math.prod(shape[axis + 1 :]))
+    return index

@@ -1,0 +1,98 @@
+"""What is done with masks: apply them, and count what they remove."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.base import Array, Masks, Params
+
+
+def apply_masks(params: Params, masks: Masks) -> Params:
+    """Parameters with 0.0 where the mask is ``False``: ``where(mask, w, 0)``.
+
+    Not a product: NaN, inf and negative weights under a ``False`` become 0.0 too. The derivative is the mask.
+
+    Args:
+      params: any pytree of arrays.
+      masks: bool, same paths; each leaf broadcasts to its parameter. Leaves under a 0-d mask that are not floating
+        (integers, PRNG keys, callables) are left alone.
+
+    Returns:
+      The parameters' structure, shapes, dtypes and sharding.
+
+    Raises:
+      ValueError: the trees differ in structure, or a mask does not broadcast to its parameter.
+      TypeError: a mask is not bool.
+
+    >>> apply_masks(jnp.array([jnp.inf, jnp.nan, 1.0, -2.0]), jnp.array([False, False, True, False])).tolist()
+    [0.0, 0.0, 1.0, 0.0]
+    """
+    chosen, kept = pair(params, masks)
+    return chosen.replace(_apply(chosen.values, kept))
+
+
+@jax.jit
+def _apply(values: list[Array], masks: list[Array]) -> list[Array]:
+    return [jnp.where(mask, value, jnp.zeros((), value.dtype)) for value, mask in zip(values, masks, strict=True)]
+
+
+def sparsity_of(masks: Masks, params: Params) -> Array:
+    """The fraction that the masks remove, of the entries of all leaves that they are about.
+
+    Leaves under the 0-d ``True`` take no part and are not counted; with no other leaf the sparsity is 0.
+
+    Args:
+      masks: bool, each leaf broadcasts to its parameter; a removed unit counts as all its entries.
+      params: the parameters, for their shapes.
+
+    Returns:
+      float32 scalar in [0, 1]; counted in integers, so exact to the rounding of one sum and one quotient.
+
+    Raises:
+      As :func:`apply_masks`.
+
+    >>> sparsity_of({"kernel": jnp.array([[True, False]])}, {"kernel": jnp.ones((3, 2))})
+    Array(0.5, dtype=float32)
+    """
+    chosen, kept = pair(params, masks)
+    about = [(value.size, mask) for value, mask in zip(chosen.values, kept, strict=True) if mask.ndim and mask.size]
+    return _removed_fraction([mask for _, mask in about], tuple(size for size, _ in about))
+
+
+def _removed_fraction(masks: list[Array], sizes: tuple[int, ...]) -> Array:
+    total = sum(sizes)
+    removed = [(size // mask.size) * jnp.sum(~mask, dtype=jnp.uint32) for mask, size in zip(masks, sizes, strict=True)]
+    return sum((count.astype(jnp.float32) for count in removed), jnp.zeros((), jnp.float32)) / max(total, 1)
+
+
+def pair(params: Params, masks: Masks) -> tuple[tree.Selection, list[Array]]:
+    """The parameters that masks can change, and a valid mask for each."""
+    everything = tree.select(params, lambda *_: False)
+    flags = tree.select(masks, lambda *_: False)
+    tree.same_paths(everything, flags, "params", "masks")
+    for path, leaf, mask in zip(everything.paths, everything.leaves, flags.leaves, strict=True):
+        _check_mask(path, leaf, mask)
+    chosen = tree.select(params, lambda _, leaf: tree.is_floating(leaf))
+    return chosen, [jnp.asarray(flags.leaves[i]) for i in chosen.chosen]
+
+
+def _check_mask(path: str, leaf: Any, mask: Any) -> None:
+    kind = np.dtype(mask.dtype if tree.is_array(mask) else type(mask))
+    if kind != np.dtype(bool):
+        raise TypeError(f"the mask of {tree.show(path)} has dtype {kind}; masks are bool, True keeps")
+    shape, wanted = np.shape(mask), np.shape(leaf)
+    try:
+        fits = np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the mask of {tree.show(path)} has shape {shape}, which does not broadcast to its parameter {wanted}"
+        )
+    if shape and not tree.is_floating(leaf):
+        raise TypeError(
+            f"leaf {tree.show(path)} has dtype {getattr(leaf, 'dtype', type(leaf))}; only the 0-d True can mask it"
+        )

@@ -1,0 +1,134 @@
+"""Masks with a pattern: N of every M along the input axis, and whole blocks."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.base import Array, Masks, Scores, Setting, Where
+from jaxprune.keys import common_dtype, to_keys
+from jaxprune.masks.selection import Scope, as_masks, keep_highest
+
+
+def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False, where: Where = None) -> Masks:
+    """Keeps the ``n`` largest of every ``m`` consecutive scores along the input axis (N:M sparsity; 2:4 on GPUs).
+
+    Args:
+      scores: float arrays ``(..., in, out)``.
+      n: static, 0 <= n <= m, how many stay.
+      m: static, the length of a group.
+      axis: static; -2 is the contraction axis of Flax kernels.
+      pad: static; lets the axis end in one shorter group, which keeps what fits: min(n, its length).
+      where: see :func:`jaxprune.tree.select`.
+
+    Returns:
+      Masks in the shapes of the scores. Ties and NaN as in :func:`by_sparsity`.
+
+    Raises:
+      ValueError: n or m out of range, no such axis, or a length that m does not divide (unless ``pad``).
+
+    Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021.
+
+    >>> n_of_m(jnp.array([[1.0], [4.0], [3.0], [2.0]]), 2, 4)[:, 0].tolist()
+    [False, True, True, False]
+    """
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not isinstance(m, int | np.integer):
+        raise TypeError(f"n and m must be integers, got n={n!r}, m={m!r}")
+    if m < 1 or not 0 <= n <= m:
+        raise ValueError(f"n of m must have 0 <= n <= m and m >= 1, got n={n}, m={m}")
+    chosen = tree.select(scores, where)
+    for path, leaf in zip(chosen.names, chosen.values, strict=True):
+        length = leaf.shape[tree.check_axis(path, leaf, axis)]
+        if length % m and not pad:
+            raise ValueError(
+                f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}; pad=True allows a short tail"
+            )
+    return as_masks(chosen, _best_of_groups(chosen.values, int(n), int(m), axis))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _best_of_groups(scores: list[Array], n: int, m: int, axis: int) -> list[Array]:
+    return [_best_of_group(leaf, n, m, axis % leaf.ndim) for leaf in scores]
+
+
+def _best_of_group(scores: Array, n: int, m: int, axis: int) -> Array:
+    length = scores.shape[axis]
+    keys = to_keys(jax.lax.stop_gradient(scores), common_dtype([scores]))
+    # No float has key 0: the padding of a short tail goes first.
+    keys = jnp.pad(keys, [(0, -length % m if i == axis else 0) for i in range(keys.ndim)])
+    groups = keys.reshape(*keys.shape[:axis], -1, m, *keys.shape[axis + 1 :])
+    members = [jax.lax.index_in_dim(groups, i, axis + 1, keepdims=False) for i in range(m)]
+    ranks = [jnp.zeros(members[0].shape, jnp.uint8 if m < 256 else jnp.uint32) for _ in members]
+    for j in range(m):
+        for i in range(j):
+            earlier_first = members[i] <= members[j]
+            ranks[j] += earlier_first.astype(ranks[j].dtype)
+            ranks[i] += (~earlier_first).astype(ranks[i].dtype)
+    kept = jnp.stack([rank >= m - n for rank in ranks], axis + 1).reshape(keys.shape)
+    return jax.lax.slice_in_dim(kept, 0, length, axis=axis)
+
+
+def blocks(
+    scores: Scores,
+    sparsity: Setting,
+    *,
+    block_shape: Sequence[int],
+    scope: Scope = "leaf",
+    where: Where = None,
+) -> Masks:
+    """Removes whole blocks: exactly ``round_half_up(blocks * sparsity)`` of those with the lowest mean score.
+
+    Args:
+      scores: float arrays; the mean is taken in float32 over the entries that a block has.
+      sparsity: traced fraction of the blocks, in [0, 1]; a tree of them for scope "leaf".
+      block_shape: static; tiles the trailing axes, from the first entry of each. Blocks at the end may be smaller.
+      scope: static, "leaf" or "global".
+      where: see :func:`jaxprune.tree.select`.
+
+    Returns:
+      Masks in the shapes of the scores. Equal blocks go by row-major block index, the lower one first.
+
+    Raises:
+      ValueError: a block length below 1, more block axes than a leaf has, or as :func:`by_sparsity`.
+
+    >>> blocks(jnp.array([[1.0, 1.0, 5.0, 5.0]]), 0.5, block_shape=(1, 2)).tolist()
+    [[False, False, True, True]]
+    """
+    block = tuple(int(size) for size in block_shape)
+    if not block or min(block) < 1:
+        raise ValueError(f"block_shape must hold lengths of 1 or more, got {tuple(block_shape)}")
+    chosen = tree.select(scores, where)
+    for path, leaf in zip(chosen.names, chosen.values, strict=True):
+        if leaf.ndim < len(block):
+            raise ValueError(f"leaf {tree.show(path)} has shape {leaf.shape}, too few axes for blocks of shape {block}")
+    kept = keep_highest(chosen, _block_means(chosen.values, block), sparsity, scope)
+    return as_masks(chosen, _spread(kept, block, tuple(leaf.shape for leaf in chosen.values)))
+
+
+@partial(jax.jit, static_argnums=1)
+def _block_means(scores: list[Array], block: tuple[int, ...]) -> list[Array]:
+    def mean(leaf: Array) -> Array:
+        sizes = (1,) * (leaf.ndim - len(block)) + block
+        padding = [(0, -length % size) for length, size in zip(leaf.shape, sizes, strict=True)]
+        split = [part for length, size in zip(leaf.shape, sizes, strict=True) for part in (-(-length // size), size)]
+        inner = tuple(range(1, 2 * leaf.ndim, 2))
+
+        def total(values: Array) -> Array:
+            return jnp.pad(values, padding).reshape(split).sum(inner, dtype=jnp.float32)
+
+        return total(leaf.astype(jnp.float32)) / total(jnp.ones(leaf.shape, jnp.float32))
+
+    return [mean(leaf) for leaf in scores]
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _spread(masks: list[Array], block: tuple[int, ...], shapes: tuple[tuple[int, ...], ...]) -> list[Array]:
+    def spread(mask: Array, shape: tuple[int, ...]) -> Array:
+        for axis, size in zip(range(-len(block), 0), block, strict=True):
+            mask = jnp.repeat(mask, size, axis=axis)
+        return mask[tuple(slice(length) for length in shape)]
+
+    return [spread(mask, shape) for mask, shape in zip(masks, shapes, strict=True)]

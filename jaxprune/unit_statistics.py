@@ -1,0 +1,99 @@
+"""What a unit's weights look like: the entropy of their histogram, their fraction of zeros. Kernels on one array.
+
+Traced, and written for float32, into which narrower floats widen exactly. A unit is an index along the last axis.
+"""
+
+import math
+from functools import partial
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import tree
+from jaxprune.base import Array
+
+
+def entropy(w: Array, bins: int) -> Array:
+    """Entropy in bits of each unit's histogram, over equal bins between the finite ends of ``w``: (1, ..., 1, C)."""
+    units = w.shape[-1] if w.ndim else 1
+    counts = _histograms(w.reshape(math.prod(w.shape[:-1]), units), bins)
+    p = divide(counts.astype(jnp.float32), jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1))
+    # log2 by parts, exact at powers of two: jnp.log2 alone is an ulp off at some of them.
+    mantissa, exponent = jnp.frexp(jnp.where(p == 0, 1.0, p))
+    bits = jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1)), axis=-1)
+    return bits.reshape((1,) * (w.ndim - 1) + w.shape[-1:])
+
+
+def sparsity(w: Array) -> Array:
+    """Fraction of zeros in each unit: (1, ..., 1, C)."""
+    zeros = jnp.sum(w == 0, axis=within_unit(w), keepdims=True, dtype=jnp.int32)
+    return divide(zeros.astype(jnp.float32), float(max(math.prod(w.shape[:-1]), 1)))
+
+
+def within_unit(w: Array) -> tuple[int, ...]:
+    """The axes that a unit spans."""
+    return tuple(range(w.ndim - 1))
+
+
+def check_bins(bins: Any) -> None:
+    """Raises ``ValueError`` unless ``bins`` is an integer of at least 1."""
+    if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 1:
+        raise ValueError(f"bins must be an integer of at least 1 (it is static), got {bins!r}")
+
+
+def check_countable(chosen: tree.Selection, bins: int = 1) -> None:
+    """Raises ``ValueError`` unless the histograms of the chosen leaves fit 32-bit integers."""
+    for path, value in zip(chosen.names, chosen.values, strict=True):
+        *rest, units = value.shape or (1,)
+        if max(math.prod(rest), units * bins) >= 2**31:
+            raise ValueError(
+                f"leaf {tree.show(path)} has {math.prod(rest)} values a unit and {bins} bins for each of {units} units; "
+                "both must be below 2**31 in number"
+            )
+
+
+def _histograms(x: Array, bins: int) -> Array:
+    """Histogram of each column of ``x`` (n, C) over equal bins between the finite ends of ``x``: int32 (C, bins)."""
+    x = x.astype(jnp.float32)
+    finite = jnp.isfinite(x)
+    low = jnp.min(x, where=finite, initial=jnp.inf)
+    high = jnp.max(x, where=finite, initial=-jnp.inf)
+    low, high = jnp.where(low <= high, low, 0.0), jnp.where(low <= high, high, 0.0)
+    scale = power_of_two(jnp.maximum(-low, high))
+    low, high = low * scale, high * scale
+    steps = divide(jnp.where(finite, x * scale, low) - low, jnp.where(low < high, high - low, 1.0)) * bins
+    index = jnp.where(finite, jnp.minimum(steps.astype(jnp.int32), bins - 1), bins)
+    return jax.lax.platform_dependent(
+        index, tpu=partial(_count_by_pass, bins=bins), default=partial(_count_by_scatter, bins=bins)
+    )
+
+
+def _count_by_scatter(index: Array, bins: int) -> Array:
+    """How often each of ``range(bins)`` occurs in each column of ``index`` (n, C), by scatter-add: int32 (C, bins)."""
+    units = index.shape[1]
+    place = jnp.where(index < bins, jnp.arange(units, dtype=jnp.int32) * bins + index, units * bins)
+    table = jnp.zeros(units * bins, jnp.int32).at[place.reshape(-1)].add(1, mode="drop")
+    return table.reshape(units, bins)
+
+
+def _count_by_pass(index: Array, bins: int) -> Array:
+    """As ``_count_by_scatter``, by a pass over ``index`` for each bin: for hardware where scatters are slow."""
+    counts = jax.lax.map(lambda b: jnp.sum(index == b, axis=0, dtype=jnp.int32), jnp.arange(bins, dtype=jnp.int32))
+    return counts.T
+
+
+def power_of_two(largest: Array) -> Array:
+    """The power of two that takes ``largest`` (float32, >= 0) into [2, 4): an exact factor, itself a normal float."""
+    exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) & 0xFF
+    return jax.lax.bitcast_convert_type((255 - jnp.clip(exponent, 1, 254)) << 23, jnp.float32)
+
+
+def divide(x: Array, divisor: Any) -> Array:
+    """``x / divisor`` correctly rounded, so that every way of running a program gives the same bits.
+
+    XLA replaces the division by a constant or by a broadcast scalar with a product by its reciprocal, which is an ulp
+    off (a/a need not be 1), depends on what was batched, and is 0 for large divisors. It does not see through a select.
+    """
+    return x / jnp.where(jnp.isnan(x), 1.0, divisor)
