@@ -27,8 +27,14 @@ Binning = Callable[..., Array]
 _CHUNK = 1 << 14
 
 
-def histogram(array: Array, operands: tuple[Any, ...], binning: Binning, length: int) -> Array:
-    """Counts the elements of ``array`` in each of ``length`` bins.
+#: Elements to the float32 amounts that they add to their bins, elementwise. Hashable.
+Weigh = Callable[[Array], Array]
+
+
+def histogram(
+    array: Array, operands: tuple[Any, ...], binning: Binning, length: int, weigh: Weigh | None = None
+) -> Array:
+    """Counts the elements of ``array`` in each of ``length`` bins, or sums up what they weigh.
 
     Args:
       array: any shape, fewer than 2**31 elements.
@@ -36,15 +42,16 @@ def histogram(array: Array, operands: tuple[Any, ...], binning: Binning, length:
       binning: static, hashable by value; called with a 1-D chunk, the elements' row-major indices (uint32) in the
         whole array, and the operands.
       length: static number of bins.
+      weigh: static; ``None`` counts.
 
     Returns:
-      uint32[length], replicated if the array is sharded.
+      [length], replicated if the array is sharded: uint32 counts, or float32 sums of weights.
     """
     spec = jax.typeof(array).sharding.spec
     if any(entry is not None for entry in spec):
         mesh = jax.typeof(array).sharding.mesh
         return jax.shard_map(
-            lambda shard, rest: _summed(shard, rest, binning, length, array.shape, mesh, spec),
+            lambda shard, rest: _summed(shard, rest, binning, length, weigh, array.shape, mesh, spec),
             mesh=mesh,
             in_specs=(spec, PartitionSpec()),
             out_specs=PartitionSpec(),
@@ -52,31 +59,41 @@ def histogram(array: Array, operands: tuple[Any, ...], binning: Binning, length:
 
     @custom_vmap
     def count(array: Array, operands: tuple[Any, ...]) -> Array:
-        return _partitioned(array, operands, binning, length)
+        return _partitioned(array, operands, binning, length, weigh)
 
     @count.def_vmap
     def _(axis_size: int, batched: Any, *arguments: Any) -> tuple[Array, bool]:
         axes = jax.tree.map(lambda flag: 0 if flag else None, tuple(batched))
-        return jax.vmap(lambda *row: _unpartitioned(*row, binning, length), axes)(*arguments), True
+        return jax.vmap(lambda *row: _unpartitioned(*row, binning, length, weigh), axes)(*arguments), True
 
     return count(array, operands)
 
 
-def _unpartitioned(array: Array, operands: tuple[Any, ...], binning: Binning, length: int) -> Array:
-    return _count(array, operands, binning, length, lambda index: index)
+def _unpartitioned(
+    array: Array, operands: tuple[Any, ...], binning: Binning, length: int, weigh: Weigh | None
+) -> Array:
+    return _count(array, operands, binning, length, weigh, lambda index: index)
 
 
-def _count(array: Array, operands: Any, binning: Binning, length: int, to_index: Callable[[Array], Array]) -> Array:
+def _count(
+    array: Array,
+    operands: Any,
+    binning: Binning,
+    length: int,
+    weigh: Weigh | None,
+    to_index: Callable[[Array], Array],
+) -> Array:
     flat = array.reshape(-1)
     chunks = flat.size // _CHUNK if flat.size > 4 * _CHUNK else 0
+    empty = jnp.zeros(length, jnp.uint32 if weigh is None else jnp.float32)
 
     def add(counts: Array, elements: Array, start: Any) -> Array:
         positions = jnp.asarray(start).astype(jnp.uint32) + lax.iota(jnp.uint32, elements.size)
         bins = binning(elements, to_index(positions), *operands)
-        return counts.at[bins].add(jnp.uint32(1), mode="drop")
+        return counts.at[bins].add(jnp.uint32(1) if weigh is None else weigh(elements), mode="drop")
 
     def in_chunks(flat: Array) -> Array:
-        tail = add(jnp.zeros(length, jnp.uint32), flat[chunks * _CHUNK :], chunks * _CHUNK)
+        tail = add(empty, flat[chunks * _CHUNK :], chunks * _CHUNK)
 
         def step(i: Array, counts: Array) -> Array:
             return add(counts, lax.dynamic_slice(flat, (i * _CHUNK,), (_CHUNK,)), i * _CHUNK)
@@ -84,13 +101,20 @@ def _count(array: Array, operands: Any, binning: Binning, length: int, to_index:
         return lax.fori_loop(0, chunks, step, tail)
 
     def at_once(flat: Array) -> Array:
-        return add(jnp.zeros(length, jnp.uint32), flat, 0)
+        return add(empty, flat, 0)
 
     return lax.platform_dependent(flat, cpu=in_chunks, default=at_once) if chunks else at_once(flat)
 
 
 def _summed(
-    shard: Array, operands: Any, binning: Binning, length: int, shape: tuple[int, ...], mesh: Any, spec: PartitionSpec
+    shard: Array,
+    operands: Any,
+    binning: Binning,
+    length: int,
+    weigh: Weigh | None,
+    shape: tuple[int, ...],
+    mesh: Any,
+    spec: PartitionSpec,
 ) -> Array:
     """One device's part: its shard's counts, at the indices of the whole array, summed over the devices that share."""
     names = [_names(entry) for entry in spec] + [()] * (len(shape) - len(spec))
@@ -106,7 +130,7 @@ def _summed(
         return index
 
     used = tuple(name for axes in names for name in axes)
-    counts = _count(shard, operands, binning, length, to_index)
+    counts = _count(shard, operands, binning, length, weigh, to_index)
     return lax.psum(counts, used) if used else counts
 
 
@@ -121,7 +145,7 @@ def _axis_index(axes: tuple[str, ...], mesh: Any) -> Any:
     return index
 
 
-def _partition(binning: Binning, length: int, mesh: Mesh, arguments: Any, result: Any) -> Any:
+def _partition(binning: Binning, length: int, weigh: Weigh | None, mesh: Mesh, arguments: Any, result: Any) -> Any:
     array, operands = arguments
     spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
     shards = [math.prod(mesh.shape[name] for name in _names(entry)) for entry in spec]
@@ -130,22 +154,24 @@ def _partition(binning: Binning, length: int, mesh: Mesh, arguments: Any, result
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def lower(shard: Array, rest: Any) -> Array:
-        return _summed(shard, rest, binning, length, array.shape, mesh, spec)
+        return _summed(shard, rest, binning, length, weigh, array.shape, mesh, spec)
 
     replicated = jax.tree.map(lambda _: everywhere, operands)
     return mesh, lower, everywhere, (NamedSharding(mesh, spec), replicated)
 
 
-def _infer(binning: Binning, length: int, mesh: Mesh, arguments: Any, result: Any) -> NamedSharding:
+def _infer(
+    binning: Binning, length: int, weigh: Weigh | None, mesh: Mesh, arguments: Any, result: Any
+) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _rule(binning: Binning, length: int, mesh: Mesh, values: Any, results: Any) -> str:
+def _rule(binning: Binning, length: int, weigh: Weigh | None, mesh: Mesh, values: Any, results: Any) -> str:
     """Every axis of every operand has a factor of its own, none of which the result shares."""
     letters = iter(f"a{i}" for i in range(sum(len(value.shape) for value in values) + 1))
     operands = ", ".join(" ".join(next(letters) for _ in value.shape) for value in values)
     return f"{operands} -> {next(letters)}"
 
 
-_partitioned = custom_partitioning(_unpartitioned, static_argnums=(2, 3))
+_partitioned = custom_partitioning(_unpartitioned, static_argnums=(2, 3, 4))
 _partitioned.def_partition(partition=_partition, infer_sharding_from_operands=_infer, sharding_rule=_rule)

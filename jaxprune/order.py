@@ -15,7 +15,8 @@ from jax.custom_batching import custom_vmap
 
 from jaxprune import bisection, radix
 from jaxprune.base import Array
-from jaxprune.keys import Cut, common_dtype, flat_index, from_keys, highest_key, to_keys
+from jaxprune.histogram import Weigh
+from jaxprune.keys import Cut, bases, common_dtype, flat_index, from_keys, highest_key, to_keys
 
 #: Above this many elements in a leaf, positions no longer fit the signed indices of XLA.
 MAX_LEAF = 2**31 - 1
@@ -34,18 +35,37 @@ def keep_from(leaves: Sequence[Array], removed: Array, min_keep: int = 0) -> lis
     Returns:
       bool arrays in the shapes of the leaves; ``True`` keeps.
     """
-    leaves = [lax.stop_gradient(leaf) for leaf in leaves]
-    dtype = common_dtype(leaves)
-    guards: list[Cut | None] = [None] * len(leaves)
+    dtype, guards = common_dtype(leaves), None
     if min_keep:
-        guards = [_cut([leaf], [None], dtype, np.uint32(max(leaf.size - min_keep, 0))) for leaf in leaves]
-    removable = sum(max(leaf.size - min_keep, 0) for leaf in leaves)
-    cut = _cut(leaves, guards, dtype, jnp.minimum(removed, np.uint32(removable)))
-    masks, base = [], 0
-    for leaf, guard in zip(leaves, guards, strict=True):
+        spare = [max(leaf.size - min_keep, 0) for leaf in leaves]
+        removed = jnp.minimum(removed, np.uint32(sum(spare)))
+        best = _cuts(leaves, None, dtype, tuple(range(len(leaves))), jnp.asarray(spare, jnp.uint32))
+        guards = [best.of(i) for i in range(len(leaves))]
+    return _keep(leaves, guards, dtype, (0,) * len(leaves), jnp.asarray(removed)[None])
+
+
+def keep_from_each(leaves: Sequence[Array], removed: Sequence[Array]) -> list[Array]:
+    """Masks that remove exactly the ``removed[i]`` smallest elements of leaf i; arguments as for ``keep_from``."""
+    masks: list[Array] = list(leaves)
+    for dtype in {np.dtype(leaf.dtype) for leaf in leaves}:
+        alike = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        chosen, counts = [leaves[i] for i in alike], jnp.stack([removed[i] for i in alike])
+        for i, mask in zip(
+            alike, _keep(chosen, None, common_dtype(chosen), tuple(range(len(alike))), counts), strict=True
+        ):
+            masks[i] = mask
+    return masks
+
+
+def _keep(
+    leaves: Sequence[Array], guards: list[Cut] | None, dtype: np.dtype, rankings: tuple[int, ...], removed: Array
+) -> list[Array]:
+    cut = _cuts(leaves, guards, dtype, rankings, removed)
+    masks = []
+    for i, (leaf, r, base) in enumerate(zip(leaves, rankings, bases(leaves, rankings), strict=True)):
         index = flat_index(leaf.shape)
-        masks.append(cut.keeps(to_keys(leaf, dtype, index, guard), index + np.uint32(base)))
-        base += leaf.size
+        keys = to_keys(lax.stop_gradient(leaf), dtype, index, guards[i] if guards else None)
+        masks.append(cut.of(r).keeps(keys, index + np.uint32(base)))
     return masks
 
 
@@ -58,6 +78,30 @@ def kth_smallest(leaves: Sequence[Array], ranks: Array) -> Array:
         return jnp.full(ranks.shape, jnp.inf, dtype)
     keys, _ = _keys_at(leaves, [None] * len(leaves), dtype, jnp.minimum(ranks, np.uint32(total - 1)))
     return jnp.where(ranks >= np.uint32(total), jnp.asarray(jnp.inf, dtype), from_keys(keys, dtype))
+
+
+def smallest(leaves: Sequence[Array], counts: Array, weigh: Weigh) -> tuple[Array, Array]:
+    """For each of ``counts`` (uint32 [K]), the element that follows so many smallest, and what those weigh together.
+
+    Args:
+      leaves: float arrays; equal elements must weigh the same.
+      counts: how many are taken; for all of them the element that follows is +inf.
+      weigh: static, elementwise: elements to float32 amounts, summed in float32.
+
+    Returns:
+      The elements, in the leaves' common dtype [K], and the sums, float32 [K].
+    """
+    dtype = common_dtype(leaves)
+    total = np.uint32(sum(leaf.size for leaf in leaves))
+    if not total:
+        return jnp.full(counts.shape, jnp.inf, dtype), jnp.zeros(counts.shape)
+    keys, equals = _keys_at(leaves, [None] * len(leaves), dtype, jnp.minimum(counts, total - 1))
+    elements = from_keys(keys, dtype)
+    ties = jnp.where(equals > 0, equals.astype(jnp.float32) * weigh(elements), 0.0)
+    everything = counts >= total
+    keys = jnp.where(everything, highest_key(dtype), keys)
+    weights = radix.weights_below(leaves, dtype, keys, weigh) + jnp.where(everything, 0.0, ties)
+    return jnp.where(everything, jnp.asarray(jnp.inf, dtype), elements), weights
 
 
 def removed_count(size: int, sparsity: Any) -> Array:
@@ -91,48 +135,60 @@ def _multiply(a: int, b: Array) -> tuple[Array, Array]:
     return a_high * b_high + (middle >> 16) + (cross >> 16), (middle << 16) | (lowest & 0xFFFF)
 
 
-def _cut(leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, removed: Any) -> Cut:
-    """The cut that removes exactly ``removed`` elements, at most all."""
-    total = sum(leaf.size for leaf in leaves)
-    nothing_stays = Cut(jnp.asarray(highest_key(dtype)), jnp.zeros((), jnp.uint32))
-    if not total:
-        return nothing_stays
-    cut = _cut_at(leaves, guards, dtype, jnp.minimum(removed, np.uint32(total - 1)))
+def _cuts(
+    leaves: Sequence[Array], guards: list[Cut] | None, dtype: np.dtype, rankings: tuple[int, ...], removed: Array
+) -> Cut:
+    """For each ranking, the cut that removes exactly ``removed[r]`` of its elements, at most all."""
+    if not any(leaf.size for leaf in leaves):
+        return Cut(jnp.full(removed.shape, highest_key(dtype)), jnp.zeros(removed.shape, jnp.uint32))
+    sizes = np.zeros(removed.size, np.uint32)
+    np.add.at(sizes, list(rankings), [leaf.size for leaf in leaves])
+    ranks = jnp.minimum(removed, np.maximum(sizes, 1) - 1)
+    leaves = [lax.stop_gradient(leaf) for leaf in leaves]
+    cut = _cuts_at(leaves, guards or [None] * len(leaves), dtype, rankings, ranks)
+    everything = removed >= sizes
     # Guarded elements alone have the highest key, and they are not counted as removable.
-    return jax.tree.map(lambda a, b: jnp.where(removed >= np.uint32(total), a, b), nothing_stays, cut)
+    return Cut(jnp.where(everything, highest_key(dtype), cut.key), jnp.where(everything, np.uint32(0), cut.index))
 
 
-def _cut_at(leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, rank: Array) -> Cut:
-    @custom_vmap
-    def cut_at(leaves: Any, guards: Any, rank: Array) -> Cut:
-        return find(leaves, guards, rank)
+def _cuts_at(leaves: Any, guards: Any, dtype: np.dtype, rankings: tuple[int, ...], ranks: Array) -> Cut:
+    groups = [[i for i, r in enumerate(rankings) if r == group] for group in range(ranks.size)]
 
-    def find(leaves: Any, guards: Any, rank: Array) -> Cut:
-        def by_bisection(leaves: Any, guards: Any, rank: Array) -> Cut:
-            key, rank = bisection.keys_at(leaves, guards, dtype, rank)
-            return Cut(key, bisection.index_at(leaves, guards, dtype, key, rank))
+    def pick(values: Any, group: list[int]) -> list[Any]:
+        return [values[i] for i in group]
 
-        def by_radix(leaves: Any, guards: Any, rank: Array) -> Cut:
-            return radix.cut_at(leaves, guards, dtype, rank)
+    def find(leaves: Any, guards: Any, ranks: Array) -> Cut:
+        def by_bisection(leaves: Any, guards: Any, ranks: Array) -> Cut:
+            cuts = []
+            for group, rank in zip(groups, ranks, strict=True):
+                key, rank = bisection.keys_at(pick(leaves, group), pick(guards, group), dtype, rank)
+                index = bisection.index_at(pick(leaves, group), pick(guards, group), dtype, key, rank)
+                cuts.append(Cut(key, index))
+            return jax.tree.map(lambda *parts: jnp.stack(parts), *cuts)
 
-        return lax.platform_dependent(leaves, guards, rank, tpu=by_bisection, default=by_radix)
+        def by_radix(leaves: Any, guards: Any, ranks: Array) -> Cut:
+            return radix.cuts_at(leaves, guards, dtype, rankings, ranks)
 
-    @cut_at.def_vmap
+        return lax.platform_dependent(leaves, guards, ranks, tpu=by_bisection, default=by_radix)
+
+    cuts_at = custom_vmap(find)
+
+    @cuts_at.def_vmap
     def _(axis_size: int, batched: Any, leaves: Any, guards: Any, ranks: Array) -> Any:
         if any(jax.tree.leaves(batched[:2])):
             return jax.vmap(find, _axes(batched))(leaves, guards, ranks), Cut(True, True)
-        keys, equals = _keys_at(leaves, guards, dtype, ranks)
-        indices = lax.map(lambda pair: _index_at(leaves, guards, dtype, *pair), (keys, equals))
-        return Cut(keys, indices), Cut(True, True)
+        cuts = []
+        for r, group in enumerate(groups):
+            own, walls = pick(leaves, group), pick(guards, group)
+            keys, equals = _keys_at(own, walls, dtype, ranks[:, r])
+            indices = lax.map(lambda pair, own=own, walls=walls: _index_at(own, walls, dtype, *pair), (keys, equals))
+            cuts.append(Cut(keys, indices))
+        return jax.tree.map(lambda *parts: jnp.stack(parts, 1), *cuts), Cut(True, True)
 
-    return cut_at(list(leaves), list(guards), rank)
+    return cuts_at(list(leaves), list(guards), ranks)
 
 
 def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[Array, Array]:
-    @custom_vmap
-    def keys_at(leaves: Any, guards: Any, ranks: Array) -> tuple[Array, Array]:
-        return find(leaves, guards, ranks)
-
     def find(leaves: Any, guards: Any, ranks: Array) -> tuple[Array, Array]:
         def by_bisection(leaves: Any, guards: Any, ranks: Array) -> tuple[Array, Array]:
             return bisection.keys_at(leaves, guards, dtype, ranks)
@@ -141,6 +197,8 @@ def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[A
             return radix.keys_at(leaves, guards, dtype, ranks)
 
         return lax.platform_dependent(leaves, guards, ranks, tpu=by_bisection, default=by_radix)
+
+    keys_at = custom_vmap(find)
 
     @keys_at.def_vmap
     def _(axis_size: int, batched: Any, leaves: Any, guards: Any, ranks: Array) -> Any:
@@ -162,7 +220,9 @@ def _index_at(leaves: Any, guards: Any, dtype: np.dtype, key: Array, rank: Array
             key,
             rank,
             tpu=lambda leaves, guards, key, rank: bisection.index_at(leaves, guards, dtype, key, rank),
-            default=lambda leaves, guards, key, rank: radix.cut_at(leaves, guards, dtype, rank, key).index,
+            default=lambda leaves, guards, key, rank: radix.cuts_at(
+                leaves, guards, dtype, (0,) * len(leaves), rank[None], key[None]
+            ).index[0],
         )
 
     @index_at.def_vmap

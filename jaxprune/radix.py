@@ -11,49 +11,58 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Array
-from jaxprune.histogram import histogram
-from jaxprune.keys import Cut, key_type, to_keys
+from jaxprune.histogram import Weigh, histogram
+from jaxprune.keys import Cut, bases, key_type, to_keys
 
 
-def cut_at(
+def cuts_at(
     leaves: Sequence[Array],
     guards: Sequence[Cut | None],
     dtype: np.dtype,
-    rank: Array,
-    key: Array | None = None,
+    rankings: tuple[int, ...],
+    ranks: Array,
+    keys: Array | None = None,
 ) -> Cut:
-    """A cut that exactly ``rank`` elements lie below; ``key`` given, that many of its equals.
+    """For each of R rankings, a cut that exactly ``ranks[r]`` of its elements lie below.
 
-    One loop finds the digits of the key and then, among its equals, those of the flat index, which most data never
-    need: it ends once no equal element is left to remove. A loop rather than a sequence of passes, because each pass
-    costs compile time for each leaf.
+    One loop finds the digits of the keys and then, among equal keys, those of the flat indices, which most data never
+    need: it ends once no ranking has an equal element left to remove. A loop over digits and not a sequence of passes,
+    and one loop for all rankings, because each loop body costs compile time.
+
+    Args:
+      leaves: float arrays.
+      guards: for each leaf, the cut above which its elements must stay, or ``None``.
+      dtype: in which the leaves compare.
+      rankings: for each leaf the number of its ranking, ascending.
+      ranks: uint32 [R], below the number of elements in the ranking.
+      keys: [R], if they are known; then ``ranks`` counts only elements of this key.
     """
-    total = sum(leaf.size for leaf in leaves)
-    width = _digit_width(total)
+    count = ranks.size
+    totals = [sum(leaf.size for leaf, r in zip(leaves, rankings, strict=True) if r == group) for group in range(count)]
+    width = _digit_width(max(totals))
     of_key = -(-dtype.itemsize * 8 // width)
-    levels = of_key + -(-total.bit_length() // width)
+    levels = of_key + -(-max(totals).bit_length() // width)
     lefts = jnp.asarray([*range(of_key)[::-1], *range(levels - of_key)[::-1]], jnp.uint32) * np.uint32(width)
-    bases = np.cumsum([0, *(leaf.size for leaf in leaves)])
 
     def unfinished(state: tuple[Array, Cut, Array]) -> Array:
         level, _, rank = state
-        return (level < of_key) | ((level < levels) & (rank > 0))
+        return (level < of_key) | ((level < levels) & jnp.any(rank > 0))
 
     def descend(state: tuple[Array, Cut, Array]) -> tuple[Array, Cut, Array]:
         level, cut, rank = state
         left, on_index = lefts[level], level >= of_key
-        counts = jnp.zeros(1 << width, jnp.uint32)
-        for leaf, guard, base in zip(leaves, guards, bases, strict=False):
-            operands = (cut, left, on_index, jnp.asarray(base, jnp.uint32), guard)
-            counts += histogram(leaf, operands, _NextDigit(dtype, width), 1 << width)
-        digit, rank = _locate(counts[None], jnp.zeros(1, jnp.int32), rank[None])
-        key_digit = jnp.where(on_index, 0, digit[0]).astype(key_type(dtype)) << left.astype(key_type(dtype))
-        index_digit = jnp.where(on_index, digit[0], 0).astype(jnp.uint32) << left
-        return level + 1, Cut(cut.key | key_digit, cut.index | index_digit), rank[0]
+        counts = [jnp.zeros(1 << width, jnp.uint32)] * count
+        for leaf, guard, r, base in zip(leaves, guards, rankings, bases(leaves, rankings), strict=True):
+            binning = _NextDigit(dtype, width, r, base)
+            counts[r] += histogram(leaf, (cut, left, on_index, guard), binning, 1 << width)
+        digit, rank = _locate(jnp.stack(counts), jnp.arange(count, dtype=jnp.int32), rank)
+        key_digit = jnp.where(on_index, 0, digit).astype(key_type(dtype)) << left.astype(key_type(dtype))
+        index_digit = jnp.where(on_index, digit, 0).astype(jnp.uint32) << left
+        return level + 1, Cut(cut.key | key_digit, cut.index | index_digit), rank
 
-    start = jnp.asarray(0 if key is None else of_key, jnp.int32)
-    found = jnp.zeros((), key_type(dtype)) if key is None else key
-    return lax.while_loop(unfinished, descend, (start, Cut(found, jnp.zeros((), jnp.uint32)), rank))[1]
+    start = jnp.asarray(0 if keys is None else of_key, jnp.int32)
+    found = jnp.zeros(count, key_type(dtype)) if keys is None else keys
+    return lax.while_loop(unfinished, descend, (start, Cut(found, jnp.zeros(count, jnp.uint32)), ranks))[1]
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,14 @@ class _NextDigit:
 
     dtype: np.dtype
     width: int
+    ranking: int
+    base: int
 
-    def __call__(
-        self, values: Array, index: Array, cut: Cut, left: Array, on_index: Array, base: Array, guard: Cut | None
-    ) -> Array:
-        keys, place = to_keys(values, self.dtype, index, guard), index + base
-        shift = left.astype(keys.dtype)
-        agrees = jnp.where(on_index, keys == cut.key, _same_above(keys, cut.key, shift, self.width))
-        agrees &= ~on_index | _same_above(place, cut.index, left, self.width)
+    def __call__(self, values: Array, index: Array, cut: Cut, left: Array, on_index: Array, guard: Cut | None) -> Array:
+        keys, place = to_keys(values, self.dtype, index, guard), index + np.uint32(self.base)
+        shift, found = left.astype(keys.dtype), cut.of(self.ranking)
+        agrees = jnp.where(on_index, keys == found.key, _same_above(keys, found.key, shift, self.width))
+        agrees &= ~on_index | _same_above(place, found.index, left, self.width)
         digit = jnp.where(on_index, place >> left, (keys >> shift).astype(jnp.uint32)) & ((1 << self.width) - 1)
         return jnp.where(agrees, digit, np.uint32(1 << self.width))
 
@@ -92,18 +101,50 @@ def keys_at(
     tables: tuple[Array, ...] = ()
     widths = _digit_widths(dtype.itemsize * 8, sum(leaf.size for leaf in leaves), rank.size)
     for level, width in enumerate(widths):
-        slots = rank.size if level else 1
-        counts = jnp.zeros(slots << width, jnp.uint32)
-        for leaf, guard in zip(leaves, guards, strict=True):
-            binning = _SlotDigit(dtype, widths[: level + 1], rank.size)
-            counts += histogram(leaf, (tables, guard), binning, slots << width)
-        digit, rank = _locate(counts.reshape(slots, -1), slot, rank)
+        counts = _count_slots(leaves, guards, _SlotDigit(dtype, widths[: level + 1], rank.size), tables)
+        digit, rank = _locate(counts, slot, rank)
         key = (key << width) | digit.astype(key.dtype)
-        bucket = (slot << width) + digit
-        numbers = jnp.arange(rank.size, dtype=jnp.int32)
-        table = jnp.full(slots << width, rank.size, jnp.int32).at[bucket].min(numbers)
-        tables, slot = (*tables, table), table[bucket]
+        tables, slot = _deepen(tables, slot, digit, width)
     return key.reshape(ranks.shape), rank.reshape(ranks.shape)
+
+
+def weights_below(leaves: Sequence[Array], dtype: np.dtype, keys: Array, weigh: Weigh) -> Array:
+    """For each of ``keys`` [K], what all elements of lower keys weigh together: float32 [K], in shared passes."""
+    slot, total, left = jnp.zeros(keys.size, jnp.int32), jnp.zeros(keys.size), dtype.itemsize * 8
+    tables: tuple[Array, ...] = ()
+    widths = _digit_widths(left, sum(leaf.size for leaf in leaves), keys.size)
+    for level, width in enumerate(widths):
+        left -= width
+        digit = ((keys >> left) & ((1 << width) - 1)).astype(jnp.int32)
+        binning = _SlotDigit(dtype, widths[: level + 1], keys.size)
+        weights = _count_slots(leaves, [None] * len(leaves), binning, tables, weigh)
+        lower = jnp.arange(1 << width, dtype=jnp.int32) < digit[:, None]
+        total += jnp.where(lower, weights[slot], 0.0).sum(1)
+        tables, slot = _deepen(tables, slot, digit, width)
+    return total
+
+
+def _count_slots(
+    leaves: Sequence[Array],
+    guards: Sequence[Cut | None],
+    binning: "_SlotDigit",
+    tables: tuple[Array, ...],
+    weigh: Weigh | None = None,
+) -> Array:
+    """The leaves' histogram, [slots, bins]."""
+    slots = binning.ranks if tables else 1
+    counts = jnp.zeros(slots << binning.widths[-1], jnp.uint32 if weigh is None else jnp.float32)
+    for leaf, guard in zip(leaves, guards, strict=True):
+        counts += histogram(leaf, (tables, guard), binning, counts.size, weigh)
+    return counts.reshape(slots, -1)
+
+
+def _deepen(tables: tuple[Array, ...], slot: Array, digit: Array, width: int) -> tuple[tuple[Array, ...], Array]:
+    """Adds the table of one more digit: a bucket's slot is the number of the first rank in it."""
+    slots = slot.size if tables else 1
+    bucket = (slot << width) + digit
+    table = jnp.full(slots << width, slot.size, jnp.int32).at[bucket].min(jnp.arange(slot.size, dtype=jnp.int32))
+    return (*tables, table), table[bucket]
 
 
 @dataclass(frozen=True)

@@ -1,128 +1,29 @@
-"""The arithmetic of a uniform quantizer on one array: its range, its step, and the rounding itself.
+"""How a quantizer finds its range: full, by percentile, by mean squared error; and the mean magnitude of 1-bit codes.
 
-Everything is float32, with one rounding a step, and written so that a compiler cannot change a bit between programs:
-
-* a division by a broadcast operand is rewritten to a multiplication by the reciprocal, and by a constant as well, so a
-  divisor here always depends on its numerator (:func:`divide`);
-* a product that feeds a sum may be fused into one rounding, so a ``min``, a ``max`` or a ``where`` stands in between;
-* a float sum depends on its order, so sums that decide anything run in a fixed order (:func:`tree_sum`).
+Ranges look at finite entries only, over ``axes``, and keep those axes with size 1. The functions that end up in
+``QuantSpec.calibration`` have the signature ``(x, axes, bits, spec) -> (low, high)`` with float32 ``x``, in which the
+entries that fill up a last, shorter block are NaN, and int32 ``bits``.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import cache
 from math import prod
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxprune.base import Array, Calibration, QParams, QuantSpec
+from jaxprune.base import Array, Calibration, QuantSpec
+from jaxprune.rounding import HUGE, divide, grid, qparams_of, snap
 
-TINY = np.finfo(np.float32).tiny  # a step below it would be subnormal, which backends flush to zero
-HUGE = np.finfo(np.float32).max * np.float32(1 - 2**-21)  # room for the rounding of scale * code
-_ROWS = 8192  # entries that a step of the error search works on
-
-
-def divide(x: Array, by: Array) -> Array:
-    """Correctly rounded ``x / by`` for finite ``x``, whatever is constant or broadcast."""
-    return x / (by + (x - x))
-
-
-def tree_sum(x: Array, axes: Sequence[int]) -> Array:
-    """Sum over ``axes`` (kept with size 1) by halving: the same bits in every program, error growing as log n."""
-    for axis in axes:
-        while x.shape[axis] > 1:
-            half = -(-x.shape[axis] // 2)
-            left, right = jnp.split(x, [half], axis)
-            x = left + jnp.pad(right, [(0, left.shape[a] - right.shape[a]) for a in range(x.ndim)])
-    return x if x.size else jnp.sum(x, tuple(axes), keepdims=True)
-
-
-def top_code(bits: Array, symmetric: bool) -> Array:
-    """Largest code, float32: 2**(b-1) - 1 (but 1 at 1 bit) if symmetric, else 2**b - 1; by shifts, so exact."""
-    codes = jnp.left_shift(1, bits - 1 if symmetric else bits) - 1
-    return jnp.maximum(codes, 1).astype(jnp.float32)
-
-
-def qparams_of(low: Array, high: Array, bits: Array, symmetric: bool) -> QParams:
-    """Step and zero point of the range [low, high], each in its shape; scale 0 stands for a range without width.
-
-    Symmetric: scale = max(-low, high) / (2**(b-1) - 1). Asymmetric: the range is widened to hold 0, scale = (high -
-    low) / (2**b - 1), zero_point = clip(round_half_even(-low / scale), 0, 2**b - 1).
-    """
-    top = top_code(bits, symmetric)
-    low, high = (jnp.where(jnp.isnan(end), 0, jnp.clip(end, -HUGE, HUGE)) for end in (low, high))
-    if symmetric:
-        scale = divide(jnp.maximum(jnp.maximum(-low, high), 0), top)
-        zero_point = jnp.zeros(scale.shape, jnp.int32)
-    else:
-        low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-        scale = divide(high * 0.5 - low * 0.5, top * 0.5)  # halved: high - low may overflow
-        code = jnp.round(divide(-low, jnp.where(scale >= TINY, scale, 1)))
-        zero_point = jnp.where(scale >= TINY, jnp.clip(code, 0, top), 0).astype(jnp.int32)
-    return QParams(jnp.where(scale >= TINY, scale, 0), zero_point)
-
-
-def grid(qparams: QParams, bits: Array, symmetric: bool) -> tuple[Array, Array, Array, Array]:
-    """``(scale, divisor, lowest, highest)`` for :func:`snap`: multiples of the scale that a code can stand for.
-
-    At a zero scale only 0 is left. At 1 bit, symmetric, the divisor is the least normal number, which makes the clipped
-    quotient the sign. Multiples beyond the float32 range are left out.
-    """
-    scale = jnp.where(qparams.scale >= TINY, jnp.minimum(qparams.scale, HUGE), 0)
-    some = scale > 0
-    divisor = jnp.where(some, scale, 1)
-    top, zero = top_code(bits, symmetric), qparams.zero_point.astype(jnp.float32)
-    room = jnp.floor(jnp.float32(HUGE) / divisor) + jnp.where(scale * top < jnp.inf, top, 0)
-    lowest, highest = (-top + zero * 0, top + zero * 0) if symmetric else (-zero, top - zero)
-    lowest, highest = (jnp.where(some, end, 0) for end in (jnp.maximum(lowest, -room), jnp.minimum(highest, room)))
-    if symmetric:
-        divisor = jnp.where(bits == 1, TINY, divisor)
-    return scale, divisor, lowest, highest
-
-
-def multiples(x: Array, divisor: Array, lowest: Array, highest: Array) -> tuple[Array, Array]:
-    """clip(round_half_even(x / divisor), lowest, highest), and zeros of the shape of ``x``; NaN for NaN in both.
-
-    Clipping first gives the same integers, as rounded division is monotonic and exact at whole multiples, and leaves a
-    finite numerator.
-    """
-    inside = jnp.minimum(jnp.maximum(x, lowest * divisor), highest * divisor)
-    zeros = inside - inside
-    return jnp.round(inside / (divisor + zeros)), zeros
-
-
-@custom_vmap
-def snap(x: Array, scale: Array, divisor: Array, lowest: Array, highest: Array) -> Array:
-    """The float32 value that the quantizer of :func:`grid` stores for ``x``; zeros are +0.0, NaN stays NaN."""
-    code, zeros = multiples(x, divisor, lowest, highest)
-    return code * scale + zeros
-
-
-@snap.def_vmap
-def _(size: int, batched: list[bool], *args: Array) -> tuple[Array, bool]:
-    # A sweep of settings over one array: the same bits by a formula that names x and nothing else twice, which XLA's
-    # CPU reductions take in as one pass (1.5 times the speed). Any -0.0 meets scale - scale, which is +0.0.
-    def shared(x, scale, divisor, lowest, highest):
-        code = jnp.round(x / jnp.maximum(divisor, jnp.minimum(x, -divisor)))
-        return jnp.minimum(jnp.maximum(code, lowest), highest) * scale + (scale - scale)
-
-    def own(x, scale, divisor, lowest, highest):
-        code, zeros = multiples(x, divisor, lowest, highest)
-        return code * scale + zeros
-
-    axes = [0 if flag else None for flag in batched]
-    return jax.vmap(own if batched[0] else shared, axes, axis_size=size)(*args), True
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Ranges
+_ROWS = 8192  # entries that a step of a streaming loop works on
+_LARGE = 2**20  # entries from which a copy is worth avoiding
 
 
 def full_range(x: Array, axes: tuple[int, ...], symmetric: bool) -> tuple[Array, Array]:
-    """Finite extremes over ``axes`` and 0, float32, kept with size 1: (-m, m) with m = max abs(x), or (min, max)."""
+    """Finite extremes over ``axes`` and 0, float32: (-m, m) with m = max abs(x), or (min, max)."""
 
     def extremes(x):
         if symmetric:
@@ -133,53 +34,63 @@ def full_range(x: Array, axes: tuple[int, ...], symmetric: bool) -> tuple[Array,
     def masked(x):
         return extremes(jnp.where(jnp.isfinite(x), x, 0))
 
-    def guarded(x):
-        # XLA's fast CPU reductions lose maxima next to a NaN, and would copy a masked array. Sums keep NaN, so one read
-        # decides whether the mask is needed.
-        found = extremes(x)
-        return lax.cond(jnp.sum(x - x) == 0, lambda x: found, masked, x)
+    def streamed(x):
+        def widen(ends, row):
+            row = jnp.where(jnp.isfinite(row), jnp.abs(row) if symmetric else row, 0)
+            return jnp.minimum(ends[0], row), jnp.maximum(ends[1], row)
 
-    low, high = lax.platform_dependent(x, cpu=guarded, default=masked)
+        low, high = _stream(x, axes, widen, lambda zeros: (zeros, zeros))
+        low, high = (end.astype(x.dtype).reshape(_kept_shape(x, axes)) for end in (low.min(0), high.max(0)))
+        return (-high, high) if symmetric else (low, high)
+
+    def guarded(x):
+        # XLA's fast CPU reductions lose maxima next to a NaN, and copy an array that is masked first. Sums keep NaN, so
+        # one read decides whether any entry must be left out, and only then the slower loop runs.
+        found = extremes(x)
+        return lax.cond(jnp.sum(x - x) == 0, lambda x: found, streamed, x)
+
+    low, high = masked(x) if x.size < _LARGE else lax.platform_dependent(x, cpu=guarded, default=masked)
     return low.astype(jnp.float32), high.astype(jnp.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def mean_magnitude(axes: tuple[int, ...]):
-    """``(wanted, x) -> mean abs(x)`` over the finite entries along ``axes``, float32, or zeros where not wanted.
+    """``(wanted, x, high) -> mean abs(x)`` over the finite entries along ``axes``, float32, or zeros where not wanted.
 
-    A whole read that only 1-bit codes need, so it happens under a ``cond`` that batching settings leaves alone.
+    ``high`` is their largest magnitude. A whole read that only 1-bit codes need, so it happens under a ``cond`` that a
+    sweep over bits leaves unbatched.
     """
 
-    def mean(x):
-        a = jnp.abs(x.astype(jnp.float32))
-        finite = a < jnp.inf
-        shift = jnp.where(jnp.max(jnp.where(finite, a, 0), initial=0) > 2.0**64, jnp.float32(2.0**-32), 1)
-        total = tree_sum(jnp.where(finite, a * shift, 0), axes)
-        count = jnp.maximum(jnp.sum(finite, axes, keepdims=True, dtype=jnp.int32), 1)
-        return divide(total, count.astype(jnp.float32)) / shift
+    def mean(x, high):
+        shift = jnp.where(high > 2.0**64, jnp.float32(2.0**-32), 1).reshape(-1)  # against overflow; exact
+
+        def size_and_one(row):
+            return jnp.where(jnp.isfinite(row), jnp.stack([jnp.abs(row) * shift, jnp.ones_like(row)]), 0)
+
+        total, count = _ordered_sums(x, axes, size_and_one, 2)
+        return (divide(total, jnp.maximum(count, 1)) / shift).reshape(high.shape)
 
     @custom_vmap
-    def lazily(wanted, x):
-        shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-        return lax.cond(wanted, mean, lambda x: jnp.zeros(shape, jnp.float32), x)
+    def lazily(wanted, x, high):
+        return lax.cond(wanted, mean, lambda x, high: jnp.zeros_like(high), x, high)
 
     @lazily.def_vmap
-    def _(size, batched, wanted, x):
+    def _(size, batched, wanted, x, high):
         wanted = jnp.any(wanted)
         if not batched[1]:
-            return lazily(wanted, x), False
-        return mean_magnitude(tuple(a + 1 for a in axes))(wanted, x), True
+            return lazily(wanted, x, high.max(0) if batched[2] else high), False
+        high = high if batched[2] else jnp.broadcast_to(high, (size, *high.shape))
+        return mean_magnitude(tuple(a + 1 for a in axes))(wanted, x, high), True
 
     return lazily
 
 
-@lru_cache(maxsize=None)
 def percentile(q: float) -> Calibration:
     """The range that leaves out the outermost values: a calibration for :class:`~jaxprune.QuantSpec`.
 
     Symmetric: the ``q``-th percentile of abs(x). Asymmetric: from the (100 - q)-th to the ``q``-th percentile of x. By
-    linear interpolation over the finite entries of each group (a channel, a block), as ``numpy.percentile``; the work is
-    a sort. Equal ``q`` give the same object, so nothing recompiles.
+    linear interpolation over the finite entries of each group (a channel, a block), as ``numpy.percentile``; the work
+    is a sort. Equal ``q`` give the same object, so nothing recompiles.
 
     Args:
       q: in (0, 100], percent; 100 is the full range. Static.
@@ -190,13 +101,18 @@ def percentile(q: float) -> Calibration:
     """
     if not 0 < q <= 100:
         raise ValueError(f"q must be in (0, 100], got {q!r}")
+    return _percentile(float(q))
 
+
+@cache
+def _percentile(q: float) -> Calibration:
     def calibrate(x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
         del bits
-        shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+        shape = _kept_shape(x, axes)
         if x.size == 0:
             return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
-        rows = jnp.moveaxis(_rows(x, axes), 0, -1)
+        kept = [i for i in range(x.ndim) if i not in axes]
+        rows = x.transpose(*kept, *axes).reshape(prod(shape), -1)
         rows, count = _sorted(jnp.abs(rows) if spec.symmetric else rows)
         high = _quantile(rows, count, q).reshape(shape)
         return (-high, high) if spec.symmetric else (_quantile(rows, count, 100 - q).reshape(shape), high)
@@ -208,9 +124,10 @@ def mean_squared_error(candidates: Sequence[float] = tuple(i / 25 for i in range
     """The range, among fractions of the full one, whose rounding error is least: a calibration.
 
     For each group (a channel, a block) takes the ratio r that minimizes the sum of (x - fake_quant(x))**2 over its
-    finite entries, with the range [r * low, r * high]; of equal errors, the ratio named first. Work is one read of x for
-    each candidate, memory one copy of x whatever their number. Has no say at 1 bit, symmetric, where the scale is the
-    mean magnitude. Source: the clipping search of Banner et al. 2019 (arXiv:1810.05723), by trial.
+    finite entries, with the range [r * low, r * high]; of equal errors, the ratio named first. Work is one read of x
+    for each candidate, memory one copy of x whatever their number. Has no say at 1 bit, symmetric, where the scale is
+    the mean magnitude. Equal candidates give the same object. Source: the clipping of Banner et al. 2019
+    (arXiv:1810.05723), by trial.
 
     Args:
       candidates: ratios in (0, 1], static; from 1 down to 0.2 by default.
@@ -226,16 +143,22 @@ def mean_squared_error(candidates: Sequence[float] = tuple(i / 25 for i in range
     return _mean_squared_error(ratios)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mean_squared_error(ratios: tuple[float, ...]) -> Calibration:
     def calibrate(x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
         low, high = full_range(x, axes, spec.symmetric)
-        rows, (low_, high_) = _rows(x, axes), (end.reshape(-1) for end in (low, high))
+        low_, high_ = low.reshape(-1), high.reshape(-1)
 
         def attempt(i, best):
             ratio = jnp.asarray(ratios, jnp.float32)[i]
             qparams = qparams_of(low_ * ratio, high_ * ratio, bits, spec.symmetric)
-            error = _squared_error(rows, *grid(qparams, bits, spec.symmetric))
+            quantizer = grid(qparams, bits, spec.symmetric)
+
+            def squared(row):
+                error = jnp.where(jnp.isfinite(row), row - snap(row, *quantizer), 0)
+                return jnp.minimum(error * error, HUGE)[None]
+
+            (error,) = _ordered_sums(x, axes, squared, 1)
             return tuple(jnp.where(error < best[0], new, old) for new, old in zip((error, ratio), best, strict=True))
 
         start = (jnp.full(low_.shape, jnp.inf), jnp.full(low_.shape, jnp.float32(ratios[0])))
@@ -245,25 +168,44 @@ def _mean_squared_error(ratios: tuple[float, ...]) -> Calibration:
     return calibrate
 
 
-def _squared_error(rows: Array, *quantizer: Array) -> Array:
-    """Sum over the finite entries of each column of (rows - snap(rows))**2, added in a fixed order; shape [K]."""
-    count, groups = rows.shape
-    lanes = max(1, min(count, _ROWS // max(groups, 1)))
+def _ordered_sums(x: Array, axes: tuple[int, ...], terms: Callable[[Array], Array], count: int) -> Array:
+    """Sums over ``axes`` of ``terms(row)``, [count, lanes, K] and 0 at NaN; shape [count, K].
+
+    Compensated, and in one order in every program, so that what they decide is the same bits everywhere.
+    """
+
+    def add(sums, row):
+        total, rest = sums
+        term = terms(row) + rest
+        new = total + term
+        return new, term - (new - total)
+
+    total, rest = _stream(x, axes, add, lambda zeros: (jnp.stack([zeros] * count),) * 2)
+    lanes = total.shape[1]  # a power of two: fold it in halves
+    steps = lanes.bit_length() - 1
+    return lax.fori_loop(0, steps, lambda i, v: v + jnp.roll(v, lanes >> (i + 1), 1), total + rest)[:, 0]
+
+
+def _stream(x: Array, axes: tuple[int, ...], step: Callable, start: Callable[[Array], Any]) -> Any:
+    """Folds ``step(carry, row)`` over x in float32 rows of shape [lanes, K], NaN at the end, from ``start(zeros)``.
+
+    A loop, so that no copy of x is made whatever ``step`` computes; K is the number of groups, lanes a power of two.
+    """
+    groups, kept = _groups(x, axes), [i for i in range(x.ndim) if i not in axes]
+    count = prod(x.shape[i] for i in axes)
+    lanes = 1 << (max(1, min(count, _ROWS // max(groups, 1))).bit_length() - 1)
+    rows = x.transpose(*axes, *kept).reshape(count, groups)
     rows = jnp.pad(rows, ((0, -count % lanes), (0, 0)), constant_values=jnp.nan).reshape(-1, lanes, groups)
-
-    def add(i, total):
-        x = rows[i]
-        error = jnp.where(jnp.isfinite(x), x - snap(x, *quantizer), 0)
-        return total + jnp.minimum(error * error, HUGE)
-
-    return tree_sum(lax.fori_loop(0, rows.shape[0], add, jnp.zeros((lanes, groups))), (0,))[0]
+    zeros = jnp.zeros((lanes, groups), jnp.float32)
+    return lax.fori_loop(0, rows.shape[0], lambda i, carry: step(carry, rows[i].astype(jnp.float32)), start(zeros))
 
 
-def _rows(x: Array, axes: tuple[int, ...]) -> Array:
-    """[R, K]: the reduced ``axes`` flattened first, the kept ones after."""
-    kept = [i for i in range(x.ndim) if i not in axes]
-    shape = (prod(x.shape[i] for i in axes), prod(x.shape[i] for i in kept))
-    return x.transpose(*axes, *kept).reshape(shape)
+def _groups(x: Array, axes: tuple[int, ...]) -> int:
+    return prod(_kept_shape(x, axes))
+
+
+def _kept_shape(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(1 if i in axes else n for i, n in enumerate(x.shape))
 
 
 def _sorted(x: Array) -> tuple[Array, Array]:

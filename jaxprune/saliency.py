@@ -14,15 +14,16 @@ Nothing here is a class or a registry: a criterion is any function ``params -> s
 import math
 from collections.abc import Sequence
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import tree, unit_statistics
 from jaxprune.base import Array, Params, Scores
+from jaxprune.unit_statistics import divide, power_of_two, within_unit
 
 __all__ = [
     "activation_entropy",
@@ -286,18 +287,11 @@ def _matching(selection: tree.Selection, grads: Any, name: str) -> list[Array]:
     return other.values
 
 
-def _countable(params: Params, bins: Any = 1) -> tree.Selection:
+def _countable(params: Params, bins: int = 1) -> tree.Selection:
     """The floating leaves, once it is sure that their histograms fit 32-bit integers."""
-    if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 1:
-        raise ValueError(f"bins must be an integer of at least 1 (it is static), got {bins!r}")
+    unit_statistics.check_bins(bins)
     selection = _floating(params)
-    for i in selection.chosen:
-        *rest, units = np.shape(selection.leaves[i]) or (1,)
-        if max(math.prod(rest), units * int(bins)) >= 2**31:
-            raise ValueError(
-                f"leaf {selection.paths[i]!r} has {math.prod(rest)} values a unit and {bins} bins for each of {units} "
-                "units; both the values and the bins must be below 2**31 in number"
-            )
+    unit_statistics.check_countable(selection, int(bins))
     return selection
 
 
@@ -331,16 +325,16 @@ def _fisher(w: Array, squared: Array) -> Array:
 
 def _connection_entropy(w: Array) -> Array:
     w = jnp.abs(w.astype(jnp.float32))
-    largest = jnp.max(w, axis=_within_unit(w), keepdims=True, initial=0.0)
-    w = w * jax.lax.stop_gradient(_power_of_two(largest))
-    total = jnp.sum(w, axis=_within_unit(w), keepdims=True)
-    p = _divide(w, jnp.where(total == 0, 1.0, total))
-    return jnp.where(p == 0, 0.0, 0.0 - p * jnp.log2(jnp.where(p == 0, 1.0, p)))
+    largest = jnp.max(w, axis=within_unit(w), keepdims=True, initial=0.0)
+    w = w * jax.lax.stop_gradient(power_of_two(largest))
+    total = jnp.sum(w, axis=within_unit(w), keepdims=True)
+    p = divide(w, jnp.where(total == 0, 1.0, total))
+    return jnp.where(p == 0, 0.0, 0.0 - p * jnp.log2(jnp.where(p == 0, 1.0, p)))  # never -0.0
 
 
 def _unit_norm(w: Array, ord: float) -> Array:
     w = jnp.abs(w.astype(jnp.float32))
-    axes = _within_unit(w)
+    axes = within_unit(w)
     if ord == 1:
         return jnp.sum(w, axis=axes, keepdims=True)
     largest = jnp.max(w, axis=axes, keepdims=True, initial=0.0)
@@ -348,74 +342,19 @@ def _unit_norm(w: Array, ord: float) -> Array:
         return largest
     # The norm is homogeneous, so the divisor needs no derivative. Both derivatives at 0 are taken as 0.
     scale = jax.lax.stop_gradient(jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0))
-    ratio = _divide(w, scale)
+    ratio = divide(w, scale)
     powers = jnp.where(ratio == 0, 0.0, jnp.where(ratio == 0, 1.0, ratio) ** ord)
     total = jnp.sum(powers, axis=axes, keepdims=True)
     return jnp.where(total == 0, 0.0, scale * jnp.where(total == 0, 1.0, total) ** (1 / ord))
 
 
 def _unit_entropy(w: Array, bins: int) -> Array:
-    return _activation_entropy(w, bins).reshape((1,) * (w.ndim - 1) + w.shape[-1:])
+    return unit_statistics.entropy(w, bins)
 
 
 def _activation_entropy(x: Array, bins: int) -> Array:
-    units = x.shape[-1] if x.ndim else 1
-    counts = _histograms(x.reshape(math.prod(x.shape[:-1]), units), bins)
-    p = _divide(counts.astype(jnp.float32), jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1))
-    # log2 by parts, exact at powers of two: jnp.log2 alone is an ulp off at some of them.
-    mantissa, exponent = jnp.frexp(jnp.where(p == 0, 1.0, p))
-    return jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1)), axis=-1)
+    return unit_statistics.entropy(x, bins).reshape(x.shape[-1:])
 
 
 def _unit_sparsity(w: Array) -> Array:
-    zeros = jnp.sum(w == 0, axis=_within_unit(w), keepdims=True, dtype=jnp.int32)
-    return _divide(zeros.astype(jnp.float32), float(max(math.prod(w.shape[:-1]), 1)))
-
-
-def _histograms(x: Array, bins: int) -> Array:
-    """Histogram of each column of ``x`` (n, C) over equal bins between the finite ends of ``x``: int32 (C, bins)."""
-    x = x.astype(jnp.float32)
-    finite = jnp.isfinite(x)
-    low = jnp.min(x, where=finite, initial=jnp.inf)
-    high = jnp.max(x, where=finite, initial=-jnp.inf)
-    low, high = jnp.where(low <= high, low, 0.0), jnp.where(low <= high, high, 0.0)
-    scale = _power_of_two(jnp.maximum(-low, high))
-    low, high = low * scale, high * scale
-    steps = _divide(jnp.where(finite, x * scale, low) - low, jnp.where(low < high, high - low, 1.0)) * bins
-    index = jnp.where(finite, jnp.minimum(steps.astype(jnp.int32), bins - 1), bins)
-    return jax.lax.platform_dependent(
-        index, tpu=partial(_count_by_pass, bins=bins), default=partial(_count_by_scatter, bins=bins)
-    )
-
-
-def _count_by_scatter(index: Array, bins: int) -> Array:
-    """How often each of ``range(bins)`` occurs in each column of ``index`` (n, C), by scatter-add: int32 (C, bins)."""
-    units = index.shape[1]
-    place = jnp.where(index < bins, jnp.arange(units, dtype=jnp.int32) * bins + index, units * bins)
-    table = jnp.zeros(units * bins, jnp.int32).at[place.reshape(-1)].add(1, mode="drop")
-    return table.reshape(units, bins)
-
-
-def _count_by_pass(index: Array, bins: int) -> Array:
-    """As ``_count_by_scatter``, by a pass over ``index`` for each bin: for hardware where scatters are slow."""
-    counts = jax.lax.map(lambda b: jnp.sum(index == b, axis=0, dtype=jnp.int32), jnp.arange(bins, dtype=jnp.int32))
-    return counts.T
-
-
-def _within_unit(w: Array) -> tuple[int, ...]:
-    return tuple(range(w.ndim - 1))
-
-
-def _power_of_two(largest: Array) -> Array:
-    """The power of two that takes ``largest`` (float32, >= 0) into [2, 4): an exact factor, itself a normal float."""
-    exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) & 0xFF
-    return jax.lax.bitcast_convert_type((255 - jnp.clip(exponent, 1, 254)) << 23, jnp.float32)
-
-
-def _divide(x: Array, divisor: Any) -> Array:
-    """``x / divisor`` correctly rounded, so that every way of running a program gives the same bits.
-
-    XLA replaces the division by a constant or by a broadcast scalar with a product by its reciprocal, which is an ulp
-    off (a/a need not be 1), depends on what was batched, and is 0 for large divisors. It does not see through a select.
-    """
-    return x / jnp.where(jnp.isnan(x), 1.0, divisor)
+    return unit_statistics.sparsity(w)

@@ -117,10 +117,19 @@ def check_setting(value: Any, name: str, low: float, high: float) -> Any:
     return np.float32(number)
 
 
+def check_settings(values: Any, name: str, low: float, high: float) -> Array:
+    """``values``, an array or nested sequence of settings, as a float32 array; concrete ones lie in [low, high]."""
+    array = jnp.asarray(values, jnp.float32)
+    if not isinstance(array, jax.core.Tracer):
+        for value in np.ravel(array):
+            check_setting(value, name, low, high)
+    return array
+
+
 def follow_paths(values: Any, paths: Sequence[str], wanted: Sequence[str], name: str) -> dict[str, Any]:
     """Looks up each wanted path in a tree of values, or in the longest prefix of it that the tree holds."""
     keyed, _ = tree_util.tree_flatten_with_path(values)
-    given = {_join(key): value for key, value in keyed}
+    given = dict(zip(_paths(values, keyed)[0], (value for _, value in keyed), strict=True))
     unknown = [path for path in given if not any(_within(leaf, path) for leaf in paths)]
     if unknown:
         raise ValueError(f"{name} names {unknown[0]!r}, which is not in the tree; its paths are {list(paths)}")
@@ -137,6 +146,10 @@ def same_paths(left: Selection, right: Selection, left_name: str, right_name: st
         return
     only_left = [path for path in left.paths if path not in right.paths]
     only_right = [path for path in right.paths if path not in left.paths]
+    if not only_left and not only_right:
+        raise ValueError(
+            f"{left_name} and {right_name} hold the same leaves in another order: {left.paths}, {right.paths}"
+        )
     raise ValueError(
         f"{left_name} and {right_name} differ in structure: only in {left_name}: {only_left}, "
         f"only in {right_name}: {only_right}"
@@ -180,12 +193,12 @@ def _resolve(where: Where, paths: list[str], leaves: list[Any], default: list[bo
         return _match((where,), paths, default)
     if isinstance(where, Sequence) and where and all(isinstance(pattern, str) for pattern in where):
         return _match(where, paths, default)
-    if isinstance(where, str | bytes) or not tree_util.tree_leaves(where):
+    if isinstance(where, str | bytes | bool) or not tree_util.tree_leaves(where):
         raise ValueError(f"where is {where!r}; give None, glob patterns, a predicate or a tree of bools")
     keyed, _ = tree_util.tree_flatten_with_path(where)
     if not all(isinstance(flag, bool | np.bool_) for _, flag in keyed):
         raise TypeError(f"where is {where!r}; a tree given as where must hold bools")
-    given = {_join(key) for key, _ in keyed}
+    given = set(_paths(where, keyed)[0])
     covered = [path for path in paths if any(_within(path, prefix) for prefix in given)]
     flags = follow_paths(where, paths, covered, "where")
     return [bool(flags.get(path)) and (free or path in given) for path, free in zip(paths, default, strict=True)]

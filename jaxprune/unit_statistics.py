@@ -49,7 +49,7 @@ def check_countable(chosen: tree.Selection, bins: int = 1) -> None:
         *rest, units = value.shape or (1,)
         if max(math.prod(rest), units * bins) >= 2**31:
             raise ValueError(
-                f"leaf {tree.show(path)} has {math.prod(rest)} values a unit and {bins} bins for each of {units} units; "
+                f"leaf {tree.show(path)} has {math.prod(rest)} values a unit and {units} units of {bins} bins; "
                 "both must be below 2**31 in number"
             )
 

@@ -323,6 +323,15 @@ def test_settings_follow_the_paths(freeze):
     assert settings_of([0.5, 0.25], [ones(2, 2), ones(2, 2)]) == [0.5, 0.25]
 
 
+def test_names_that_begin_alike_or_hold_slashes():
+    params = {"Dense_1": {"w": ones(2, 2)}, "Dense_10": {"w": ones(2, 2)}, "mlp/~/linear": {"w": ones(2, 2)}}
+    assert settings_of({"Dense_1": 0.25, "Dense_10": 0.5, "mlp/~": 0.75}, params) == [0.25, 0.5, 0.75]
+    assert settings_of({"mlp": 0.25, "mlp/~/linear": 0.5}, params, "mlp/*") == [0.5]  # the longest prefix speaks
+    assert names(params, {"Dense_1": True}) == ["Dense_1/w"]
+    with pytest.raises(ValueError, match="no value for leaf 'Dense_10/w'"):
+        settings_of({"Dense_1": 0.25, "mlp/~": 0.75}, params)
+
+
 def test_settings_in_the_boxes_of_the_parameters():
     boxed = {"w": nn.Partitioned(ones(2, 2), ("a", None)), "v": nn.Partitioned(ones(2, 2), (None, "a"))}
     assert settings_of(jax.tree.map(lambda leaf: 0.5, boxed), boxed) == [0.5, 0.5]

@@ -44,7 +44,8 @@ def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False,
         length = leaf.shape[tree.check_axis(path, leaf, axis)]
         if length % m and not pad:
             raise ValueError(
-                f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}; pad=True allows a short tail"
+                f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}; "
+                "pad=True allows a short tail"
             )
     return as_masks(chosen, _best_of_groups(chosen.values, int(n), int(m), axis))
 

@@ -90,13 +90,22 @@ def keep_highest(
     if scope == "global":
         return _keep(scores, tree.check_setting(sparsity, "sparsity", 0.0, 1.0), min_keep)
     sparsities = tree.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
-    # Leaf by leaf, so that leaves of one shape share one compilation.
-    return [_keep([leaf], fraction, min_keep)[0] for leaf, fraction in zip(scores, sparsities, strict=True)]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in scores):
+        return _keep_each(scores, sparsities, min_keep)  # one program: all leaves share one loop
+    pairs = zip(scores, sparsities, strict=True)  # eager: leaves of one shape share one program
+    return [_keep_each([leaf], [fraction], min_keep)[0] for leaf, fraction in pairs]
 
 
 @partial(jax.jit, static_argnums=2)
 def _keep(scores: list[Array], sparsity: Array, min_keep: int) -> list[Array]:
     return order.keep_from(scores, order.removed_count(sum(leaf.size for leaf in scores), sparsity), min_keep)
+
+
+@partial(jax.jit, static_argnums=2)
+def _keep_each(scores: list[Array], sparsities: list[Array], min_keep: int) -> list[Array]:
+    wanted = [order.removed_count(leaf.size, fraction) for leaf, fraction in zip(scores, sparsities, strict=True)]
+    spare = [np.uint32(max(leaf.size - min_keep, 0)) for leaf in scores]
+    return order.keep_from_each(scores, [jnp.minimum(count, most) for count, most in zip(wanted, spare, strict=True)])
 
 
 def thresholds(scores: Scores, sparsities: Any, *, scope: Scope = "leaf", where: Where = None) -> Any:
@@ -120,10 +129,7 @@ def thresholds(scores: Scores, sparsities: Any, *, scope: Scope = "leaf", where:
     """
     chosen = tree.select(scores, where)
     check_scope(chosen, chosen.values, scope)
-    if not isinstance(sparsities, jax.core.Tracer):
-        for value in np.ravel(np.asarray(sparsities, np.float32)):
-            tree.check_setting(value, "sparsity", 0.0, 1.0)
-    fractions = jnp.asarray(sparsities, jnp.float32)
+    fractions = tree.check_settings(sparsities, "sparsity", 0.0, 1.0)
     if scope == "leaf":
         found = [_kth([leaf], fractions) for leaf in chosen.values]
     else:
