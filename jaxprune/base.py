@@ -47,7 +47,8 @@ class QuantSpec:
       axis: the axes that keep a range of their own: ``None`` for one range a tensor, ``-1`` for one a unit. Axes
         are as written, never guessed from sizes.
       block_size: if given, the contraction axis (-2; the only axis of a vector) is cut into consecutive blocks of this
-        length, each with its own range; the last one may be shorter. Combines with ``axis``.
+        length; the last one may be shorter. A range then belongs to a block and an index along ``axis``, which may not
+        name the cut axis; here ``None`` stands for all others, as is usual, and ``()`` for ranges that span them.
       calibration: how the range is found; ``None`` takes the largest finite magnitude (symmetric) or the finite
         minimum and maximum. See ``jaxprune.quantization.percentile`` and ``jaxprune.quantization.mean_squared_error``.
     """

@@ -4,22 +4,24 @@ Traced, and written for float32, into which narrower floats widen exactly. A uni
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import tree
 from jaxprune.base import Array
+from jaxprune.histogram import histogram
 
 
 def entropy(w: Array, bins: int) -> Array:
     """Entropy in bits of each unit's histogram, over equal bins between the finite ends of ``w``: (1, ..., 1, C)."""
-    units = w.shape[-1] if w.ndim else 1
-    counts = _histograms(w.reshape(math.prod(w.shape[:-1]), units), bins)
-    p = divide(counts.astype(jnp.float32), jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1))
+    counts = _histograms(jax.lax.stop_gradient(w), bins)
+    p = divide(counts.astype(jnp.float32), jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True, dtype=jnp.uint32), 1))
     # log2 by parts, exact at powers of two: jnp.log2 alone is an ulp off at some of them.
     mantissa, exponent = jnp.frexp(jnp.where(p == 0, 1.0, p))
     bits = jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1)), axis=-1)
@@ -54,34 +56,48 @@ def check_countable(chosen: tree.Selection, bins: int = 1) -> None:
             )
 
 
-def _histograms(x: Array, bins: int) -> Array:
-    """Histogram of each column of ``x`` (n, C) over equal bins between the finite ends of ``x``: int32 (C, bins)."""
-    x = x.astype(jnp.float32)
-    finite = jnp.isfinite(x)
-    low = jnp.min(x, where=finite, initial=jnp.inf)
-    high = jnp.max(x, where=finite, initial=-jnp.inf)
+def _histograms(w: Array, bins: int) -> Array:
+    """Histogram of each unit over equal bins between the finite ends of ``w``: integers (C, bins)."""
+    finite = jnp.isfinite(w)
+    low = jnp.min(w, where=finite, initial=jnp.inf).astype(jnp.float32)
+    high = jnp.max(w, where=finite, initial=-jnp.inf).astype(jnp.float32)
     low, high = jnp.where(low <= high, low, 0.0), jnp.where(low <= high, high, 0.0)
-    scale = power_of_two(jnp.maximum(-low, high))
-    low, high = low * scale, high * scale
-    steps = divide(jnp.where(finite, x * scale, low) - low, jnp.where(low < high, high - low, 1.0)) * bins
-    index = jnp.where(finite, jnp.minimum(steps.astype(jnp.int32), bins - 1), bins)
+    scale = power_of_two(jnp.maximum(-low, high))  # so that the width of the range cannot overflow
+    ends = (low * scale, high * scale, scale)
+    binning = _UnitBin(w.shape[-1] if w.ndim else 1, bins)
     return jax.lax.platform_dependent(
-        index, tpu=partial(_count_by_pass, bins=bins), default=partial(_count_by_scatter, bins=bins)
+        w, ends, tpu=partial(_count_by_pass, binning), default=partial(_count_by_scatter, binning)
     )
 
 
-def _count_by_scatter(index: Array, bins: int) -> Array:
-    """How often each of ``range(bins)`` occurs in each column of ``index`` (n, C), by scatter-add: int32 (C, bins)."""
-    units = index.shape[1]
-    place = jnp.where(index < bins, jnp.arange(units, dtype=jnp.int32) * bins + index, units * bins)
-    table = jnp.zeros(units * bins, jnp.int32).at[place.reshape(-1)].add(1, mode="drop")
-    return table.reshape(units, bins)
+def _count_by_scatter(binning: "_UnitBin", w: Array, ends: tuple[Array, ...]) -> Array:
+    return histogram(w, ends, binning, binning.units * binning.bins).reshape(binning.units, binning.bins)
 
 
-def _count_by_pass(index: Array, bins: int) -> Array:
-    """As ``_count_by_scatter``, by a pass over ``index`` for each bin: for hardware where scatters are slow."""
-    counts = jax.lax.map(lambda b: jnp.sum(index == b, axis=0, dtype=jnp.int32), jnp.arange(bins, dtype=jnp.int32))
-    return counts.T
+def _count_by_pass(binning: "_UnitBin", w: Array, ends: tuple[Array, ...]) -> Array:
+    """The same counts by a pass over ``w`` for each bin, for hardware where scatters are slow."""
+    bin_ = binning.bin_of(w, *ends)
+    counts = jax.lax.map(lambda b: jnp.sum(bin_ == b, within_unit(w), dtype=jnp.uint32), jnp.arange(binning.bins))
+    return counts.reshape(binning.bins, binning.units).T
+
+
+@dataclass(frozen=True)
+class _UnitBin:
+    """Sends a weight to (its unit, its bin); beyond all bins if it is not finite."""
+
+    units: int
+    bins: int
+
+    def bin_of(self, values: Array, low: Array, high: Array, scale: Array) -> Array:
+        finite = jnp.isfinite(values)
+        above = jnp.where(finite, values.astype(jnp.float32) * scale, low) - low
+        steps = divide(above, jnp.where(low < high, high - low, 1.0)) * self.bins
+        return jnp.where(finite, jnp.minimum(steps.astype(jnp.int32), self.bins - 1), self.bins)
+
+    def __call__(self, values: Array, index: Array, *ends: Array) -> Array:
+        bin_ = self.bin_of(values, *ends).astype(jnp.uint32)
+        unit = index % np.uint32(self.units)
+        return jnp.where(bin_ < self.bins, unit * np.uint32(self.bins) + bin_, np.uint32(self.units * self.bins))
 
 
 def power_of_two(largest: Array) -> Array:

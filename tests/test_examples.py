@@ -1,0 +1,74 @@
+"""Every example runs as a file, in its short mode, in an empty folder, and says what it should."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(folder, name, *options):
+    command = [sys.executable, str(EXAMPLES / name), *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_example_is_tested():
+    named = set(re.findall(r'run\(tmp_path, "(\w+\.py)"', Path(__file__).read_text()))
+    assert {path.name for path in EXAMPLES.glob("*.py")} == named
+
+
+def test_digits_pareto(tmp_path):
+    lines = run(tmp_path, "digits_pareto.py", "--short")
+    found = re.fullmatch(
+        r"settings=(\d+) compilations=1 dense=(0\.\d{3}) best=(?:\w+:[\d.]+,)+bits:\d+,bytes:(\d+),accuracy:(0\.\d{3})",
+        lines[-1],
+    )
+    assert found, lines[-1]
+    settings, dense, size, accuracy = (float(number) for number in found.groups())
+    assert settings == 5 * 4 + 3 * 4
+    assert dense > 0.9 and accuracy > dense - 0.05
+    total = next(line.split() for line in lines if line.startswith("total"))
+    assert (
+        int(total[6].replace(",", "")) == size < int(total[5].replace(",", "")) / 2
+    )  # the sweep's count, the report's
+    assert [path.name for path in tmp_path.iterdir()] == ["digits_pareto.png"]
+    assert (tmp_path / "digits_pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_threshold_sweep(tmp_path):
+    rows = [[float(number) for number in re.findall(r"[\d.]+", line)] for line in run(tmp_path, "threshold_sweep.py")]
+    thresholds, sparsities, accuracies = zip(*rows, strict=True)
+    assert len(rows) == 12 and thresholds[0] == sparsities[0] == 0
+    assert list(sparsities) == sorted(sparsities) and sparsities[-1] > 80
+    assert accuracies[0] > 90 and accuracies[-1] < 80
+
+
+def test_nnx_prune(tmp_path):
+    lines = run(tmp_path, "nnx_prune.py", "--short")
+    dense, pruned, tuned = (float(re.search(r"([\d.]+)%$", line).group(1)) for line in lines[:3])
+    assert dense > 80 and pruned < dense and tuned > pruned + 5
+    total = next(line.split() for line in lines if line.startswith("total"))
+    assert total[2] == "0.9000" and float(total[7]) > 0.1
+
+
+@pytest.mark.parametrize("name", ["digits_pareto.py", "nnx_prune.py"])
+def test_examples_explain_themselves(name, tmp_path):
+    assert "--short" in "".join(run(tmp_path, name, "--help"))
+
+
+def test_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL)
+    scope = {}
+    for block in blocks:
+        exec(block, scope)
+    assert len(blocks) == 3 and len(scope["result"]["bytes"]) == 20
+    assert all((leaf != 0).sum() == (old != 0).sum() for leaf, old in _kernels(scope["trained"], scope["pruned"]))
+
+
+def _kernels(*trees):
+    return zip(*([layer["kernel"] for layer in tree.values()] for tree in trees), strict=True)
