@@ -152,7 +152,10 @@ def quantize(
 
 
 def dequantize(params: Params) -> Params:
-    """Turns every ``QArray`` of a tree back into an array of its dtype: ``(codes - zero_point) * scale``.
+    """Turns every ``QArray`` back into an array of its shape and dtype: ``(codes - zero_point) * scale``.
+
+    Args:
+      params: any pytree; leaves that are no ``QArray`` come back as the same objects.
 
     >>> print(dequantize(quantize(jnp.array([-1.0, 0.3, 0.0, 0.8]), 2)))
     [-1.  0.  0.  1.]
@@ -242,25 +245,8 @@ def _given(selection: tree.Selection, qparams: Any, clip: Setting, spec: QuantSp
     for i, name, leaf in zip(selection.chosen, selection.names, selection.values, strict=True):
         if not isinstance(follow[i], QParams):
             raise ValueError(f"qparams of leaf {name!r} must be a QParams, got {type(follow[i]).__name__}")
-        found.append(_checked(follow[i], uniform.grouped_shape(leaf.shape, spec, name), spec, name))
+        found.append(uniform.checked(follow[i], leaf.shape, spec, name))
     return found
-
-
-def _checked(given: QParams, shape: tuple[int, ...], spec: QuantSpec, name: str) -> QParams:
-    with jax.ensure_compile_time_eval():
-        scale, zero_point = jnp.asarray(given.scale, jnp.float32), jnp.asarray(given.zero_point, jnp.int32)
-    for part, array in (("scale", scale), ("zero_point", zero_point)):
-        fits = array.ndim <= len(shape) and all(
-            n in (1, m) for n, m in zip(array.shape[::-1], shape[::-1], strict=False)
-        )
-        if not fits:
-            raise ValueError(f"{part} of leaf {name!r} has shape {array.shape}, which does not broadcast to {shape}")
-    with jax.ensure_compile_time_eval():
-        if not (isinstance(scale, Tracer) or bool(jnp.all((scale >= 0) & (scale < jnp.inf)))):
-            raise ValueError(f"scale of leaf {name!r} must be finite and at least 0, got {scale}")
-        if spec.symmetric and not isinstance(zero_point, Tracer) and bool(jnp.any(zero_point)):
-            raise ValueError(f"zero_point of leaf {name!r} must be 0 in a symmetric quantizer, got {zero_point}")
-    return QParams(scale, zero_point)
 
 
 def _has_nan(leaf: Array) -> bool:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from jaxprune.base import Array, QArray, QParams, QuantSpec
 from jaxprune.ranges import full_range, mean_magnitude
@@ -41,6 +42,25 @@ def grouped_shape(shape: tuple[int, ...], spec: QuantSpec, path: str = "") -> tu
     if blocked is None or spec.block_size is None:
         return shape
     return (*shape[:blocked], -(-shape[blocked] // spec.block_size), spec.block_size, *shape[blocked + 1 :])
+
+
+def checked(given: QParams, shape: tuple[int, ...], spec: QuantSpec, name: str) -> QParams:
+    """Given parameters as arrays, if they fit an array of ``shape``; in Python, before any ``jit``."""
+    shape = grouped_shape(shape, spec, name)
+    with jax.ensure_compile_time_eval():
+        scale, zero_point = jnp.asarray(given.scale, jnp.float32), jnp.asarray(given.zero_point, jnp.int32)
+    for part, array in (("scale", scale), ("zero_point", zero_point)):
+        fits = array.ndim <= len(shape) and all(
+            n in (1, m) for n, m in zip(array.shape[::-1], shape[::-1], strict=False)
+        )
+        if not fits:
+            raise ValueError(f"{part} of leaf {name!r} has shape {array.shape}, which does not broadcast to {shape}")
+    with jax.ensure_compile_time_eval():
+        if not (isinstance(scale, Tracer) or bool(jnp.all((scale >= 0) & (scale < jnp.inf)))):
+            raise ValueError(f"scale of leaf {name!r} must be finite and at least 0, got {scale}")
+        if spec.symmetric and not isinstance(zero_point, Tracer) and bool(jnp.any(zero_point)):
+            raise ValueError(f"zero_point of leaf {name!r} must be 0 in a symmetric quantizer, got {zero_point}")
+    return QParams(scale, zero_point)
 
 
 def width(bits: Array) -> Array:

@@ -21,6 +21,7 @@ CHUNK = 1 << 14  # what a CPU histogram takes at a time, beyond four of them
 MEGA = 1 << 20
 
 keep_from = jax.jit(order.keep_from, static_argnums=2)
+keep_from_each = jax.jit(order.keep_from_each)
 kth_smallest = jax.jit(order.kth_smallest)
 
 
@@ -124,6 +125,15 @@ def test_keep_from(name, data):
     kept = keep_from(leaves, np.uint32(removed), min_keep)
     assert_masks(kept, expected_masks(leaves, removed, min_keep))
     assert all(mask.dtype == bool for mask in kept)
+
+
+@pytest.mark.parametrize("name", ["mixed", "empty_between", "min_keep_1"])
+@given(st.data())
+def test_keep_from_each(name, data):
+    leaves = [data.draw(strategies.float_arrays((dtype,), shape)) for shape, dtype in STRUCTURES[name][0]]
+    removed = [data.draw(st.integers(0, leaf.size) | st.just(2**32 - 1)) for leaf in leaves]
+    expected = [expected_masks([leaf], count)[0] for leaf, count in zip(leaves, removed, strict=True)]
+    assert_masks(keep_from_each(leaves, [np.uint32(count) for count in removed]), expected)
 
 
 @pytest.mark.parametrize("name", ["vector", "float16", "mixed", "empty_between"])
@@ -238,8 +248,8 @@ def test_bisection_and_radix_find_the_same(dtype, guarded):
 
     @jax.jit
     def masks_below(leaves, guards, rank, key, equal):
-        by_radix = radix.cut_at(leaves, guards, dtype, rank)
-        by_index = radix.cut_at(leaves, guards, dtype, equal, key)
+        by_radix = radix.cuts_at(leaves, guards, dtype, (0, 0), rank[None]).of(0)
+        by_index = radix.cuts_at(leaves, guards, dtype, (0, 0), equal[None], key[None]).of(0)
         index = bisection.index_at(leaves, guards, dtype, key, equal)
         place = [flat_index(leaves[0].shape), flat_index(leaves[1].shape) + np.uint32(leaves[0].size)]
         every = [
@@ -287,6 +297,17 @@ def test_vmap_over_ranks(min_keep):
     leaves = [jnp.asarray(normals((2, 4), ties=True)), jnp.asarray(normals(4, ties=True, seed=1))]
     mapped = jax.jit(jax.vmap(lambda rank: order.keep_from(leaves, rank, min_keep)))(RANKS)
     assert_masks(mapped, loop(leaves, min_keep=min_keep))
+
+
+def test_vmap_over_ranks_of_each():
+    leaves = [
+        jnp.asarray(normals((3, 4), ties=True)),
+        jnp.asarray(normals(5)),
+        jnp.asarray(normals(7, BF16, ties=True)),
+    ]
+    ranks = jnp.stack([RANKS, RANKS[::-1], RANKS % 3], 1)
+    mapped = jax.jit(jax.vmap(lambda each: order.keep_from_each(leaves, list(each))))(ranks)
+    assert_masks(mapped, [loop([leaf], ranks[:, i])[0] for i, leaf in enumerate(leaves)])
 
 
 def test_vmap_over_ranks_of_a_large_leaf():
@@ -414,9 +435,9 @@ def test_jaxprs(name, dtype):
 
 
 def test_a_jaxpr_walk_sees_everything():
-    """The walk itself finds a sort in a branch of a loop of a jitted function with a custom rule."""
+    """The walk itself finds a sort in a branch of a loop of a jitted function under a checkpoint."""
     looped = jax.jit(lambda x: lax.fori_loop(0, 2, lambda _, x: lax.cond(x[0] > 0, jnp.sort, jnp.negative, x), x))
-    assert {"sort", "cond", "neg"} <= primitives(jax.make_jaxpr(jax.custom_batching.custom_vmap(looped))(jnp.ones(3)))
+    assert {"sort", "cond", "neg"} <= primitives(jax.make_jaxpr(jax.checkpoint(looped))(jnp.ones(3)))
 
 
 def temporaries(function, *arguments):
