@@ -5,7 +5,7 @@ Start with the short verbs, ``prune``, ``threshold_prune``, ``fake_quant`` and `
 what is made of them in ``jaxprune.masks``. The conventions of all of it are in :mod:`jaxprune.base`.
 """
 
-from jaxprune import allocation, masks, quantization, saliency
+from jaxprune import allocation, masks, quantization, reports, saliency
 from jaxprune.base import QArray, QParams, QuantSpec
 from jaxprune.curves import entropy_curve, quantization_error_curve, sparsity_curve
 from jaxprune.pruning import Pruned, prune, threshold_prune
@@ -43,6 +43,7 @@ __all__ = [
     "quantization_error_curve",
     "quantize",
     "report",
+    "reports",
     "saliency",
     "sparsity_curve",
     "sweep",

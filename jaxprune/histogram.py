@@ -18,6 +18,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxprune.base import Array
+from jaxprune.sharding import explicit_spec
 
 #: ``(elements, flat_index, *operands) -> bins``, elementwise; a bin beyond the histogram is dropped. Hashable.
 Binning = Callable[..., Array]
@@ -47,7 +48,7 @@ def histogram(
     Returns:
       [length], replicated if the array is sharded: uint32 counts, or float32 sums of weights.
     """
-    spec = jax.typeof(array).sharding.spec
+    spec = explicit_spec(array)
     if any(entry is not None for entry in spec):
         mesh = jax.typeof(array).sharding.mesh
         return jax.shard_map(
@@ -62,9 +63,12 @@ def histogram(
         return _partitioned(array, operands, binning, length, weigh)
 
     @count.def_vmap
-    def _(axis_size: int, batched: Any, *arguments: Any) -> tuple[Array, bool]:
+    def _(axis_size: int, batched: Any, array: Array, operands: tuple[Any, ...]) -> tuple[Array, bool]:
+        def alone(array: Array, operands: tuple[Any, ...]) -> Array:
+            return _unpartitioned(array, operands, binning, length, weigh)
+
         axes = jax.tree.map(lambda flag: 0 if flag else None, tuple(batched))
-        return jax.vmap(lambda *row: _unpartitioned(*row, binning, length, weigh), axes)(*arguments), True
+        return jax.vmap(alone, axes)(array, operands), True
 
     return count(array, operands)
 
@@ -94,9 +98,13 @@ def _count(
 
     def in_chunks(flat: Array) -> Array:
         tail = add(empty, flat[chunks * _CHUNK :], chunks * _CHUNK)
+        dtype = flat.dtype
+        if dtype.itemsize == 2:  # or XLA widens 16-bit floats ahead of the loop, all at once
+            flat = lax.bitcast_convert_type(flat, jnp.uint16)
 
         def step(i: Array, counts: Array) -> Array:
-            return add(counts, lax.dynamic_slice(flat, (i * _CHUNK,), (_CHUNK,)), i * _CHUNK)
+            chunk = lax.bitcast_convert_type(lax.dynamic_slice(flat, (i * _CHUNK,), (_CHUNK,)), dtype)
+            return add(counts, chunk, i * _CHUNK)
 
         return lax.fori_loop(0, chunks, step, tail)
 

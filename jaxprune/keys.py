@@ -5,7 +5,7 @@ The total order: ascending, -0.0 equal to 0.0, NaN above +inf (all NaNs equal).
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,15 +18,15 @@ class Cut(NamedTuple):
     """Where a selection ends: elements of a lower key, or of this key and a lower flat index, are removed."""
 
     key: Array
-    index: Array
+    position: Array
 
     def of(self, ranking: int) -> "Cut":
         """One of several cuts."""
-        return Cut(self.key[ranking], self.index[ranking])
+        return Cut(self.key[ranking], self.position[ranking])
 
     def keeps(self, keys: Array, index: Array) -> Array:
         """Which elements stay."""
-        return (keys > self.key) | ((keys == self.key) & (index >= self.index))
+        return (keys > self.key) | ((keys == self.key) & (index >= self.position))
 
 
 def key_type(dtype: np.dtype) -> np.dtype:
@@ -34,7 +34,7 @@ def key_type(dtype: np.dtype) -> np.dtype:
     return np.dtype(f"uint{dtype.itemsize * 8}")
 
 
-def highest_key(dtype: np.dtype) -> np.generic:
+def highest_key(dtype: np.dtype) -> Any:
     """A key above every float's; elements that must never be removed are given it."""
     return key_type(dtype).type(np.iinfo(key_type(dtype)).max)
 
@@ -59,7 +59,9 @@ def to_keys(values: Array, dtype: np.dtype, index: Array | None = None, guard: C
     size = bits & ~sign
     keys = jnp.where((bits >= sign) & (size > 0), ~bits, size | sign)
     keys = jnp.where(size > infinity, highest_key(dtype) - unsigned(1), keys)
-    return keys if guard is None else jnp.where(guard.keeps(keys, index), highest_key(dtype), keys)
+    if guard is None or index is None:
+        return keys
+    return jnp.where(guard.keeps(keys, index), highest_key(dtype), keys)
 
 
 def from_keys(keys: Array, dtype: np.dtype) -> Array:

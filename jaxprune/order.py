@@ -5,7 +5,7 @@ index, leaves in the order given. No sort, no concatenation, a few reads of memo
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,16 @@ from jax.custom_batching import custom_vmap
 from jaxprune import bisection, radix
 from jaxprune.base import Array
 from jaxprune.histogram import Weigh
-from jaxprune.keys import Cut, bases, common_dtype, flat_index, from_keys, highest_key, to_keys
+from jaxprune.keys import Cut, bases, common_dtype, flat_index, from_keys, highest_key, key_type, to_keys
 
 #: Above this many elements in a leaf, positions no longer fit the signed indices of XLA.
 MAX_LEAF = 2**31 - 1
 #: Above this many elements in leaves that are ranked together, counts no longer fit 32 bits.
 MAX_TREE = 2**32 - 1
+
+
+# What a vmap rule says of a cut: both its parts are batched.
+_BATCHED: Any = Cut(*cast(Any, (True, True)))
 
 
 def keep_from(leaves: Sequence[Array], removed: Array, min_keep: int = 0) -> list[Array]:
@@ -47,7 +51,7 @@ def keep_from(leaves: Sequence[Array], removed: Array, min_keep: int = 0) -> lis
 def keep_from_each(leaves: Sequence[Array], removed: Sequence[Array]) -> list[Array]:
     """Masks that remove exactly the ``removed[i]`` smallest elements of leaf i; arguments as for ``keep_from``."""
     masks: list[Array] = list(leaves)
-    for dtype in {np.dtype(leaf.dtype) for leaf in leaves}:
+    for dtype in dict.fromkeys(np.dtype(leaf.dtype) for leaf in leaves):
         alike = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         chosen, counts = [leaves[i] for i in alike], jnp.stack([removed[i] for i in alike])
         for i, mask in zip(
@@ -148,7 +152,7 @@ def _cuts(
     cut = _cuts_at(leaves, guards or [None] * len(leaves), dtype, rankings, ranks)
     everything = removed >= sizes
     # Guarded elements alone have the highest key, and they are not counted as removable.
-    return Cut(jnp.where(everything, highest_key(dtype), cut.key), jnp.where(everything, np.uint32(0), cut.index))
+    return Cut(jnp.where(everything, highest_key(dtype), cut.key), jnp.where(everything, np.uint32(0), cut.position))
 
 
 def _cuts_at(leaves: Any, guards: Any, dtype: np.dtype, rankings: tuple[int, ...], ranks: Array) -> Cut:
@@ -176,19 +180,22 @@ def _cuts_at(leaves: Any, guards: Any, dtype: np.dtype, rankings: tuple[int, ...
     @cuts_at.def_vmap
     def _(axis_size: int, batched: Any, leaves: Any, guards: Any, ranks: Array) -> Any:
         if any(jax.tree.leaves(batched[:2])):
-            return jax.vmap(find, _axes(batched))(leaves, guards, ranks), Cut(True, True)
+            return jax.vmap(find, _axes(batched))(leaves, guards, ranks), _BATCHED
         cuts = []
         for r, group in enumerate(groups):
             own, walls = pick(leaves, group), pick(guards, group)
             keys, equals = _keys_at(own, walls, dtype, ranks[:, r])
             indices = lax.map(lambda pair, own=own, walls=walls: _index_at(own, walls, dtype, *pair), (keys, equals))
             cuts.append(Cut(keys, indices))
-        return jax.tree.map(lambda *parts: jnp.stack(parts, 1), *cuts), Cut(True, True)
+        return jax.tree.map(lambda *parts: jnp.stack(parts, 1), *cuts), _BATCHED
 
     return cuts_at(list(leaves), list(guards), ranks)
 
 
 def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[Array, Array]:
+    if not ranks.size:
+        return jnp.zeros(ranks.shape, key_type(dtype)), ranks
+
     def find(leaves: Any, guards: Any, ranks: Array) -> tuple[Array, Array]:
         def by_bisection(leaves: Any, guards: Any, ranks: Array) -> tuple[Array, Array]:
             return bisection.keys_at(leaves, guards, dtype, ranks)
@@ -222,7 +229,7 @@ def _index_at(leaves: Any, guards: Any, dtype: np.dtype, key: Array, rank: Array
             tpu=lambda leaves, guards, key, rank: bisection.index_at(leaves, guards, dtype, key, rank),
             default=lambda leaves, guards, key, rank: radix.cuts_at(
                 leaves, guards, dtype, (0,) * len(leaves), rank[None], key[None]
-            ).index[0],
+            ).position[0],
         )
 
     @index_at.def_vmap

@@ -30,6 +30,7 @@ from jaxprune import rounding, tree, uniform
 from jaxprune.base import Array, Params, QArray, QParams, QuantSpec, Setting, Where
 from jaxprune.ranges import mean_squared_error as mean_squared_error
 from jaxprune.ranges import percentile as percentile
+from jaxprune.sharding import automatic, explicit_spec
 
 _PLAIN = QuantSpec()
 
@@ -264,19 +265,15 @@ def _is_qarray(leaf: Any) -> bool:
 
 @partial(jax.jit, static_argnames="spec")
 def _choose_leaves(leaves, widths, clips, spec):
-    return [uniform.choose(x, uniform.width(b), clip, spec) for x, b, clip in zip(leaves, widths, clips, strict=True)]
+    choose = partial(uniform.choose, spec=spec)
+    return [automatic(choose, x, uniform.width(b), clip) for x, b, clip in zip(leaves, widths, clips, strict=True)]
 
 
 @partial(jax.jit, static_argnames="spec")
 def _fake_quant_leaves(leaves, widths, clips, given, spec):
-    return [
-        uniform.ungroup(
-            uniform.straight_through(uniform.group(x, spec), *uniform.grid_of(x, uniform.width(b), clip, q, spec)[1]),
-            x.shape,
-            spec,
-        )
-        for x, b, clip, q in zip(leaves, widths, clips, given or [None] * len(leaves), strict=True)
-    ]
+    zipped = zip(leaves, widths, clips, given or [None] * len(leaves), strict=True)
+    fake = partial(uniform.fake_quant, spec=spec)
+    return [automatic(fake, x, uniform.width(b), clip, q, out=explicit_spec(x)) for x, b, clip, q in zipped]
 
 
 @partial(jax.jit, static_argnames=("spec", "bits"))

@@ -58,7 +58,7 @@ def cuts_at(
         digit, rank = _locate(jnp.stack(counts), jnp.arange(count, dtype=jnp.int32), rank)
         key_digit = jnp.where(on_index, 0, digit).astype(key_type(dtype)) << left.astype(key_type(dtype))
         index_digit = jnp.where(on_index, digit, 0).astype(jnp.uint32) << left
-        return level + 1, Cut(cut.key | key_digit, cut.index | index_digit), rank
+        return level + 1, Cut(cut.key | key_digit, cut.position | index_digit), rank
 
     start = jnp.asarray(0 if keys is None else of_key, jnp.int32)
     found = jnp.zeros(count, key_type(dtype)) if keys is None else keys
@@ -78,7 +78,7 @@ class _NextDigit:
         keys, place = to_keys(values, self.dtype, index, guard), index + np.uint32(self.base)
         shift, found = left.astype(keys.dtype), cut.of(self.ranking)
         agrees = jnp.where(on_index, keys == found.key, _same_above(keys, found.key, shift, self.width))
-        agrees &= ~on_index | _same_above(place, found.index, left, self.width)
+        agrees &= ~on_index | _same_above(place, found.position, left, self.width)
         digit = jnp.where(on_index, place >> left, (keys >> shift).astype(jnp.uint32)) & ((1 << self.width) - 1)
         return jnp.where(agrees, digit, np.uint32(1 << self.width))
 

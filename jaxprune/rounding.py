@@ -8,6 +8,8 @@ Everything is float32, with one rounding a step, and written so that a compiler 
 * a float sum depends on its order, so sums that decide anything run in a fixed order (``ranges``).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +22,9 @@ TINY = np.finfo(np.float32).tiny  # a step below it would be subnormal, which ba
 HUGE = np.finfo(np.float32).max * np.float32(1 - 2**-21)  # room for the rounding of scale * code
 
 
-def divide(x: Array, by: Array) -> Array:
-    """Correctly rounded ``x / by`` for finite ``x``, whatever is constant or broadcast."""
-    return x / (by + (x - x))
+def divide(x: Array, by: Any) -> Array:
+    """``x / by`` correctly rounded, whatever is constant or broadcast: XLA does not see through the select."""
+    return x / jnp.where(jnp.isnan(x), 1.0, by)
 
 
 def top_code(bits: Array, symmetric: bool) -> Array:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
+from jax.core import Tracer
 
 from jaxprune.base import Array, Params, Setting, Where
 
@@ -107,7 +107,7 @@ def check_setting(value: Any, name: str, low: float, high: float) -> Any:
         raise ValueError(
             f"{name} must be a scalar, got shape {shape}; use jax.vmap or jaxprune.sweep for several settings"
         )
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value.astype(jnp.float32)
     number = np.asarray(value)
     if not (np.issubdtype(number.dtype, np.integer) or jnp.issubdtype(number.dtype, jnp.floating)):
@@ -120,7 +120,7 @@ def check_setting(value: Any, name: str, low: float, high: float) -> Any:
 def check_settings(values: Any, name: str, low: float, high: float) -> Array:
     """``values``, an array or nested sequence of settings, as a float32 array; concrete ones lie in [low, high]."""
     array = jnp.asarray(values, jnp.float32)
-    if not isinstance(array, jax.core.Tracer):
+    if not isinstance(array, Tracer):
         for value in np.ravel(array):
             check_setting(value, name, low, high)
     return array

@@ -1,5 +1,6 @@
 """A uniform quantizer on one array: its groups, its scale, its fake and its stored form. Called under ``jit``."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 
 from jaxprune.base import Array, QArray, QParams, QuantSpec
 from jaxprune.ranges import full_range, mean_magnitude
 from jaxprune.rounding import TINY, divide, grid, multiples, qparams_of, snap
+from jaxprune.sharding import automatic, explicit_spec
 
 
 def layout(shape: tuple[int, ...], spec: QuantSpec, path: str) -> tuple[int | None, tuple[int, ...]]:
@@ -133,7 +136,20 @@ def _store(x: Array, dtype: Any) -> Array:
     return jnp.clip(x, -largest, largest).astype(dtype)
 
 
+def fake_quant(x: Array, bits: Array, clip: Array, given: QParams | None, spec: QuantSpec) -> Array:
+    return ungroup(straight_through(group(x, spec), *grid_of(x, bits, clip, given, spec)[1]), x.shape, spec)
+
+
 def quantize(x: Array, width: Array, clip: Array, given: QParams | None, spec: QuantSpec, bits: int) -> QArray:
+    coded = partial(_coded, spec=spec, bits=bits)
+    shardings = (explicit_spec(x), PartitionSpec(), PartitionSpec())
+    codes, scale, zero_point = automatic(coded, x, width, clip, given, out=shardings)
+    return QArray(codes, scale, zero_point, bits, np.dtype(x.dtype), spec)
+
+
+def _coded(
+    x: Array, width: Array, clip: Array, given: QParams | None, spec: QuantSpec, bits: int
+) -> tuple[Array, Array, Array]:
     qparams, (scale, divisor, lowest, highest) = grid_of(x, width, clip, given, spec)
     zero_point = jnp.broadcast_to(qparams.zero_point, scale.shape)
     dtype, marker = _storage(bits, spec.symmetric)
@@ -142,7 +158,7 @@ def quantize(x: Array, width: Array, clip: Array, given: QParams | None, spec: Q
     code, _ = multiples(jnp.where(nan, 0, grouped), divisor, lowest, highest)
     code = code.astype(jnp.int32) + zero_point
     code = code if marker is None else jnp.where(nan, marker, code)
-    return QArray(ungroup(code.astype(dtype), x.shape, spec), scale, zero_point, bits, np.dtype(x.dtype), spec)
+    return ungroup(code.astype(dtype), x.shape, spec), scale, zero_point
 
 
 def dequantize(q: QArray) -> Array:

@@ -16,11 +16,13 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.base import Array
 from jaxprune.histogram import histogram
+from jaxprune.rounding import divide
+from jaxprune.sharding import automatic
 
 
 def entropy(w: Array, bins: int) -> Array:
     """Entropy in bits of each unit's histogram, over equal bins between the finite ends of ``w``: (1, ..., 1, C)."""
-    counts = _histograms(jax.lax.stop_gradient(w), bins)
+    counts = automatic(partial(_histograms, bins=bins), jax.lax.stop_gradient(w))
     p = divide(counts.astype(jnp.float32), jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True, dtype=jnp.uint32), 1))
     # log2 by parts, exact at powers of two: jnp.log2 alone is an ulp off at some of them.
     mantissa, exponent = jnp.frexp(jnp.where(p == 0, 1.0, p))
@@ -104,12 +106,3 @@ def power_of_two(largest: Array) -> Array:
     """The power of two that takes ``largest`` (float32, >= 0) into [2, 4): an exact factor, itself a normal float."""
     exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) & 0xFF
     return jax.lax.bitcast_convert_type((255 - jnp.clip(exponent, 1, 254)) << 23, jnp.float32)
-
-
-def divide(x: Array, divisor: Any) -> Array:
-    """``x / divisor`` correctly rounded, so that every way of running a program gives the same bits.
-
-    XLA replaces the division by a constant or by a broadcast scalar with a product by its reciprocal, which is an ulp
-    off (a/a need not be 1), depends on what was batched, and is 0 for large divisors. It does not see through a select.
-    """
-    return x / jnp.where(jnp.isnan(x), 1.0, divisor)

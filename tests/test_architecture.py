@@ -18,7 +18,7 @@ MODULES = sorted({file.relative_to(PACKAGE).parts[0].removesuffix(".py") for fil
 # A module imports from earlier layers only, never from its own. A new module takes its place here.
 LAYERS = (
     ("base",),
-    ("tree",),
+    ("tree", "sharding"),
     ("keys", "histogram", "rounding"),
     ("radix", "bisection", "ranges", "unit_statistics"),
     ("order", "uniform"),

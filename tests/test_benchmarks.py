@@ -40,4 +40,4 @@ def test_runs_as_a_file(name, tmp_path, capfd):
 
 
 def test_runs_as_a_module(tmp_path):
-    assert run(tmp_path, "-m", "benchmarks.select")["small"]
+    assert run(tmp_path, "-m", "benchmarks.n_of_m")["small"]

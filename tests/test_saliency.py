@@ -269,7 +269,7 @@ def test_zero_size_leaves(name):
 
 
 def test_compiled_once_for_equal_structures():
-    calls = saliency._each._cache_size
+    calls = saliency._apply._each._cache_size
     saliency.unit_entropy({"w": jnp.ones((6, 5))}, bins=11)
     before = calls()
     for i in range(4):

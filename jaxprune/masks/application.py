@@ -5,9 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Masks, Params
+from jaxprune.rounding import divide
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
@@ -31,7 +33,14 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     [0.0, 0.0, 1.0, 0.0]
     """
     chosen, kept = pair(params, masks)
-    return chosen.replace(_apply(chosen.values, kept))
+    touched = [i for i, mask in enumerate(kept) if not _keeps_all(mask)]
+    chosen = chosen._replace(chosen=tuple(chosen.chosen[i] for i in touched))
+    return chosen.replace(_apply(chosen.values, [kept[i] for i in touched]))
+
+
+def _keeps_all(mask: Array) -> bool:
+    """Whether it is sure, outside a trace, that the mask is the 0-d ``True``: its leaf comes back as it is."""
+    return mask.ndim == 0 and not isinstance(mask, Tracer) and bool(mask)
 
 
 @jax.jit
@@ -64,8 +73,10 @@ def sparsity_of(masks: Masks, params: Params) -> Array:
 
 def _removed_fraction(masks: list[Array], sizes: tuple[int, ...]) -> Array:
     total = sum(sizes)
-    removed = [(size // mask.size) * jnp.sum(~mask, dtype=jnp.uint32) for mask, size in zip(masks, sizes, strict=True)]
-    return sum((count.astype(jnp.float32) for count in removed), jnp.zeros((), jnp.float32)) / max(total, 1)
+    removed = jnp.zeros((), jnp.float32)
+    for mask, size in zip(masks, sizes, strict=True):
+        removed += jnp.sum(~mask, dtype=jnp.uint32).astype(jnp.float32) * np.float32(size // mask.size)
+    return divide(removed, np.float32(max(total, 1)))
 
 
 def pair(params: Params, masks: Masks) -> tuple[tree.Selection, list[Array]]:

@@ -11,6 +11,7 @@ from jaxprune import tree
 from jaxprune.base import Array, Masks, Scores, Setting, Where
 from jaxprune.keys import common_dtype, to_keys
 from jaxprune.masks.selection import Scope, as_masks, keep_highest
+from jaxprune.sharding import automatic, explicit_spec
 
 
 def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False, where: Where = None) -> Masks:
@@ -35,7 +36,7 @@ def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False,
     >>> n_of_m(jnp.array([[1.0], [4.0], [3.0], [2.0]]), 2, 4)[:, 0].tolist()
     [False, True, True, False]
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not isinstance(m, int | np.integer):
+    if any(isinstance(number, bool) or not isinstance(number, int | np.integer) for number in (n, m)):
         raise TypeError(f"n and m must be integers, got n={n!r}, m={m!r}")
     if m < 1 or not 0 <= n <= m:
         raise ValueError(f"n of m must have 0 <= n <= m and m >= 1, got n={n}, m={m}")
@@ -61,8 +62,11 @@ def _best_of_group(scores: Array, n: int, m: int, axis: int) -> Array:
     # No float has key 0: the padding of a short tail goes first.
     keys = jnp.pad(keys, [(0, -length % m if i == axis else 0) for i in range(keys.ndim)])
     groups = keys.reshape(*keys.shape[:axis], -1, m, *keys.shape[axis + 1 :])
+    if m > 16:  # a program of m * m comparisons is fast for short groups alone
+        kept = _ranks_by_loop(groups, axis + 1) >= m - n
+        return jax.lax.slice_in_dim(kept.reshape(keys.shape), 0, length, axis=axis)
     members = [jax.lax.index_in_dim(groups, i, axis + 1, keepdims=False) for i in range(m)]
-    ranks = [jnp.zeros(members[0].shape, jnp.uint8 if m < 256 else jnp.uint32) for _ in members]
+    ranks = [jnp.zeros(members[0].shape, jnp.uint8) for _ in members]
     for j in range(m):
         for i in range(j):
             earlier_first = members[i] <= members[j]
@@ -70,6 +74,17 @@ def _best_of_group(scores: Array, n: int, m: int, axis: int) -> Array:
             ranks[i] += (~earlier_first).astype(ranks[i].dtype)
     kept = jnp.stack([rank >= m - n for rank in ranks], axis + 1).reshape(keys.shape)
     return jax.lax.slice_in_dim(kept, 0, length, axis=axis)
+
+
+def _ranks_by_loop(groups: Array, axis: int) -> Array:
+    """How many of its group go before each member, by one comparison of all groups with each of their members."""
+    position = jax.lax.broadcasted_iota(jnp.int32, groups.shape, axis)
+
+    def step(j: Array, ranks: Array) -> Array:
+        other = jax.lax.dynamic_index_in_dim(groups, j, axis)
+        return ranks + ((other < groups) | ((other == groups) & (j < position))).astype(jnp.int32)
+
+    return jax.lax.fori_loop(0, groups.shape[axis], step, jnp.zeros(groups.shape, jnp.int32))
 
 
 def blocks(
@@ -106,7 +121,7 @@ def blocks(
         if leaf.ndim < len(block):
             raise ValueError(f"leaf {tree.show(path)} has shape {leaf.shape}, too few axes for blocks of shape {block}")
     kept = keep_highest(chosen, _block_means(chosen.values, block), sparsity, scope)
-    return as_masks(chosen, _spread(kept, block, tuple(leaf.shape for leaf in chosen.values)))
+    return as_masks(chosen, _spread(kept, chosen.values, block))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -122,14 +137,15 @@ def _block_means(scores: list[Array], block: tuple[int, ...]) -> list[Array]:
 
         return total(leaf.astype(jnp.float32)) / total(jnp.ones(leaf.shape, jnp.float32))
 
-    return [mean(leaf) for leaf in scores]
+    return [automatic(mean, leaf) for leaf in scores]
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _spread(masks: list[Array], block: tuple[int, ...], shapes: tuple[tuple[int, ...], ...]) -> list[Array]:
-    def spread(mask: Array, shape: tuple[int, ...]) -> Array:
+@partial(jax.jit, static_argnums=2)
+def _spread(masks: list[Array], scores: list[Array], block: tuple[int, ...]) -> list[Array]:
+    def spread(leaf: Array, mask: Array) -> Array:
         for axis, size in zip(range(-len(block), 0), block, strict=True):
             mask = jnp.repeat(mask, size, axis=axis)
-        return mask[tuple(slice(length) for length in shape)]
+        return mask[tuple(slice(length) for length in leaf.shape)]
 
-    return [spread(mask, shape) for mask, shape in zip(masks, shapes, strict=True)]
+    pairs = zip(scores, masks, strict=True)
+    return [automatic(spread, leaf, mask, out=explicit_spec(leaf)) for leaf, mask in pairs]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune import order, tree
 from jaxprune.base import Array, Masks, Scores, Setting, Where
@@ -90,7 +91,7 @@ def keep_highest(
     if scope == "global":
         return _keep(scores, tree.check_setting(sparsity, "sparsity", 0.0, 1.0), min_keep)
     sparsities = tree.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in scores):
+    if any(isinstance(leaf, Tracer) for leaf in scores):
         return _keep_each(scores, sparsities, min_keep)  # one program: all leaves share one loop
     pairs = zip(scores, sparsities, strict=True)  # eager: leaves of one shape share one program
     return [_keep_each([leaf], [fraction], min_keep)[0] for leaf, fraction in pairs]

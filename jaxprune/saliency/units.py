@@ -1,0 +1,151 @@
+"""Criteria that score each unit: one score an index along the last axis, of shape ``(1, ..., 1, C)``."""
+
+import math
+from numbers import Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree, unit_statistics
+from jaxprune.base import Array, Params, Scores
+from jaxprune.rounding import divide
+from jaxprune.saliency._apply import floating, score
+from jaxprune.unit_statistics import within_unit
+
+
+def unit_norm(params: Params, ord: float = 1) -> Scores:
+    """Scores each unit by the norm of its weights, ``(sum of |w|**ord) ** (1 / ord)``.
+
+    With ``ord`` 1 the criterion of Li et al., "Pruning Filters for Efficient ConvNets" (2017).
+
+    Args:
+      params: any pytree of arrays; units are along the last axis.
+      ord: a real number above 0, or ``inf`` for the largest magnitude. Static.
+
+    Returns:
+      Scores of the structure of ``params``; of a leaf of shape ``(..., C)`` they have shape ``(1, ..., 1, C)``. Float32
+      and computed in float32, with no overflow or underflow on the way. The derivative at a zero unit is taken as 0.
+
+    Raises:
+      ValueError: ``ord`` is not a number above 0.
+      TypeError: a leaf is no array, with its path.
+
+    >>> unit_norm(jnp.array([[3.0, 1.0], [-4.0, 1.0]]), ord=2)
+    Array([[5.       , 1.4142135]], dtype=float32)
+    """
+    if isinstance(ord, bool) or not isinstance(ord, Real) or not ord > 0:
+        raise ValueError(f"ord must be a number above 0 (it is static, inf is allowed), got {ord!r}")
+    return score(floating(params), _unit_norm, float(ord))
+
+
+def _unit_norm(w: Array, ord: float) -> Array:
+    w = jnp.abs(w.astype(jnp.float32))
+    axes = within_unit(w)
+    if ord == 1:
+        return jnp.sum(w, axis=axes, keepdims=True)
+    largest = jnp.max(w, axis=axes, keepdims=True, initial=0.0)
+    if ord == math.inf:
+        return largest
+    # The norm is homogeneous, so the divisor needs no derivative. Both derivatives at 0 are taken as 0.
+    scale = jax.lax.stop_gradient(jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0))
+    ratio = divide(w, scale)
+    powers = jnp.where(ratio == 0, 0.0, jnp.where(ratio == 0, 1.0, ratio) ** ord)
+    total = jnp.sum(powers, axis=axes, keepdims=True)
+    return jnp.where(total == 0, 0.0, scale * jnp.where(total == 0, 1.0, total) ** (1 / ord))
+
+
+def unit_entropy(params: Params, bins: int = 64) -> Scores:
+    """Scores each unit by the entropy of the histogram of its incoming weights, ``H = -sum P log2 P``.
+
+    All units of a leaf share ``bins`` equal bins between ``lo`` and ``hi``, the finite minimum and maximum of the leaf:
+    ``v`` falls in bin ``min(floor((v - lo) / (hi - lo) * bins), bins - 1)``, each step rounded to float32. A unit whose
+    weights are all alike has entropy 0, however large they are.
+
+    Args:
+      params: any pytree of arrays; units are along the last axis.
+      bins: number of bins, at least 1. Static.
+
+    Returns:
+      Scores of the structure of ``params``; of a leaf of shape ``(..., C)`` they have shape ``(1, ..., 1, C)``.
+      Float32, in bits, in [0, log2 bins] up to the rounding of the sum; a unit that fills 2**k bins evenly has k bits.
+      Counts are exact integers. Weights that are not finite are not counted, and ranges that overflow float32 do no
+      harm. A constant leaf, a unit without weights and a unit of non-finite weights score 0. The derivative is 0.
+
+    Raises:
+      ValueError: ``bins`` is not an integer of at least 1; or a unit has 2**31 weights or more, or a leaf as many bins,
+        with the leaf's path.
+      TypeError: a leaf is no array, with its path.
+
+    >>> unit_entropy(jnp.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]), bins=4)
+    Array([[2., 0.]], dtype=float32)
+    """
+    return score(_countable(params, bins), unit_statistics.entropy, int(bins))
+
+
+def unit_sparsity(params: Params) -> Scores:
+    """Scores each unit by its fraction of zeros, ``zeros / elements``.
+
+    The one criterion here where **larger is less important**: ``masks.by_unit_sparsity`` removes the units *above* a
+    threshold. To rank units by it, negate it.
+
+    Args:
+      params: any pytree of arrays; units are along the last axis.
+
+    Returns:
+      Fractions in [0, 1] in the structure of ``params``; of a leaf of shape ``(..., C)`` they have shape
+      ``(1, ..., 1, C)``. The counts are exact integers, the quotient is the float32 nearest to the fraction (of units
+      above 2**24 elements, to within an ulp or two). -0.0 is a zero, NaN is none; a subnormal is one where the backend
+      flushes them, as XLA does on CPU. A unit without elements has 0.
+
+    Raises:
+      ValueError: a unit has 2**31 elements or more, with the leaf's path.
+      TypeError: a leaf is no array, with its path.
+
+    >>> unit_sparsity(jnp.array([[0.0, 1.0], [2.0, 1.0], [0.0, 0.0], [0.0, 1.0]]))
+    Array([[0.75, 0.25]], dtype=float32)
+    """
+    return score(_countable(params), unit_statistics.sparsity)
+
+
+def activation_entropy(activations: Any, bins: int = 64) -> Any:
+    """Scores each unit by the entropy of the histogram of its activations over a data set, ``H = -sum P log2 P``.
+
+    As :func:`unit_entropy`, with samples in the place of incoming weights: all units of one array share ``bins`` equal
+    bins between that array's finite minimum and maximum. A unit that is always off, or always the same, scores 0.
+
+    Args:
+      activations: an array of shape ``(..., C)``, or any pytree of such arrays (one a layer, say). All leading axes
+        (batch, height, width) are samples.
+      bins: number of bins, at least 1. Static.
+
+    Returns:
+      Scores of the structure of ``activations``, float32, in bits, each of shape ``(C,)``: exact counts, as in
+      :func:`unit_entropy`.
+
+    Raises:
+      ValueError: ``bins`` is not an integer of at least 1; or an array has no axis, or 2**31 samples or more a unit, or
+        as many bins, with its path.
+      TypeError: a leaf is no array, with its path.
+
+    >>> activation_entropy(jnp.array([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]), bins=4)
+    Array([0., 2.], dtype=float32)
+    """
+    selection = _countable(activations, bins)
+    for i in selection.chosen:
+        if np.ndim(selection.leaves[i]) == 0:
+            raise ValueError(f"activations at {selection.paths[i]!r} are a scalar; they need a last axis of units")
+    return score(selection, _activation_entropy, int(bins))
+
+
+def _activation_entropy(x: Array, bins: int) -> Array:
+    return unit_statistics.entropy(x, bins).reshape(x.shape[-1:])
+
+
+def _countable(params: Params, bins: int = 1) -> tree.Selection:
+    """The floating leaves, once it is sure that their histograms fit 32-bit integers."""
+    unit_statistics.check_bins(bins)
+    selection = floating(params)
+    unit_statistics.check_countable(selection, int(bins))
+    return selection

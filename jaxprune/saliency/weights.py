@@ -1,0 +1,171 @@
+"""Criteria that score each weight."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.base import Array, Params, Scores
+from jaxprune.rounding import divide
+from jaxprune.saliency._apply import floating, no_score, score
+from jaxprune.unit_statistics import power_of_two, within_unit
+
+
+def magnitude(params: Params) -> Scores:
+    """Scores each weight by its magnitude, ``|w|``.
+
+    Args:
+      params: any pytree of arrays.
+
+    Returns:
+      Scores of the structure, shapes and dtypes of ``params`` (the magnitude is exact in every dtype).
+
+    Raises:
+      TypeError: a leaf is no array, with its path.
+
+    >>> magnitude({"kernel": jnp.array([[-2.0, 0.5]])})
+    {'kernel': Array([[2. , 0.5]], dtype=float32)}
+    """
+    return score(floating(params), _magnitude)
+
+
+def _magnitude(w: Array) -> Array:
+    return jnp.abs(w)
+
+
+def gradient(params: Params, grads: Params) -> Scores:
+    """Scores each weight by ``|w * g|``: to first order, how much the loss changes when the weight becomes 0.
+
+    The Taylor criterion of Molchanov et al., "Importance Estimation for Neural Network Pruning" (2019), without the
+    square; at initialization it is the connection sensitivity of SNIP (Lee et al., 2019).
+
+    Args:
+      params: any pytree of arrays.
+      grads: the loss gradient, a tree with the same floating leaves (paths and shapes) as ``params``. Other leaves
+        of it are not looked at, so ``float0`` and ``None`` may stand for parameters that have no gradient.
+
+    Returns:
+      Scores of the structure and shapes of ``params``, float32 and computed in float32.
+
+    Raises:
+      ValueError: the floating leaves of the trees have different paths, or different shapes at one path.
+      TypeError: a leaf is no array, with its path.
+
+    >>> gradient(jnp.array([2.0, -3.0]), jnp.array([0.5, 1.0]))
+    Array([1., 3.], dtype=float32)
+    """
+    selection = floating(params)
+    return score(selection, _gradient, partners=[_matching(selection, grads, "grads")])
+
+
+def _gradient(w: Array, g: Array) -> Array:
+    return jnp.abs(w.astype(jnp.float32) * g.astype(jnp.float32))
+
+
+def fisher(params: Params, squared_grads: Params) -> Scores:
+    """Scores each weight by ``w**2 * F / 2``: the loss that its removal costs by a diagonal Fisher approximation.
+
+    With ``F = E[g**2]`` this is the criterion of Theis et al., "Faster gaze prediction with dense networks and Fisher
+    pruning" (2018); with the diagonal of the Hessian it is Optimal Brain Damage (LeCun et al., 1990).
+
+    Args:
+      params: any pytree of arrays.
+      squared_grads: the mean over samples of each weight's squared gradient (not the square of the mean gradient), a
+        tree with the same floating leaves as ``params``. Not checked to be non-negative.
+
+    Returns:
+      Scores of the structure and shapes of ``params``, float32 and computed in float32, in units of the loss. Nothing
+      on the way overflows or underflows unless twice the score does.
+
+    Raises:
+      ValueError: the floating leaves of the trees have different paths, or different shapes at one path.
+      TypeError: a leaf is no array, with its path.
+
+    >>> fisher(jnp.array([2.0, -4.0]), jnp.array([1.0, 0.5]))
+    Array([2., 4.], dtype=float32)
+    """
+    selection = floating(params)
+    return score(selection, _fisher, partners=[_matching(selection, squared_grads, "squared_grads")])
+
+
+def _fisher(w: Array, squared: Array) -> Array:
+    w = w.astype(jnp.float32)
+    # In this order no intermediate leaves the range of floats unless the result does; w * w would.
+    return w * (w * squared.astype(jnp.float32)) * 0.5
+
+
+def _matching(selection: tree.Selection, grads: Any, name: str) -> list[Array]:
+    """The gradients of the chosen leaves, by path; their structure and shapes must be those of the parameters."""
+    other = floating(grads)
+    # Leaves without a gradient do not count: compare the floating ones alone.
+    tree.same_paths(selection._replace(paths=selection.names), other._replace(paths=other.names), "params", name)
+    for path, value, partner in zip(selection.names, selection.values, other.values, strict=True):
+        if value.shape != partner.shape:
+            raise ValueError(f"{name} at {path!r} has shape {partner.shape}, the parameter has shape {value.shape}")
+    return other.values
+
+
+def random(params: Params, key: Array) -> Scores:
+    """Scores each weight by a uniform random number in [0, 1): the baseline that every criterion has to beat.
+
+    Args:
+      params: any pytree of arrays. Only paths and shapes matter.
+      key: a PRNG key, traced. Each leaf draws from the key folded with the leaf's position in the tree.
+
+    Returns:
+      Scores of the structure and shapes of ``params``, float32. The same key gives the same scores.
+
+    Raises:
+      TypeError: a leaf is no array, with its path; or ``key`` is no key.
+
+    >>> scores = random(jnp.zeros((2, 3)), jax.random.key(0))
+    >>> scores.shape, bool(jnp.all((scores >= 0) & (scores < 1)))
+    ((2, 3), True)
+    """
+    selection = floating(params)
+    shapes = tuple(np.shape(selection.leaves[i]) for i in selection.chosen)
+    return selection.replace(_random(key, selection.chosen, shapes), no_score)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _random(key: Array, positions: tuple[int, ...], shapes: tuple[tuple[int, ...], ...]) -> list[Array]:
+    keys = [jax.random.fold_in(key, i) for i in positions]
+    return [jax.random.uniform(k, shape, jnp.float32) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def connection_entropy(params: Params) -> Scores:
+    """Scores each weight by ``-p log2 p``, where ``p = |w| / sum of |w|`` over the weights of its unit.
+
+    The sum of the scores over a unit is the entropy of how its total weight is spread over its inputs: 0 for a single
+    input, ``log2 n`` for n equal ones. Note that the score is largest at ``p = 1/e`` and falls beyond: a weight that
+    dominates its unit carries little entropy.
+
+    Args:
+      params: any pytree of arrays; units are along the last axis, the sum runs over all the others.
+
+    Returns:
+      Scores of the structure and shapes of ``params``, float32, in bits, in [0, 0.531]. A zero weight scores 0 (0 log
+      0 = 0), a unit without any weight 0 throughout. The sum cannot overflow. A NaN makes its whole unit NaN; beside an
+      infinite weight, which is NaN, finite weights score 0. The derivative at a zero weight, which is infinite, is
+      taken as 0.
+
+    Raises:
+      TypeError: a leaf is no array, with its path.
+
+    >>> connection_entropy(jnp.array([[1.0, 0.0], [1.0, 5.0]]))
+    Array([[0.5, 0. ],
+           [0.5, 0. ]], dtype=float32)
+    """
+    return score(floating(params), _connection_entropy)
+
+
+def _connection_entropy(w: Array) -> Array:
+    w = jnp.abs(w.astype(jnp.float32))
+    largest = jnp.max(w, axis=within_unit(w), keepdims=True, initial=0.0)
+    w = w * jax.lax.stop_gradient(power_of_two(largest))
+    total = jnp.sum(w, axis=within_unit(w), keepdims=True)
+    p = divide(w, jnp.where(total == 0, 1.0, total))
+    return jnp.where(p == 0, 0.0, 0.0 - p * jnp.log2(jnp.where(p == 0, 1.0, p)))  # never -0.0
