@@ -28,9 +28,19 @@ from jax.core import Tracer
 
 from jaxprune import rounding, tree, uniform
 from jaxprune.base import Array, Params, QArray, QParams, QuantSpec, Setting, Where
-from jaxprune.ranges import mean_squared_error as mean_squared_error
-from jaxprune.ranges import percentile as percentile
+from jaxprune.ranges import mean_squared_error, percentile
 from jaxprune.sharding import automatic, explicit_spec
+
+__all__ = [
+    "choose_qparams",
+    "dequantize",
+    "fake_quant",
+    "fixed_point",
+    "fixed_point_codes",
+    "mean_squared_error",
+    "percentile",
+    "quantize",
+]
 
 _PLAIN = QuantSpec()
 
@@ -216,10 +226,6 @@ def fixed_point_codes(params: Params, fraction_bits: Setting, *, where: Where = 
     return selection.replace(_fixed_point_code_leaves(selection.values, fractions))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks, in Python
-
-
 def _select(params: Params, spec: QuantSpec, where: Where) -> tree.Selection:
     selection = tree.select(params, where)
     for name, leaf in zip(selection.names, selection.values, strict=True):
@@ -257,10 +263,6 @@ def _has_nan(leaf: Array) -> bool:
 
 def _is_qarray(leaf: Any) -> bool:
     return isinstance(leaf, QArray)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Work on arrays: one jitted function each, over the list of chosen leaves
 
 
 @partial(jax.jit, static_argnames="spec")

@@ -34,20 +34,11 @@ def full_range(x: Array, axes: tuple[int, ...], symmetric: bool) -> tuple[Array,
     def masked(x):
         return extremes(jnp.where(jnp.isfinite(x), x, 0))
 
-    def streamed(x):
-        def widen(ends, row):
-            row = jnp.where(jnp.isfinite(row), jnp.abs(row) if symmetric else row, 0)
-            return jnp.minimum(ends[0], row), jnp.maximum(ends[1], row)
-
-        low, high = _stream(x, axes, widen, lambda zeros: (zeros, zeros))
-        low, high = (end.astype(x.dtype).reshape(_kept_shape(x, axes)) for end in (low.min(0), high.max(0)))
-        return (-high, high) if symmetric else (low, high)
-
     def guarded(x):
         # XLA's fast CPU reductions lose maxima next to a NaN, and copy an array that is masked first. Sums keep NaN, so
-        # one read decides whether any entry must be left out, and only then the slower loop runs.
+        # one read decides whether any entry must be left out, and only then the copy is made.
         found = extremes(x)
-        return lax.cond(jnp.sum(x - x) == 0, lambda x: found, streamed, x)
+        return lax.cond(jnp.sum(x - x) == 0, lambda x: found, masked, x)
 
     low, high = masked(x) if x.size < _LARGE else lax.platform_dependent(x, cpu=guarded, default=masked)
     return low.astype(jnp.float32), high.astype(jnp.float32)
