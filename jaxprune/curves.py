@@ -137,7 +137,7 @@ def _entropy_curve(w: Array, thresholds: Array, bins: int) -> tuple[Array, Array
     return share, _relative(jnp.sum(jnp.where(removed, energy, 0.0), axis=1), w)
 
 
-def _squares(values: Array) -> Array:
+def _squares(values: Array, *_: Any) -> Array:
     return jnp.square(values.astype(jnp.float32))
 
 

@@ -28,8 +28,8 @@ Binning = Callable[..., Array]
 _CHUNK = 1 << 14
 
 
-#: Elements to the float32 amounts that they add to their bins, elementwise. Hashable.
-Weigh = Callable[[Array], Array]
+#: ``(elements, *operands) -> amounts``: the float32 that each element adds to its bin, elementwise. Hashable.
+Weigh = Callable[..., Array]
 
 
 def histogram(
@@ -94,7 +94,7 @@ def _count(
     def add(counts: Array, elements: Array, start: Any) -> Array:
         positions = jnp.asarray(start).astype(jnp.uint32) + lax.iota(jnp.uint32, elements.size)
         bins = binning(elements, to_index(positions), *operands)
-        return counts.at[bins].add(jnp.uint32(1) if weigh is None else weigh(elements), mode="drop")
+        return counts.at[bins].add(jnp.uint32(1) if weigh is None else weigh(elements, *operands), mode="drop")
 
     def in_chunks(flat: Array) -> Array:
         tail = add(empty, flat[chunks * _CHUNK :], chunks * _CHUNK)

@@ -6,9 +6,9 @@ entries that fill up a last, shorter block are NaN, and int32 ``bits``.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,10 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array, Calibration, QuantSpec
+from jaxprune.histogram import histogram
 from jaxprune.rounding import HUGE, divide, grid, qparams_of, snap
 
+_LANES = 2**14  # sums that the mean magnitude is made of
 _ROWS = 8192  # entries that a step of a streaming loop works on
 _LARGE = 2**20  # entries from which a copy is worth avoiding
 
@@ -53,13 +55,12 @@ def mean_magnitude(axes: tuple[int, ...]):
     """
 
     def mean(x, high):
-        shift = jnp.where(high > 2.0**64, jnp.float32(2.0**-32), 1).reshape(-1)  # against overflow; exact
-
-        def size_and_one(row):
-            return jnp.where(jnp.isfinite(row), jnp.stack([jnp.abs(row) * shift, jnp.ones_like(row)]), 0)
-
-        total, count = _ordered_sums(x, axes, size_and_one, 2)
-        return (divide(total, jnp.maximum(count, 1)) / shift).reshape(high.shape)
+        shift = jnp.where(jnp.max(high) > 2.0**64, jnp.float32(2.0**-32), 1)  # against overflow; exact
+        lane = _Lane(x.shape, axes)
+        parts = histogram(x, (shift,), lane, lane.groups * lane.lanes, _finite_magnitude)
+        total = _tree_sum(parts.reshape(lane.groups, lane.lanes)).reshape(high.shape)
+        count = jnp.sum(jnp.isfinite(x), axes, dtype=jnp.int32, keepdims=True).astype(jnp.float32)
+        return divide(total, jnp.maximum(count, 1)) / shift
 
     @custom_vmap
     def lazily(wanted, x, high):
@@ -74,6 +75,40 @@ def mean_magnitude(axes: tuple[int, ...]):
         return mean_magnitude(tuple(a + 1 for a in axes))(wanted, x, high), True
 
     return lazily
+
+
+def _finite_magnitude(values: Array, shift: Array) -> Array:
+    return jnp.where(jnp.isfinite(values), jnp.abs(values.astype(jnp.float32)) * shift, 0)
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """Sends each entry to one of the lanes of its group: sums that are short, and in one order in every program."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @property
+    def groups(self) -> int:
+        return prod(n for i, n in enumerate(self.shape) if i not in self.axes)
+
+    @property
+    def lanes(self) -> int:
+        return 1 << max(0, (_LANES // max(self.groups, 1)).bit_length() - 1)
+
+    def __call__(self, values: Array, index: Array, shift: Array) -> Array:
+        numbers = {True: jnp.zeros_like(index), False: jnp.zeros_like(index)}  # of the entry in its group; of the group
+        for i, n in enumerate(self.shape):
+            coordinate = (index // np.uint32(prod(self.shape[i + 1 :]))) % np.uint32(n)
+            numbers[i in self.axes] = numbers[i in self.axes] * np.uint32(n) + coordinate
+        return numbers[False] * np.uint32(self.lanes) + numbers[True] % np.uint32(self.lanes)
+
+
+def _tree_sum(rows: Array) -> Array:
+    """The sum of each row, of a power of two entries, in halves."""
+    while rows.shape[1] > 1:
+        rows = rows[:, : rows.shape[1] // 2] + rows[:, rows.shape[1] // 2 :]
+    return rows[:, 0]
 
 
 def percentile(q: float) -> Calibration:
@@ -147,9 +182,9 @@ def _mean_squared_error(ratios: tuple[float, ...]) -> Calibration:
 
             def squared(row):
                 error = jnp.where(jnp.isfinite(row), row - snap(row, *quantizer), 0)
-                return jnp.minimum(error * error, HUGE)[None]
+                return jnp.minimum(error * error, HUGE)
 
-            (error,) = _ordered_sums(x, axes, squared, 1)
+            error = _ordered_sum(x, axes, squared)
             return tuple(jnp.where(error < best[0], new, old) for new, old in zip((error, ratio), best, strict=True))
 
         start = (jnp.full(low_.shape, jnp.inf), jnp.full(low_.shape, jnp.float32(ratios[0])))
@@ -159,36 +194,26 @@ def _mean_squared_error(ratios: tuple[float, ...]) -> Calibration:
     return calibrate
 
 
-def _ordered_sums(x: Array, axes: tuple[int, ...], terms: Callable[[Array], Array], count: int) -> Array:
-    """Sums over ``axes`` of ``terms(row)``, [count, lanes, K] and 0 at NaN; shape [count, K].
+def _ordered_sum(x: Array, axes: tuple[int, ...], term: Callable[[Array], Array]) -> Array:
+    """The sum over ``axes`` of ``term(row)``, rows [lanes, K] in float32, 0 at NaN; shape [K], K the number of groups.
 
-    Compensated, and in one order in every program, so that what they decide is the same bits everywhere.
-    """
-
-    def add(sums, row):
-        total, rest = sums
-        term = terms(row) + rest
-        new = total + term
-        return new, term - (new - total)
-
-    total, rest = _stream(x, axes, add, lambda zeros: (jnp.stack([zeros] * count),) * 2)
-    lanes = total.shape[1]  # a power of two: fold it in halves
-    steps = lanes.bit_length() - 1
-    return lax.fori_loop(0, steps, lambda i, v: v + jnp.roll(v, lanes >> (i + 1), 1), total + rest)[:, 0]
-
-
-def _stream(x: Array, axes: tuple[int, ...], step: Callable, start: Callable[[Array], Any]) -> Any:
-    """Folds ``step(carry, row)`` over x in float32 rows of shape [lanes, K], NaN at the end, from ``start(zeros)``.
-
-    A loop, so that no copy of x is made whatever ``step`` computes; K is the number of groups, lanes a power of two.
+    Compensated, and in one order in every program, so that what it decides is the same bits everywhere. A loop, so that
+    no copy of x is made whatever ``term`` computes; lanes is a power of two.
     """
     groups, kept = _groups(x, axes), [i for i in range(x.ndim) if i not in axes]
     count = prod(x.shape[i] for i in axes)
     lanes = 1 << (max(1, min(count, _ROWS // max(groups, 1))).bit_length() - 1)
     rows = x.transpose(*axes, *kept).reshape(count, groups)
     rows = jnp.pad(rows, ((0, -count % lanes), (0, 0)), constant_values=jnp.nan).reshape(-1, lanes, groups)
-    zeros = jnp.zeros((lanes, groups), jnp.float32)
-    return lax.fori_loop(0, rows.shape[0], lambda i, carry: step(carry, rows[i].astype(jnp.float32)), start(zeros))
+
+    def add(i, sums):
+        total, rest = sums
+        value = term(rows[i].astype(jnp.float32)) + rest
+        new = total + value
+        return new, value - (new - total)
+
+    total, rest = lax.fori_loop(0, rows.shape[0], add, (jnp.zeros((lanes, groups), jnp.float32),) * 2)
+    return _tree_sum((total + rest).T)
 
 
 def _groups(x: Array, axes: tuple[int, ...]) -> int:
