@@ -81,7 +81,7 @@ def test_fake_quant_equals_the_oracle(layout, dtype):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     values=st.lists(st.floats(width=32) | st.integers(-40, 40).map(lambda i: i / 8), min_size=12, max_size=12),
     bits=st.integers(2, 16),
@@ -99,7 +99,7 @@ def test_any_numbers(values, bits, symmetric):
         assert_bits_equal(y, oracle(x, bits))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     values=st.lists(st.floats(-65504, 65504, width=16), min_size=6, max_size=6),
     bits=st.integers(2, 16),
@@ -483,7 +483,7 @@ def test_fixed_point_equals_the_oracle(dtype):
     np.testing.assert_array_equal(gradient, 1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.floats(width=32, allow_subnormal=False), st.integers(-126, 126))
 def test_fixed_point_of_any_number(value, exponent):
     w = np.float32(value)

@@ -61,7 +61,7 @@ def normal(*shape, seed=0):
 
 
 @pytest.mark.parametrize("name", ORACLES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(w=strategies.float_arrays(shape=st.sampled_from([(4, 3), (2, 3, 5)]), special=False))
 def test_scores_equal_the_oracle(name, w):
     score, oracle, rtol, atol = ORACLES[name]
@@ -73,14 +73,14 @@ def test_scores_equal_the_oracle(name, w):
 @pytest.mark.parametrize(
     "name", ["magnitude", "connection_entropy", "norm_1", "entropy_3", "unit_sparsity", "activations"]
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(w=strategies.float_arrays((np.dtype(np.float32),), st.just((4, 3))))
 def test_nan_and_infinities_as_in_the_oracle(name, w):
     score, oracle, rtol, atol = ORACLES[name]
     np.testing.assert_allclose(np.asarray(score(w)), oracle(w), rtol, atol)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data(), st.sampled_from([(7,), (4, 3)]))
 def test_gradient_and_fisher_equal_the_oracle(data, shape):
     w, g = (data.draw(strategies.float_arrays(shape=shape, special=False)) for _ in range(2))
