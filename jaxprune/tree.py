@@ -94,7 +94,7 @@ def per_leaf(setting: Setting, selection: Selection, name: str, low: float, high
     A scalar serves all leaves; a tree of scalars follows the parameters' paths (a subtree may be given by one value).
     Concrete values outside [low, high] or NaN raise ``ValueError``; traced ones are left for the transform to clamp.
     """
-    if is_scalar(setting):
+    if is_scalar(setting) or selection.paths == [""]:
         return [check_setting(setting, name, low, high)] * len(selection.chosen)
     by_path = follow_paths(setting, selection.paths, selection.names, name)
     return [check_setting(by_path[path], f"{name} of {show(path)}", low, high) for path in selection.names]

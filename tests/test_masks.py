@@ -645,5 +645,5 @@ def test_other_bad_specs():
     for bins in (0, -1, 2.5, True, "8"):
         with pytest.raises(ValueError, match="bins must be an integer of at least 1"):
             masks.by_unit_entropy(params(), 0.5, bins=bins)
-    with pytest.raises(TypeError, match="sparsity must be a real number, got {'Conv_0': 0.5"):
+    with pytest.raises(TypeError, match="sparsity must be a real number for scope='global'.* got {'Conv_0': 0.5"):
         masks.by_sparsity(params(), {"Conv_0": 0.5, "Dense_0": 0.5}, scope="global")

@@ -89,6 +89,10 @@ def keep_highest(
     """One mask for each of ``scores``, which belong to the chosen leaves: the mechanism of ``by_sparsity``."""
     check_scope(chosen, scores, scope)
     if scope == "global":
+        if not tree.is_scalar(sparsity):
+            raise TypeError(
+                f"sparsity must be a real number for scope='global', which ranks all leaves; got {sparsity!r}"
+            )
         return _keep(scores, tree.check_setting(sparsity, "sparsity", 0.0, 1.0), min_keep)
     sparsities = tree.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
     if any(isinstance(leaf, Tracer) for leaf in scores):
