@@ -2,10 +2,14 @@
 
 Start with the short verbs, ``prune``, ``threshold_prune``, ``fake_quant`` and ``fixed_point``; find a setting with
 ``grid``, ``sweep`` and ``pareto_front``; read the outcome with ``report``. The criteria are in ``jaxprune.saliency``,
-what is made of them in ``jaxprune.masks``. The conventions of all of it are in :mod:`jaxprune.base`.
+what is made of them in ``jaxprune.masks``, and how to train with it in ``jaxprune.training``. The conventions of all of
+it are in :mod:`jaxprune.base`.
 """
 
-from jaxprune import allocation, masks, quantization, reports, saliency
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxprune import allocation, masks, quantization, reports, saliency, schedules
 from jaxprune.base import QArray, QParams, QuantSpec
 from jaxprune.curves import entropy_curve, quantization_error_curve, sparsity_curve
 from jaxprune.pruning import Pruned, prune, threshold_prune
@@ -19,6 +23,9 @@ from jaxprune.quantization import (
 )
 from jaxprune.reports import Report, report
 from jaxprune.sweeps import grid, pareto_front, sweep
+
+if TYPE_CHECKING:
+    from jaxprune import training
 
 __version__ = "0.1.0"
 
@@ -45,7 +52,16 @@ __all__ = [
     "report",
     "reports",
     "saliency",
+    "schedules",
     "sparsity_curve",
     "sweep",
     "threshold_prune",
+    "training",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports ``jaxprune.training`` when it is asked for: it alone needs optax, which takes a while."""
+    if name == "training":
+        return importlib.import_module("jaxprune.training")
+    raise AttributeError(f"module 'jaxprune' has no attribute {name!r}")

@@ -85,12 +85,13 @@ def pair(params: Params, masks: Masks) -> tuple[tree.Selection, list[Array]]:
     flags = tree.select(masks, lambda *_: False)
     tree.same_paths(everything, flags, "params", "masks")
     for path, leaf, mask in zip(everything.paths, everything.leaves, flags.leaves, strict=True):
-        _check_mask(path, leaf, mask)
+        check_mask(path, leaf, mask)
     chosen = tree.select(params, lambda _, leaf: tree.is_floating(leaf))
     return chosen, [jnp.asarray(flags.leaves[i]) for i in chosen.chosen]
 
 
-def _check_mask(path: str, leaf: Any, mask: Any) -> None:
+def check_mask(path: str, leaf: Any, mask: Any) -> None:
+    """Raises unless the mask is bool and broadcasts to its parameter."""
     kind = np.dtype(mask.dtype if tree.is_array(mask) else type(mask))
     if kind != np.dtype(bool):
         raise TypeError(f"the mask of {tree.show(path)} has dtype {kind}; masks are bool, True keeps")
