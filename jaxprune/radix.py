@@ -1,11 +1,13 @@
 """Order statistics by radix selection: count one digit, most significant first, among the elements that may still win.
 
-Keys of 32 bits take two passes over the elements, keys of 16 bits one, for one rank or for many.
+Keys of 32 bits take two passes over the elements, or one where a sample says where to look; keys of 16 bits take one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -13,6 +15,12 @@ from jax import lax
 from jaxprune.base import Array
 from jaxprune.histogram import Weigh, histogram
 from jaxprune.keys import Cut, bases, key_type, to_keys
+
+_LARGE = 1 << 22  # elements from which a sample pays, and digits whose histogram takes 1 MiB
+_WIDE = 18  # bits of such digits
+_EVERY = 17  # of so many elements one is sampled; odd, so that every column of a matrix has its turn
+_SAMPLED = 4  # more leaves take longer to compile a sample, or to clear long histograms, than it saves
+_LANES = 1 << 6  # bins that share one count, because additions to a single one wait for each other
 
 
 def cuts_at(
@@ -25,9 +33,10 @@ def cuts_at(
 ) -> Cut:
     """For each of R rankings, a cut that exactly ``ranks[r]`` of its elements lie below.
 
-    One loop finds the digits of the keys and then, among equal keys, those of the flat indices, which most data never
-    need: it ends once no ranking has an equal element left to remove. A loop over digits and not a sequence of passes,
-    and one loop for all rankings, because each loop body costs compile time.
+    One loop finds the keys, digit by digit, and then, among equal keys, the flat indices, which most data never need:
+    it ends once no ranking has an equal element left to remove. A loop over digits and not a sequence of passes, and
+    one loop for all rankings, because each loop body costs compile time. A digit may start anywhere: where a sample
+    tells in which narrow range the key must lie, one pass finds it; if it does not lie there, the search starts anew.
 
     Args:
       leaves: float arrays.
@@ -39,53 +48,108 @@ def cuts_at(
     """
     count = ranks.size
     totals = [sum(leaf.size for leaf, r in zip(leaves, rankings, strict=True) if r == group) for group in range(count)]
-    width = _digit_width(max(totals))
-    of_key = -(-dtype.itemsize * 8 // width)
-    levels = of_key + -(-max(totals).bit_length() // width)
-    lefts = jnp.asarray([*range(of_key)[::-1], *range(levels - of_key)[::-1]], jnp.uint32) * np.uint32(width)
+    large = count == 1 and len(leaves) <= _SAMPLED and totals[0] >= _LARGE
+    width = _WIDE if large else _digit_width(max(totals))
+    lanes = _LANES if large else 0
+    kind = np.promote_types(key_type(dtype), np.uint32)
+    shifts = [kind.type(max(bits - width, 0)) for bits in (dtype.itemsize * 8, max(totals).bit_length())]
 
-    def unfinished(state: tuple[Array, Cut, Array]) -> Array:
-        level, _, rank = state
-        return (level < of_key) | ((level < levels) & jnp.any(rank > 0))
+    def whole(on_index: Array) -> _Digit:
+        return _Digit(jnp.zeros(count, kind), jnp.where(on_index, shifts[1], shifts[0]), on_index)
 
-    def descend(state: tuple[Array, Cut, Array]) -> tuple[Array, Cut, Array]:
-        level, cut, rank = state
-        left, on_index = lefts[level], level >= of_key
-        counts = [jnp.zeros(1 << width, jnp.uint32)] * count
+    def step(state: tuple[_Digit, Cut, Array, Array]) -> tuple[_Digit, Cut, Array, Array]:
+        digit, cut, rank, done = state
+        counts = [jnp.zeros((1 << width) + 2 * lanes, jnp.uint32)] * count
         for leaf, guard, r, base in zip(leaves, guards, rankings, bases(leaves, rankings), strict=True):
-            binning = _NextDigit(dtype, width, r, base)
-            counts[r] += histogram(leaf, (cut, left, on_index, guard), binning, 1 << width)
-        digit, rank = _locate(jnp.stack(counts), jnp.arange(count, dtype=jnp.int32), rank)
-        key_digit = jnp.where(on_index, 0, digit).astype(key_type(dtype)) << left.astype(key_type(dtype))
-        index_digit = jnp.where(on_index, digit, 0).astype(jnp.uint32) << left
-        return level + 1, Cut(cut.key | key_digit, cut.position | index_digit), rank
+            binning = _NextDigit(dtype, width, lanes, base)
+            counts[r] += histogram(leaf, (cut.of(r).key, digit.of(r), guard), binning, counts[r].size)
+        counts = jnp.stack(counts)
+        below = counts[:, 1 << width : (1 << width) + lanes].sum(1, dtype=jnp.uint32)
+        bins, rest = _locate(counts[:, : 1 << width], jnp.arange(count, dtype=jnp.int32), rank - below)
+        inside = bins < 1 << width
+        value = digit.start + (bins.astype(kind) << digit.shift)
+        found = inside & (digit.shift == 0)
+        of_key, of_index = found & ~digit.on_index, found & digit.on_index & ~done
+        cut = Cut(
+            jnp.where(of_key, value.astype(cut.key.dtype), cut.key),
+            jnp.where(of_index, value.astype(jnp.uint32), cut.position),
+        )
+        shift = jnp.maximum(digit.shift, width) - kind.type(width)
+        narrower = _digit(value, shift, digit.on_index, width) if large else _Digit(value, shift, digit.on_index)
+        nowhere = ~inside & (digit.start == 0) & (digit.shift == whole(digit.on_index).shift)  # in no elements at all
+        anew = whole(digit.on_index | of_key)
+        digit = jax.tree.map(lambda new, old: jnp.where(inside & ~of_key, new, old), narrower, anew)
+        rank = jnp.where(of_key if large else inside, rest, rank)
+        return digit, cut, rank, done | nowhere | of_index | (of_key & (rest == 0))
 
-    start = jnp.asarray(0 if keys is None else of_key, jnp.int32)
-    found = jnp.zeros(count, key_type(dtype)) if keys is None else keys
-    return lax.while_loop(unfinished, descend, (start, Cut(found, jnp.zeros(count, jnp.uint32)), ranks))[1]
+    known = keys is not None
+    cut = Cut(jnp.zeros(count, key_type(dtype)) if keys is None else keys, jnp.zeros(count, jnp.uint32))
+    digit = whole(jnp.full(count, known))
+    if large and not known and dtype.itemsize > 2:
+        digit = _likely(leaves, guards, dtype, totals[0], ranks, width)
+    start = digit, cut, ranks, (ranks == 0) & known
+    return lax.while_loop(lambda state: ~jnp.all(state[3]), step, start)[1]
+
+
+class _Digit(NamedTuple):
+    """What each ranking counts next: ``(number - start) >> shift``, of keys or, among equals, of flat indices."""
+
+    start: Array
+    shift: Array
+    on_index: Array
+
+    def of(self, ranking: int) -> "_Digit":
+        return _Digit(*(part[ranking] for part in self))
+
+
+def _digit(start: Array, shift: Array, on_index: Array, width: int) -> _Digit:
+    """A digit that starts no later than there, and whose last bin ends no later than the numbers do."""
+    return _Digit(jnp.minimum(start, -(start.dtype.type(1 << width) << shift)), shift, on_index)
 
 
 @dataclass(frozen=True)
 class _NextDigit:
-    """Sends an element that agrees with the digits found so far to its next digit, of its key or of its index."""
+    """Sends an element to its digit, or beyond all bins.
+
+    With ``lanes``, where a digit may start at the wrong place, elements whose number is too low are counted too, in so
+    many bins behind, and the others in as many more: of elements at random, a branch that skips them is often predicted
+    wrongly, and counting takes less time. Unequal keys have the highest index of all. What is too low wraps around.
+    """
 
     dtype: np.dtype
     width: int
-    ranking: int
+    lanes: int
     base: int
 
-    def __call__(self, values: Array, index: Array, cut: Cut, left: Array, on_index: Array, guard: Cut | None) -> Array:
-        keys, place = to_keys(values, self.dtype, index, guard), index + np.uint32(self.base)
-        shift, found = left.astype(keys.dtype), cut.of(self.ranking)
-        agrees = jnp.where(on_index, keys == found.key, _same_above(keys, found.key, shift, self.width))
-        agrees &= ~on_index | _same_above(place, found.position, left, self.width)
-        digit = jnp.where(on_index, place >> left, (keys >> shift).astype(jnp.uint32)) & ((1 << self.width) - 1)
-        return jnp.where(agrees, digit, np.uint32(1 << self.width))
+    def __call__(self, values: Array, index: Array, key: Array, digit: _Digit, guard: Cut | None) -> Array:
+        keys, kind = to_keys(values, self.dtype, index, guard), digit.start.dtype
+        place = jnp.where(keys == key, index + np.uint32(self.base), np.uint32(2**32 - 1))
+        number = jnp.where(digit.on_index, place.astype(kind), keys.astype(kind))
+        bins, end = (number - digit.start) >> digit.shift, np.uint32(1 << self.width)
+        outside = end
+        if self.lanes:
+            outside = index % self.lanes + jnp.where(number < digit.start, end, end + np.uint32(self.lanes))
+        return jnp.where(bins < end, bins.astype(jnp.uint32), outside)
 
 
-def _same_above(a: Array, b: Array, left: Array, width: int) -> Array:
-    # In two shifts: their sum may be the whole width of the type.
-    return ((a ^ b) >> left) >> width == 0
+def _likely(
+    leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, total: int, ranks: Array, width: int
+) -> _Digit:
+    """A digit of the keys in which the rank very likely lies, by a sample."""
+    left = dtype.itemsize * 8 - 16
+    counts = jnp.zeros(1 << 16, jnp.uint32)
+    binning = _SlotDigit(dtype, (16,), 1)
+    for leaf, guard in zip(leaves, guards, strict=True):
+        counts += histogram(leaf, ((), guard), binning, counts.size, every=_EVERY)
+    size = counts.sum(dtype=jnp.uint32).astype(jnp.float32)
+    middle = ranks.astype(jnp.float32) * (size / total)
+    spread = 4 * jnp.sqrt(middle * jnp.maximum(1 - middle / size, 0)) + 16
+    ends = jnp.concatenate([middle - spread, middle + spread])
+    bins, _ = _locate(counts[None], jnp.zeros(2, jnp.int32), jnp.clip(ends, 0, size - 1).astype(jnp.uint32))
+    low, high = jnp.where(ends < 0, 0, jnp.where(ends >= size - 1, (1 << 16) - 1, bins)).astype(jnp.uint32)
+    shift = jnp.maximum(32 - lax.clz(high - low).astype(jnp.int32) + left - width, 0)
+    kind = np.promote_types(key_type(dtype), np.uint32)
+    return _digit((low.astype(kind) << left)[None], shift.astype(kind)[None], jnp.zeros(1, bool), width)
 
 
 def keys_at(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -22,28 +23,44 @@ from jaxprune.rounding import HUGE, divide, grid, qparams_of, snap
 _LANES = 2**14  # sums that the mean magnitude is made of
 _ROWS = 8192  # entries that a step of a streaming loop works on
 _LARGE = 2**20  # entries from which a copy is worth avoiding
+_FOLD = 16  # entries that a short reduction takes
 
 
 def full_range(x: Array, axes: tuple[int, ...], symmetric: bool) -> tuple[Array, Array]:
     """Finite extremes over ``axes`` and 0, float32: (-m, m) with m = max abs(x), or (min, max)."""
+    if symmetric:
+        high = _largest(x, axes, jnp.abs)
+        return -high, high
+    return -_largest(x, axes, jnp.negative), _largest(x, axes, lambda x: x)
 
-    def extremes(x):
-        if symmetric:
-            high = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
-            return -high, high
-        return jnp.min(x, axes, keepdims=True, initial=0), jnp.max(x, axes, keepdims=True, initial=0)
 
-    def masked(x):
-        return extremes(jnp.where(jnp.isfinite(x), x, 0))
+def _largest(x: Array, axes: tuple[int, ...], of: Callable[[Array], Array]) -> Array:
+    """The largest finite ``of(x)``, at least 0, over ``axes``, float32."""
 
-    def guarded(x):
-        # XLA's fast CPU reductions lose maxima next to a NaN, and copy an array that is masked first. Sums keep NaN, so
-        # one read decides whether any entry must be left out, and only then the copy is made.
-        found = extremes(x)
-        return lax.cond(jnp.sum(x - x) == 0, lambda x: found, masked, x)
+    def plain(x):
+        return jnp.max(jnp.where(jnp.isfinite(x), of(x), 0), axes, keepdims=True, initial=0)
 
-    low, high = masked(x) if x.size < _LARGE else lax.platform_dependent(x, cpu=guarded, default=masked)
-    return low.astype(jnp.float32), high.astype(jnp.float32)
+    def folded(x):
+        # XLA's fast CPU reductions lose maxima next to a NaN, and write out an array that is masked first. A reduction
+        # over a few entries is compiled into the loop that masks, as long as it compares integers; so one read is left.
+        axis = max(axes, key=lambda i: x.shape[i])
+        size = x.shape[axis] // _FOLD
+        head, tail = jnp.split(x, [size * _FOLD], axis)
+        head = head.reshape(*x.shape[:axis], _FOLD, size, *x.shape[axis + 1 :])
+        found = [jnp.max(_finite_bits(of(part)), axis, keepdims=part is tail) for part in (head, tail) if part.size]
+        found = [jnp.max(lax.bitcast_convert_type(part, x.dtype), axes, keepdims=True) for part in found]
+        return jnp.max(jnp.stack(found), 0)
+
+    long = x.size >= _LARGE and max((x.shape[i] for i in axes), default=0) >= _FOLD and x.dtype.itemsize > 1
+    high = lax.platform_dependent(x, cpu=folded, default=plain) if long else plain(x)
+    return high.astype(jnp.float32)
+
+
+def _finite_bits(x: Array) -> Array:
+    """The bit patterns of positive finite entries, as signed integers, which sort like the numbers; 0 for others."""
+    kind = np.dtype(f"int{x.dtype.itemsize * 8}")
+    bits = lax.bitcast_convert_type(x, kind)
+    return jnp.where((bits >= 0) & (bits < np.asarray(np.inf, x.dtype).view(kind)), bits, kind.type(0))
 
 
 @cache
@@ -54,6 +71,7 @@ def mean_magnitude(axes: tuple[int, ...]):
     sweep over bits leaves unbatched.
     """
 
+    @jax.jit  # traced once, though the rule below meets it again
     def mean(x, high):
         shift = jnp.where(jnp.max(high) > 2.0**64, jnp.float32(2.0**-32), 1)  # against overflow; exact
         lane = _Lane(x.shape, axes)

@@ -68,7 +68,14 @@ def grid(qparams: QParams, bits: Array, symmetric: bool) -> tuple[Array, Array, 
     lowest, highest = (jnp.where(some, end, 0) for end in (jnp.maximum(lowest, -room), jnp.minimum(highest, room)))
     if symmetric:
         divisor = jnp.where(bits == 1, TINY, divisor)
-    return lax.optimization_barrier((scale, divisor, lowest, highest))  # or they are computed again for every entry
+    scale, divisor, lowest, highest = lax.optimization_barrier((scale, divisor, lowest, highest))
+    return _once(scale), _once(divisor), _once(lowest), _once(highest)
+
+
+def _once(x: Array) -> Array:
+    """``x``, computed ahead of what is broadcast from it and not again for every entry: XLA's CPU compiler drops
+    barriers in some versions, but it never repeats a division."""
+    return x / jnp.where(jnp.isnan(x), 2.0, 1.0)
 
 
 def multiples(x: Array, divisor: Array, lowest: Array, highest: Array) -> tuple[Array, Array]:

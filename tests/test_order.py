@@ -17,7 +17,7 @@ from jaxprune import bisection, masks, order, radix
 from jaxprune.keys import Cut, common_dtype, flat_index, to_keys
 
 F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), strategies.BFLOAT16
-CHUNK = 1 << 14  # what a CPU histogram takes at a time, beyond four of them
+CHUNK = 1 << 14  # beyond four of them a CPU histogram runs in a loop, a whole number of times over each
 MEGA = 1 << 20
 
 keep_from = jax.jit(order.keep_from, static_argnums=2)
@@ -214,6 +214,51 @@ def test_large_leaves_together(dtype):
     np.testing.assert_array_equal(
         np.asarray(kth_smallest(leaves, ranks)).astype(np.float64), [*ascending[np.asarray(ranks[:-1])], np.inf]
     )
+
+
+SAMPLED = {
+    "distinct": lambda x: x,
+    "half zeros": lambda x: np.where(x < 0, 0, x).astype(x.dtype),
+    "one value": np.ones_like,
+    "ascending": np.sort,
+    "the sample sees one value alone": lambda x: np.where(np.arange(x.size) % 272 < 16, 9, x).astype(x.dtype),
+    "a third is NaN": lambda x: np.where(np.arange(x.size) % 3 == 0, np.nan, x).astype(x.dtype),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLED)
+def test_sampled_leaves(case, monkeypatch):
+    """Large leaves are searched where a sample says, and anew where it was wrong; both find the same."""
+    monkeypatch.setattr(radix, "_LARGE", 1 << 16)
+    x = SAMPLED[case](normals(9 * CHUNK + 77, F32, seed=3))
+    ranking = oracles.total_order(x)
+    for removed in (0, 1, x.size // 100, x.size // 3, x.size // 2, x.size - 2, x.size):
+        wanted = np.ones(x.size, bool)
+        wanted[ranking[:removed]] = False
+        assert_masks(keep_from([x], np.uint32(removed)), [wanted])
+        assert_masks(keep_from([x[:77], x[77:]], np.uint32(removed)), [wanted[:77], wanted[77:]])
+
+
+def test_sampled_leaves_keep_some(monkeypatch):
+    monkeypatch.setattr(radix, "_LARGE", 1 << 16)
+    leaves = [normals(5 * CHUNK + 3, F32, ties=True), normals(2 * CHUNK, F32, seed=1) / 100]
+    assert_masks(keep_from(leaves, np.uint32(6 * CHUNK), CHUNK), expected_masks(leaves, 6 * CHUNK, CHUNK))
+
+
+def test_rankings_without_elements():
+    """Nothing is searched for where there is nothing, and others are not kept waiting."""
+    leaves = [np.zeros(0, np.float32), normals(50, F32), np.zeros((0, 3), np.float32)]
+    kept = keep_from_each(leaves, [np.uint32(0), np.uint32(20), np.uint32(0)])
+    assert [mask.shape for mask in kept] == [(0,), (50,), (0, 3)] and int(kept[1].sum()) == 30
+
+
+@pytest.mark.parametrize("size", [5 * CHUNK, 5 * CHUNK + 5])
+def test_large_leaves_on_a_mesh(size):
+    """Explicit axes give a shard's counts a type of their own from the start, whether or not a tail is left."""
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x = normals(size, F32)
+    sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
+    assert_masks(keep_from([sharded], np.uint32(size // 3)), expected_masks([x], size // 3))
 
 
 def test_ranks_share_wide_and_narrow_digits():
