@@ -9,7 +9,7 @@ it are in :mod:`jaxprune.base`.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxprune import allocation, masks, quantization, reports, saliency, schedules
+from jaxprune import allocation, codebook, masks, quantization, reports, saliency, schedules
 from jaxprune.base import QArray, QParams, QuantSpec
 from jaxprune.curves import entropy_curve, quantization_error_curve, sparsity_curve
 from jaxprune.pruning import Pruned, prune, threshold_prune
@@ -37,6 +37,7 @@ __all__ = [
     "Report",
     "allocation",
     "choose_qparams",
+    "codebook",
     "dequantize",
     "entropy_curve",
     "fake_quant",

@@ -21,7 +21,7 @@ LAYERS = (
     ("tree", "sharding"),
     ("keys", "histogram", "rounding"),
     ("radix", "bisection", "ranges", "unit_statistics"),
-    ("order", "uniform"),
+    ("order", "uniform", "clustering"),
     ("saliency", "masks", "quantization", "codebook", "allocation", "schedules"),
     ("pruning", "sweeps", "training", "sizes", "curves"),
     ("reports",),

@@ -47,6 +47,17 @@ def odd(seed=0):
     return jax.tree.map(spoil, params(seed))
 
 
+def finite(tree):
+    """For what takes no infinities or NaN: others in their place."""
+
+    def tame(leaf):
+        if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return jnp.nan_to_num(leaf, posinf=9.0, neginf=-9.0)
+
+    return jax.tree.map(tame, tree)
+
+
 @dataclass(frozen=True)
 class Transform:
     """A row of the table.
@@ -91,6 +102,11 @@ def curve_of(function, settings, **spec):
     return Transform(lambda p, s, **w: function(p, jnp.reshape(s, 1), **spec, **w), settings, "curve", exact=False)
 
 
+def examples(p):
+    """The tree as activations (batch, ..., C): a vector is one example."""
+    return jax.tree.map(lambda x: x[None] if x.ndim == 1 else x, p)
+
+
 def larger_than(p, s):
     """Masks of a kind that any user might make."""
     return jax.tree.map(lambda w: ~(abs(w) < s) if jnp.issubdtype(w.dtype, jnp.floating) else jnp.array(True), p)
@@ -124,6 +140,9 @@ TABLE = {
     "saliency.unit_entropy": scores_of(lambda p: jp.saliency.unit_entropy(p, 5), exact=False, slope="zero"),
     "saliency.unit_sparsity": scores_of(jp.saliency.unit_sparsity, slope="zero"),
     "saliency.activation_entropy": scores_of(lambda p: jp.saliency.activation_entropy(p, 5), exact=False, slope="zero"),
+    "saliency.activation_taylor": scores_of(
+        lambda p: jp.saliency.activation_taylor(examples(p), examples(p), normalize=True), exact=False
+    ),
     "allocation.uniform": Transform(lambda p, s, **where: jp.allocation.uniform(p, s, **where), FRACTIONS, "any"),
     "allocation.erdos_renyi_kernel": Transform(
         lambda p, s, **where: jp.allocation.erdos_renyi_kernel(p, s, **where), FRACTIONS, "any"
@@ -177,6 +196,7 @@ TABLE = {
     "sparsity_curve": curve_of(jp.sparsity_curve, FRACTIONS),
     "quantization_error_curve": curve_of(jp.quantization_error_curve, WIDTHS),
     "entropy_curve": curve_of(jp.entropy_curve, LEVELS, bins=5),
+    "codebook.kmeans": Transform(lambda p, s, **w: jp.codebook.kmeans(finite(p), 4, **w), slope="one", rest=True),
 }
 
 NOT_TRANSFORMS = {
@@ -186,13 +206,17 @@ NOT_TRANSFORMS = {
     "report": "counts on the host; test_reports",
     "quantization.percentile": "makes a calibration, which a row of fake_quant uses",
     "quantization.mean_squared_error": "makes a calibration, which a row of fake_quant uses",
+    "codebook.encode": "makes records of codes, which kmeans decodes; test_codebook",
+    "codebook.decode": "the other half of kmeans; test_codebook",
 }
 
 every_row = pytest.mark.parametrize("name", TABLE)
 
 
 def test_every_public_function_has_a_row():
-    modules = {"": jp} | {f"{m}.": getattr(jp, m) for m in ("masks", "saliency", "allocation", "quantization")}
+    modules = {"": jp} | {
+        f"{m}.": getattr(jp, m) for m in ("masks", "saliency", "allocation", "quantization", "codebook")
+    }
     names = {
         prefix + name
         for prefix, module in modules.items()

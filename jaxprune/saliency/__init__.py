@@ -11,11 +11,12 @@ A **unit** is an index along a leaf's last axis; of a vector each entry is a uni
 Nothing here is a class or a registry: a criterion is any function ``params -> scores``.
 """
 
-from jaxprune.saliency.units import activation_entropy, unit_entropy, unit_norm, unit_sparsity
+from jaxprune.saliency.units import activation_entropy, activation_taylor, unit_entropy, unit_norm, unit_sparsity
 from jaxprune.saliency.weights import connection_entropy, fisher, gradient, magnitude, random
 
 __all__ = [
     "activation_entropy",
+    "activation_taylor",
     "connection_entropy",
     "fisher",
     "gradient",

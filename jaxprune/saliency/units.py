@@ -139,6 +139,58 @@ def activation_entropy(activations: Any, bins: int = 64) -> Any:
     return score(selection, _activation_entropy, int(bins))
 
 
+def activation_taylor(activations: Any, grads: Any, *, normalize: bool = False) -> Any:
+    """Scores each unit by how much the loss changes, to first order, when its activations become 0.
+
+    ``mean over the batch of |mean over positions of a * g|``: the positions (height and width, say) of one example add
+    up with their signs, examples do not cancel each other.
+
+    Args:
+      activations: an array of shape ``(batch, ..., C)``, or any pytree of such arrays (one a layer, say). The axes
+        between are positions; an array ``(batch, C)`` has a single one.
+      grads: the derivatives of the loss with respect to the activations, a tree with the same floating leaves (paths
+        and shapes). Take them of the sum of the examples' losses; of the mean, all scores are smaller by the batch.
+      normalize: static; divides the scores of each array by their 2-norm, to compare layers. A zero norm stays zero.
+
+    Returns:
+      Scores of the structure of ``activations``, each of shape ``(C,)``; float32 and computed in float32. Without
+      examples or positions they are 0.
+
+    Raises:
+      ValueError: an array without a batch and a last axis; trees with other paths, or other shapes at one path.
+      TypeError: a leaf is no array, with its path.
+
+    Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", 2017
+    (arXiv:1611.06440), Eq. 8; the norm is that of Eq. 9.
+
+    >>> activation_taylor(jnp.array([[1.0, 2.0], [3.0, -4.0]]), jnp.array([[1.0, 0.5], [-1.0, 0.0]]))
+    Array([2. , 0.5], dtype=float32)
+    """
+    selection, other = floating(activations), floating(grads)
+    names = (selection._replace(paths=selection.names), other._replace(paths=other.names))
+    tree.same_paths(*names, "activations", "grads")
+    for path, x, g in zip(selection.names, selection.values, other.values, strict=True):
+        if x.ndim < 2:
+            raise ValueError(
+                f"activations at {path!r} have shape {x.shape}; they need a batch and a last axis of units"
+            )
+        if x.shape != g.shape:
+            raise ValueError(f"grads at {path!r} have shape {g.shape}, the activations have shape {x.shape}")
+    return score(selection, _activation_taylor, bool(normalize), partners=[other.values])
+
+
+def _activation_taylor(x: Array, g: Array, normalize: bool) -> Array:
+    changes = x.astype(jnp.float32) * g.astype(jnp.float32)
+    examples, positions = x.shape[0], math.prod(x.shape[1:-1])
+    effects = jnp.abs(jnp.sum(changes, axis=tuple(range(1, x.ndim - 1)))) / max(positions, 1)
+    scores = jnp.sum(effects, axis=0) / max(examples, 1)
+    if not normalize:
+        return scores
+    scores = scores * unit_statistics.power_of_two(jnp.max(scores, initial=0.0))  # so that squares neither overflow
+    squares = jnp.sum(jnp.square(jnp.maximum(scores, -1.0)))  # nor underflow, of constants neither
+    return divide(scores, jnp.sqrt(jnp.where(squares == 0, 1.0, squares)))
+
+
 def _activation_entropy(x: Array, bins: int) -> Array:
     return unit_statistics.entropy(x, bins).reshape(x.shape[-1:])
 
