@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("fake_quant", "global_prune", "n_of_m", "scaling", "select", "sweep", "thresholds")
+NAMES = ("fake_quant", "global_prune", "limits", "n_of_m", "scaling", "select", "sweep", "thresholds", "training_speed")
 
 
 def run(tmp_path, *command):

@@ -1,5 +1,6 @@
 """Pruning while training: optax transformations whose masks follow a schedule of sparsities."""
 
+from functools import partial
 from typing import Any
 
 import optax
@@ -8,7 +9,7 @@ from jaxprune import schedules
 from jaxprune.base import Params, Setting, Where
 from jaxprune.masks.selection import Scope
 from jaxprune.training.holding import held, masked, need
-from jaxprune.training.renewal import MaskFn, PruningState, mask_rule, renewed, start
+from jaxprune.training.renewal import MaskFn, PruningState, mask_rule, ordered, renewed, start
 
 
 def gradual_pruning(
@@ -27,7 +28,8 @@ def gradual_pruning(
     At an update step the weights that the inner optimizer would give, ``p + u``, are scored, and masks are made for the
     sparsity ``schedule(count)``; then, as at all other steps, the update of each masked weight is ``-p``. The masks
     change at steps 0, ``every``, 2 ``every``, ..., and whenever the schedule has reached a level that it stays at, so
-    that the last level is never missed. At other steps nothing is scored or ranked.
+    that the last level is never missed. At other steps nothing is scored or ranked; at an update step the inner
+    optimizer is asked twice.
 
     Masked weights are 0 when the gradient is taken, and the gradient is dense. With ``revive`` the inner optimizer sees
     it whole, and a masked weight comes back as soon as its new score ranks among the kept. Without, a removed weight is
@@ -74,9 +76,11 @@ def gradual_pruning(
 
     def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> Any:
         params = need(params, "gradual_pruning")
+        advance = partial(optax.with_extra_args_support(inner).update, **extra)
         grads = updates if revive else masked(updates, state.masks)
-        updates, inner_state = optax.with_extra_args_support(inner).update(grads, state.inner_state, params, **extra)
-        state = renewed(rule, state, params, grads, updates)
+        state = renewed(rule, state, params, grads, lambda *step: advance(*step)[0])
+        seen = ordered(grads, state) if revive else masked(updates, state.masks)
+        updates, inner_state = advance(seen, state.inner_state, params)
         return held(updates, params, state.masks), state._replace(inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

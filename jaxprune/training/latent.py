@@ -1,5 +1,6 @@
 """Masks in the forward pass over weights that stay dense underneath: straight-through pruning."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxprune.base import Array, Masks, Params, Where
 from jaxprune.masks.application import pair
 from jaxprune.masks.selection import Scope
 from jaxprune.training.holding import need
-from jaxprune.training.renewal import MaskFn, PruningState, mask_rule, renewed, start
+from jaxprune.training.renewal import MaskFn, PruningState, mask_rule, ordered, renewed, start
 
 
 def masked_forward(params: Params, masks: Masks) -> Params:
@@ -102,8 +103,10 @@ def straight_through(
     def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> Any:
         params = need(params, "straight_through")
         drawn = jax.tree.map(lambda mask, g, w: _drawn(mask, g, w, decay), state.masks, updates, params)
-        new, inner_state = optax.with_extra_args_support(inner).update(drawn, state.inner_state, params, **extra)
-        return new, renewed(rule, state, params, updates, new)._replace(inner_state=inner_state)
+        advance = partial(optax.with_extra_args_support(inner).update, **extra)
+        state = renewed(rule, state, params, drawn, lambda *step: advance(*step)[0])
+        new, inner_state = advance(ordered(drawn, state), state.inner_state, params)
+        return new, state._replace(inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -82,25 +82,53 @@ def start(rule: MaskRule, params: Params, inner_state: Any) -> PruningState:
     return PruningState(jnp.zeros((), jnp.int32), never, masks, memory, inner_state)
 
 
-def renewed(rule: MaskRule, state: PruningState, params: Params, grads: Any, updates: Any) -> PruningState:
-    """The state after one step, with new masks if they are due."""
+def renewed(
+    rule: MaskRule, state: PruningState, params: Params, grads: Any, preview: Callable[[Any, Any, Params], Any]
+) -> PruningState:
+    """The state with one step more and, if they are due, new masks; made before the step that they are for is taken.
+
+    Args:
+      rule: when, and how.
+      state: before the step.
+      params: before the step.
+      grads: as the inner optimizer sees them.
+      preview: ``(grads, inner_state, params) -> updates``, what the inner optimizer would do. Asked only if masks are
+        due. Were the updates of the step itself handed over instead, they would have to be written to memory at every
+        step, which costs more than all else here.
+    """
     target = _target(rule, state.step, params)
     due = _due(rule, state, target, _target(rule, state.step + 1, params))
     memory = rule.saliency.update(state.memory, params, grads)
 
-    def make(due: Array, target: Setting, params: Params, updates: Any, grads: Any, memory: Any, old: Any) -> Any:
-        masks = ranked(rule, optax.apply_updates(params, updates), target, memory, grads, old[1])
+    def make(due: Array, target: Setting, params: Params, inner: Any, grads: Any, memory: Any, old: Any) -> Any:
+        candidate = optax.apply_updates(params, preview(grads, inner, params))
+        masks = ranked(rule, candidate, target, memory, grads, old[1])
         return jax.tree.map(lambda new, kept: jnp.where(due, new, kept), (target, masks), old)
 
     old = (state.sparsity, state.masks)
-    operands = (due, target, params, updates, grads, memory, old)
-    if isinstance(due, Tracer):
+    operands = (due, target, params, state.inner_state, grads, memory, old)
+    if rule.every is not None and not isinstance(rule.every, Tracer) and rule.every == 1:
+        sparsity, masks = make(*operands)
+    elif isinstance(due, Tracer):
         sparsity, masks = lax.cond(_any_lane(due), make, lambda *operands: operands[-1], *operands)
     else:  # outside of any trace Python can tell, and nothing is compiled anew
         sparsity, masks = make(*operands) if due else old
     return state._replace(
         step=jnp.asarray(optax.safe_increment(state.step)), sparsity=sparsity, masks=masks, memory=memory
     )
+
+
+def ordered(grads: Any, state: PruningState) -> Any:
+    """The gradients as they are, in a form that the compiler cannot use before the masks of ``state`` are made.
+
+    Then the making of masks can read the optimizer's state before the step overwrites it, and no copy is kept.
+    """
+    known = jnp.stack(jax.tree.leaves(state.sparsity)).min() >= -1 if jax.tree.leaves(state.sparsity) else True
+
+    def wait(mask: Array, grad: Array) -> Array:
+        return jnp.where(mask | known, grad, jnp.zeros((), grad.dtype)) if jnp.ndim(mask) else grad
+
+    return jax.tree.map(wait, state.masks, grads)
 
 
 def _target(rule: MaskRule, count: Array, params: Params) -> Setting:

@@ -1,6 +1,7 @@
 """Sparse from the first step on: masks drawn at random, which stay as they are or exchange weights as training goes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -186,19 +187,19 @@ def _sparse(
 
     def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> Any:
         params = need(params, name)
-        live = masked(updates, state.masks)
-        new, inner_state = optax.with_extra_args_support(inner).update(live, state.inner_state, params, **extra)
+        advance = partial(optax.with_extra_args_support(inner).update, **extra)
         masks = state.masks
         if growth:
             key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=generator), state.step)
             due = (state.step > 0) & (state.step % jnp.asarray(every, jnp.int32) == 0)
             if stop_step is not None:
                 due &= state.step < jnp.asarray(stop_step, jnp.int32)
-            operands = (params, new, updates, fraction(state.step), key, masks)
-            masks = _exchange_if(due, growth, operands)
+            operands = (params, updates, state.inner_state, fraction(state.step), key, masks)
+            masks = _exchange_if(due, growth, advance, operands)
+        stayed = jax.tree.map(lambda now, before: now & before if now.ndim else now, masks, state.masks)
+        new, inner_state = advance(masked(updates, stayed), state.inner_state, params)
         step = jnp.asarray(optax.safe_increment(state.step))
-        born = jax.tree.map(lambda now, before: now & before if now.ndim else now, masks, state.masks)
-        return held(new, params, born), SparseState(step, masks, state.key, inner_state)
+        return held(new, params, stayed), SparseState(step, masks, state.key, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -219,8 +220,11 @@ def _random_masks(params: Params, sparsity: Setting, key: Array, where: Where) -
     return by_sparsity(scores, within(sparsity, params), where=lambda path, _: path in names)
 
 
-def _exchange_if(due: Array, growth: Growth, operands: Any) -> Masks:
-    def exchange(params: Params, updates: Any, grads: Any, fraction: Array, key: Array, masks: Masks) -> Masks:
+def _exchange_if(due: Array, growth: Growth, advance: Callable[..., Any], operands: Any) -> Masks:
+    """New masks if they are due, made before the step is taken; see ``renewal.renewed``."""
+
+    def exchange(params: Params, grads: Any, inner_state: Any, fraction: Array, key: Array, masks: Masks) -> Masks:
+        updates, _ = advance(masked(grads, masks), inner_state, params)
         flat, treedef = jax.tree.flatten(masks)
         columns = [treedef.flatten_up_to(each) for each in (optax.apply_updates(params, updates), grads)]
         places = [i for i, mask in enumerate(flat) if mask.ndim]

@@ -1,0 +1,143 @@
+"""Proximal steps: optax transformations that come last in a chain and make weights exactly 0.
+
+A penalty in the loss (:mod:`jaxprune.training.penalties`) makes weights small; its proximal operator, applied after the
+optimizer's step, makes them 0 and keeps them there for as long as the gradient does not pull harder than the penalty.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune import tree
+from jaxprune.base import Array, Params, Setting, Where
+from jaxprune.rounding import divide
+from jaxprune.training.holding import chosen_of, need, within
+from jaxprune.training.penalties import unit_lengths, unit_weight
+
+
+class ProximalState(NamedTuple):
+    """Counts the steps (int32 scalar), for a schedule of strengths."""
+
+    step: Array
+
+
+def soft_threshold(
+    strength: Setting | Callable[[Any], Setting], *, where: Where = None
+) -> optax.GradientTransformationExtraArgs:
+    """The proximal step of the l1 penalty: after the update ``u``, a weight ``p`` becomes ``prox(p + u)``.
+
+    ``prox(x) = sign(x) * max(|x| - strength, 0)``. Put it last in a chain, after the learning rate. With plain gradient
+    descent before it this is ISTA, which minimizes ``loss + penalty * l1`` for ``strength = step size * penalty``;
+    behind other optimizers it is the usual way to sparsity. Mind the factor: the strength is the step size times the
+    weight of the penalty, so with a schedule of learning rates it takes one too.
+
+    Args:
+      strength: 0 or more, in the units of the weights; a scalar, a tree of scalars that follows the parameters' paths,
+        or a schedule ``count -> scalar or tree``, such as one of optax's. Traced. Concrete ones are checked, traced
+        ones below 0 count as 0.
+      where: which leaves take part; see :func:`jaxprune.tree.select`.
+
+    Returns:
+      An optax transformation. Its update is ``prox(p + u) - p``, and ``-p`` where the proximal operator gives 0, so
+      that ``optax.apply_updates`` leaves exactly 0.0 there. An update comes back in its own dtype, unless that is
+      narrower than the parameter's: then in the parameter's, without which zeros could not be exact. Computed in
+      float32. NaN stays NaN. The state is empty, or :class:`ProximalState` for a schedule.
+
+    Raises:
+      ValueError: at the update: no ``params``, parameters and updates with other paths, a concrete strength that is
+        negative or NaN, a pattern that matches no leaf.
+
+    Sources: Beck & Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems", 2009;
+    Parikh & Boyd, "Proximal Algorithms", 2014, section 6.5.2.
+
+    >>> optimizer = optax.chain(optax.sgd(0.1), soft_threshold(0.1 * 2.0))
+    >>> params = jnp.array([1.0, -0.5, 0.25])
+    >>> updates, _ = optimizer.update(jnp.array([0.0, 0.0, 1.0]), optimizer.init(params), params)
+    >>> [round(x, 6) for x in optax.apply_updates(params, updates).tolist()]
+    [0.8, -0.3, 0.0]
+    """
+    return _proximal(_soft, "soft_threshold", strength, where)
+
+
+def group_soft_threshold(
+    strength: Setting | Callable[[Any], Setting], *, where: Where = None
+) -> optax.GradientTransformationExtraArgs:
+    """The proximal step of the group lasso: units shrink as a whole, and become 0 as a whole.
+
+    After the update ``u`` a unit of m weights ``p`` becomes ``prox(p + u)``, with ``prox(x) = x * max(1 - strength *
+    sqrt(m) / ||x||_2, 0)``. A unit is an index along the last axis; of a vector each entry is one. Put it last in a
+    chain. The penalty is :func:`jaxprune.training.penalties.group_lasso`.
+
+    Args:
+      strength: the step size times the weight of the penalty, as for :func:`soft_threshold`.
+      where: which leaves take part; see :func:`jaxprune.tree.select`.
+
+    Returns:
+      An optax transformation, as :func:`soft_threshold`. The norm neither overflows nor underflows on the way. A NaN
+      makes its whole unit NaN.
+
+    Raises:
+      ValueError: as :func:`soft_threshold`.
+
+    Sources: Parikh & Boyd, "Proximal Algorithms", 2014, section 6.5.4; Yuan & Lin, "Model selection and estimation in
+    regression with grouped variables", 2006.
+
+    >>> optimizer = group_soft_threshold(1.0)
+    >>> params = jnp.array([[6.0, 1.0], [8.0, -1.0], [0.0, 0.0], [0.0, 0.0]])
+    >>> updates, _ = optimizer.update(jnp.zeros((4, 2)), optimizer.init(params), params)
+    >>> [[round(x, 6) for x in row] for row in optax.apply_updates(params, updates)[:2].tolist()]
+    [[4.8, 0.0], [6.4, 0.0]]
+    """
+    return _proximal(_group_soft, "group_soft_threshold", strength, where)
+
+
+def _proximal(
+    prox: Callable[[Array, Array], tuple[Array, Array]], name: str, strength: Any, where: Where
+) -> optax.GradientTransformationExtraArgs:
+    scheduled = callable(strength)
+
+    def init(params: Params) -> Any:
+        return ProximalState(jnp.zeros((), jnp.int32)) if scheduled else optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Params | None = None, **_: Any) -> tuple[Any, Any]:
+        chosen = chosen_of(need(params, name), where)
+        moved = tree.select(updates, lambda *_: False)
+        tree.same_paths(chosen, moved, "params", "updates")
+        setting = within(strength(state.step) if scheduled else strength, params)
+        limits = tree.per_leaf(setting, chosen, "strength", 0.0, np.inf)
+        new = _step(prox, chosen.values, [jnp.asarray(moved.leaves[i]) for i in chosen.chosen], limits)
+        if scheduled:
+            state = ProximalState(jnp.asarray(optax.safe_increment(state.step)))
+        return moved._replace(chosen=chosen.chosen).replace(new), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@partial(jax.jit, static_argnums=0)
+def _step(prox: Any, params: list[Array], updates: list[Array], limits: list[Array]) -> list[Array]:
+    new = []
+    for p, u, limit in zip(params, updates, limits, strict=True):
+        start = p.astype(jnp.float32)
+        zero, end = prox(start + u.astype(jnp.float32), jnp.maximum(limit, 0.0))
+        dtype = jnp.promote_types(p.dtype, u.dtype)  # can hold -p
+        new.append(jnp.where(zero, -p.astype(dtype), (end - start).astype(dtype)))
+    return new
+
+
+# Proximal operators of one leaf in float32: where the result is 0, and the result elsewhere.
+
+
+def _soft(x: Array, strength: Array) -> tuple[Array, Array]:
+    return jnp.abs(x) <= strength, x - jnp.sign(x) * strength
+
+
+def _group_soft(x: Array, strength: Array) -> tuple[Array, Array]:
+    scale, lengths = unit_lengths(x)
+    cut = strength * unit_weight(x) * scale
+    zero = lengths <= cut
+    return zero, x * divide(lengths - cut, jnp.where(zero, 1.0, lengths))
