@@ -55,9 +55,14 @@ def optional(name: str) -> Any:
 
 
 def report(
-    options: argparse.Namespace, name: str, sizes: dict[str, Any], tables: Sequence[Table], targets: Sequence[Target]
+    options: argparse.Namespace,
+    name: str,
+    sizes: dict[str, Any],
+    tables: Sequence[Table],
+    targets: Sequence[Target],
+    **more: Any,
 ) -> None:
-    """Prints the tables and the targets, and writes the JSON."""
+    """Prints the tables and the targets, and writes the JSON, with ``more`` in it."""
     result = {
         "benchmark": name,
         "small": options.small,
@@ -65,6 +70,7 @@ def report(
         "sizes": sizes,
         "tables": [table.as_json() for table in tables],
         "targets": [_target(target, options.small) for target in targets],
+        **more,
     }
     print(f"{name}: {', '.join(f'{key} {value}' for key, value in sizes.items())}")
     print(", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None))

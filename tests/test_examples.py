@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -56,7 +57,16 @@ def test_nnx_prune(tmp_path):
     assert total[2] == "0.9000" and float(total[7]) > 0.1
 
 
-@pytest.mark.parametrize("name", ["digits_pareto.py", "nnx_prune.py"])
+def test_train_sparsities(tmp_path):
+    lines = run(tmp_path, "train_sparsities.py", "--short")
+    rows = {line[:28].strip(): [float(number) for number in re.findall(r"([\d.]+)%", line)] for line in lines[-5:-1]}
+    assert len(rows) == 4 and all(len(row) == 3 for row in rows.values())
+    assert rows["gradual magnitude"][0] > 85 and rows["gradual magnitude"][1] > rows["static random"][1]
+    assert sum("compilation included" in line for line in lines) == 4
+    assert (tmp_path / "train_sparsities.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["digits_pareto.py", "nnx_prune.py", "train_sparsities.py"])
 def test_examples_explain_themselves(name, tmp_path):
     assert "--short" in "".join(run(tmp_path, name, "--help"))
 
@@ -67,8 +77,6 @@ def test_the_readme_runs():
     for block in blocks:
         exec(block, scope)
     assert len(blocks) == 3 and len(scope["result"]["bytes"]) == 20
-    assert all((leaf != 0).sum() == (old != 0).sum() for leaf, old in _kernels(scope["trained"], scope["pruned"]))
-
-
-def _kernels(*trees):
-    return zip(*([layer["kernel"] for layer in tree.values()] for tree in trees), strict=True)
+    params, trained = scope["params"], scope["trained"]
+    assert jax.tree.structure(trained) == jax.tree.structure(scope["masks"]) == jax.tree.structure(params)
+    assert (trained["Dense_0"]["kernel"] != params["Dense_0"]["kernel"]).any()
