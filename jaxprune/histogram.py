@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxprune.base import Array
 from jaxprune.sharding import explicit_spec
@@ -52,9 +52,11 @@ def histogram(
     Returns:
       [length], replicated if the array is sharded: uint32 counts, or float32 sums of weights.
     """
-    spec = explicit_spec(array)
+    spec, mesh = explicit_spec(array), jax.typeof(array).sharding.mesh
+    around = mesh.axis_types or jax.sharding.get_abstract_mesh().axis_types
+    if all(entry is None for entry in spec) and set(around) == {AxisType.Explicit}:
+        return _unpartitioned(array, operands, binning, length, weigh, every)  # every device has all of it
     if any(entry is not None for entry in spec):
-        mesh = jax.typeof(array).sharding.mesh
         return jax.shard_map(
             lambda shard, rest: _summed(shard, rest, binning, length, weigh, every, array.shape, mesh, spec),
             mesh=mesh,

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import jaxprune
-from jaxprune import allocation, masks, quantization, saliency
+from jaxprune import allocation, codebook, masks, quantization, saliency, schedules, training
 
 PACKAGE = pathlib.Path(inspect.getfile(jaxprune)).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -100,7 +100,7 @@ def test_all_but_training_needs_jax_and_numpy_alone():
 
 
 def public_functions():
-    for module in (jaxprune, allocation, masks, quantization, saliency):
+    for module in (jaxprune, allocation, codebook, masks, quantization, saliency, schedules, training):
         for name in getattr(module, "__all__", ()):
             if inspect.isfunction(value := getattr(module, name)):
                 yield f"{module.__name__}.{name}", value

@@ -4,6 +4,7 @@ Run as a script on eight virtual CPU devices, this file makes every check and pr
 itself once in a process of its own, because the number of devices is fixed when JAX starts.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -16,11 +17,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprune import masks, pruning, quantization
+from jaxprune import masks, pruning, quantization, schedules, training
 from jaxprune.base import QuantSpec
 
 CHECKS = {}
@@ -149,6 +151,49 @@ for kind in TYPES:
         if kind == "explicit" and name in ("by_sparsity first", "by_sparsity one_of_two", "by_sparsity vector"):
             continue  # as the others, for less time
         CHECKS[f"{name}, {kind}"] = lambda function=function, kind=kind: function(kind)
+
+
+TRAINED = {
+    "gradual": lambda: training.gradual_pruning(optax.adam(0.1), schedules.cubic(0.0, 0.75, 3), every=2),
+    "rigl": lambda: training.rigl(optax.adam(0.1), 0.75, key=jax.random.key(0), every=2),
+}
+
+
+def trained(make, params):
+    """Masks and weights after five steps whose gradients follow the weights."""
+    optimizer = make()
+    state = optimizer.init(params)
+    step = jax.jit(lambda p, s, g: (lambda u, s: (optax.apply_updates(p, u), s))(*optimizer.update(g, s, p)))
+    for number in range(5):
+        params, state = step(params, state, jax.tree.map(lambda w, n=number: w * 0.25 * n - 0.5, params))
+    return training.masks_of(state), params, state
+
+
+def training_keeps_the_sharding(kind, make):
+    plain = {"a": jnp.sin(jnp.arange(384.0)).reshape(16, 24), "b": jnp.cos(jnp.arange(256.0)).reshape(8, 32)}
+    mesh = mesh_of((4, 2), kind)
+    specs = {"a": P("x", "y"), "b": P(None, "x")}
+    sharded = {name: jax.device_put(plain[name], NamedSharding(mesh, specs[name])) for name in plain}
+    with jax.set_mesh(mesh) if kind == "explicit" else contextlib.nullcontext():
+        masks, params, state = trained(make, sharded)
+    same(masks, trained(make, plain)[0])
+    for leaf in jax.tree.leaves((masks, params, state)):
+        like = {given.shape: given.sharding for given in sharded.values()}.get(leaf.shape)
+        assert like is None or leaf.sharding.is_equivalent_to(like, leaf.ndim), (leaf.sharding, like)
+
+
+for kind in TYPES:
+    for name, make in TRAINED.items():
+        CHECKS[f"training, {name}, {kind}"] = lambda kind=kind, make=make: training_keeps_the_sharding(kind, make)
+
+
+@check
+def unsharded_arrays_inside_an_explicit_mesh():
+    plain = data((16, 24))
+    expected = masks.by_sparsity(plain, 0.3)
+    with jax.set_mesh(mesh_of((8,), "explicit")):
+        same(masks.by_sparsity(plain, 0.3), expected)
+        same(jax.jit(masks.by_sparsity)(plain, 0.3), expected)
 
 
 @check

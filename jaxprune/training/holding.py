@@ -4,9 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 from optax import MaskedNode
 
 from jaxprune import tree
@@ -93,10 +91,10 @@ def masks_of(opt_state: Any, params: Params | None = None) -> Masks:
 
 
 def held(updates: Any, params: Params, masks: Masks) -> Any:
-    """The updates that take every masked weight to 0.0, and leave what a 0-d mask stands for as it is."""
+    """The updates that take every masked weight to 0.0."""
 
     def hold(mask: Array, update: Array, param: Array) -> Array:
-        if not jnp.ndim(mask):
+        if not tree.is_floating(param):
             return update
         dtype = jnp.promote_types(update.dtype, param.dtype)
         return jnp.where(mask, update.astype(dtype), -param.astype(dtype))
@@ -142,7 +140,7 @@ def within(setting: Setting, params: Params) -> Setting:
 
 
 def _fitted(masks: Masks, params: Params) -> Masks:
-    """The masks in the structure of ``params``, 0-d only where they are ``True``."""
+    """The masks in the structure of ``params``, once it is sure that they fit."""
     shown, flags = tree.select(params, lambda *_: False), tree.select(masks, lambda *_: False)
     if not _has_gaps(params):
         tree.same_paths(shown, flags, "params", "masks")
@@ -150,13 +148,9 @@ def _fitted(masks: Masks, params: Params) -> Masks:
     missing = [path for path in shown.paths if path not in by_path]
     if missing:
         raise ValueError(f"masks have no leaf {missing[0]!r}; they have {flags.paths}")
-    fitted = []
     for path, leaf in zip(shown.paths, shown.leaves, strict=True):
-        mask = by_path[path]
-        check_mask(path, leaf, mask)
-        untouched = not np.ndim(mask) and not (isinstance(mask, Tracer) and tree.is_floating(leaf)) and bool(mask)
-        fitted.append(jnp.asarray(mask) if np.ndim(mask) or untouched else jnp.broadcast_to(mask, np.shape(leaf)))
-    return shown.treedef.unflatten(fitted)
+        check_mask(path, leaf, by_path[path])
+    return shown.treedef.unflatten([jnp.asarray(by_path[path]) for path in shown.paths])
 
 
 def _has_gaps(params: Params) -> bool:

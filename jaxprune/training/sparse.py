@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxprune import order, schedules, tree
 from jaxprune.base import Array, Masks, Params, Setting, Where
 from jaxprune.masks import by_sparsity
+from jaxprune.sharding import automatic, explicit_spec
 from jaxprune.training.holding import chosen_of, held, masked, need, within
 
 #: ``(leaf's gradient, key) -> score`` of each weight that may grow, finite and larger for those that should.
@@ -106,7 +107,7 @@ def sparse_evolution(
     """
 
     def at_random(grad: Array, key: Array) -> Array:
-        return jax.random.uniform(key, grad.shape)
+        return _uniform(grad, key)
 
     return _sparse(inner, sparsity, key, at_random, every, drop_fraction, stop_step, where, "sparse_evolution")
 
@@ -214,10 +215,16 @@ def _drop_schedule(drop_fraction: Any, stop_step: Any) -> Callable[[Array], Any]
 def _random_masks(params: Params, sparsity: Setting, key: Array, where: Where) -> Masks:
     chosen = chosen_of(params, where)
     keys = jax.random.split(key, max(len(chosen.chosen), 1))
-    drawn = [jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, chosen.values, strict=False)]
+    drawn = [_uniform(leaf, k) for k, leaf in zip(keys, chosen.values, strict=False)]
     scores = chosen.replace(drawn, lambda _: jnp.zeros((), jnp.float32))
     names = set(chosen.names)
     return by_sparsity(scores, within(sparsity, params), where=lambda path, _: path in names)
+
+
+def _uniform(like: Array, key: Array) -> Array:
+    """Uniform numbers in the shape and the sharding of an array."""
+    drawn = automatic(lambda like, key: jax.random.uniform(key, like.shape), like, key, out=explicit_spec(like))
+    return drawn if isinstance(drawn, Tracer) else jax.device_put(drawn, like.sharding)
 
 
 def _exchange_if(due: Array, growth: Growth, advance: Callable[..., Any], operands: Any) -> Masks:
