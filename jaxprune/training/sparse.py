@@ -224,7 +224,9 @@ def _random_masks(params: Params, sparsity: Setting, key: Array, where: Where) -
 def _uniform(like: Array, key: Array) -> Array:
     """Uniform numbers in the shape and the sharding of an array."""
     drawn = automatic(lambda like, key: jax.random.uniform(key, like.shape), like, key, out=explicit_spec(like))
-    return drawn if isinstance(drawn, Tracer) else jax.device_put(drawn, like.sharding)
+    if isinstance(drawn, Tracer) or len(like.sharding.device_set) == 1:
+        return drawn
+    return jax.device_put(drawn, like.sharding)
 
 
 def _exchange_if(due: Array, growth: Growth, advance: Callable[..., Any], operands: Any) -> Masks:
