@@ -169,16 +169,21 @@ def _logits(net: str, params: Any, x: Any) -> Any:
     layers = list(params.values())
     if net == "LeNet-5":
         x = x.reshape(-1, 28, 28, 1)
-        for layer, padding in zip(layers[:2], ("SAME", "VALID"), strict=True):
-            x = jax.lax.conv_general_dilated(
-                x, layer["kernel"], (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            x = jax.nn.relu(x + layer["bias"])
-            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        for layer, padding in zip(layers[:2], (2, 0), strict=True):
+            x = _convolve(x, layer, padding)
+            x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4))
         layers, x = layers[2:], x.reshape(len(x), -1)
     for layer in layers[:-1]:
         x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
     return x @ layers[-1]["kernel"] + layers[-1]["bias"]
+
+
+def _convolve(x: Any, layer: Any, padding: int) -> Any:
+    """A 5x5 convolution as one product of patches: inside a scan, XLA's own takes five times as long on CPU."""
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    size, kernel = x.shape[1] - 4, layer["kernel"]
+    patches = jnp.concatenate([x[:, i : i + size, j : j + size] for i in range(5) for j in range(5)], -1)
+    return jax.nn.relu(patches @ kernel.reshape(-1, kernel.shape[-1]) + layer["bias"])
 
 
 def _fit(net: str, name: str, steps: int, sparsity: Any, seed: Any, data: Any) -> Any:

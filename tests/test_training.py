@@ -10,7 +10,7 @@ import pytest
 import strategies
 from flax import nnx, serialization
 from flax.training.train_state import TrainState
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
@@ -370,6 +370,7 @@ SOME_INNER = (
 )
 
 
+@settings(max_examples=12)
 @given(
     tree=strategies.param_trees(special=False),
     inner=st.sampled_from(SOME_INNER),
