@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import oracles
+import orbax.checkpoint as checkpoint
 import pytest
 import strategies
 from flax import nnx, serialization
@@ -178,7 +179,6 @@ def test_eager_jit_and_scan_give_the_same(name):
 
 
 def test_orbax_restores_the_state(tmp_path):
-    checkpoint = pytest.importorskip("orbax.checkpoint")
     before = params()
     optimizer = TABLE["rigl"](optax.adam(0.01), before)
     carry = train(optimizer, before, steps=4)
