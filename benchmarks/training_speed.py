@@ -30,7 +30,7 @@ def main() -> None:
     steps, batch = (8, 16) if small else (200, 100)
     cases = [_steps(name, make, steps, batch) for name, make in _optimizers(small).items()]
     single = measure(*cases, seconds=12)
-    runs = {"sparsities": 16, "steps": 20 if small else 1000}
+    runs = {"sparsities": 16, "steps": 20 if small else 1000, "sizes": (64, 10) if small else (64, 64, 32, 10)}
     many = measure(*(Case(f.__name__.strip("_").replace("_", " "), partial(f, **runs)) for f in _WAYS), seconds=20)
     plain, held, gradual = single.values()
     vmapped, scanned, looped = many.values()
@@ -95,7 +95,7 @@ def _step(optimizer: Any, params: Any, state: Any, x: jax.Array, y: jax.Array) -
     return optax.apply_updates(params, updates), state
 
 
-def _small_run(steps: int) -> Any:
+def _small_run(steps: int, sizes: tuple[int, ...]) -> Any:
     """Parameters, batches, and the optimizer of one run of the small MLP."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(steps, 64, 64)), jnp.float32)
@@ -105,7 +105,7 @@ def _small_run(steps: int) -> Any:
         schedule = jp.schedules.cubic(0.0, sparsity, steps * 3 // 4)
         return jp.training.gradual_pruning(optax.adam(1e-3), schedule, every=100)
 
-    return _mlp((64, 64, 32, 10), jax.random.key(0)), x, y, optimizer
+    return _mlp(sizes, jax.random.key(0)), x, y, optimizer
 
 
 def _train(params: Any, x: jax.Array, y: jax.Array, optimizer: Any, sparsity: Any) -> Any:
@@ -115,20 +115,20 @@ def _train(params: Any, x: jax.Array, y: jax.Array, optimizer: Any, sparsity: An
     return jax.lax.scan(body, (params, optimizer(sparsity).init(params)), (x, y))[0][0]
 
 
-def _vmapped(sparsities: int, steps: int) -> Any:
-    params, x, y, optimizer = _small_run(steps)
+def _vmapped(sparsities: int, steps: int, sizes: tuple[int, ...]) -> Any:
+    params, x, y, optimizer = _small_run(steps, sizes)
     train = jax.jit(lambda s, params, x, y: jax.vmap(lambda s: _train(params, x, y, optimizer, s))(s))
     return train(jnp.linspace(0, 0.95, sparsities), params, x, y)
 
 
-def _scanned(sparsities: int, steps: int) -> Any:
-    params, x, y, optimizer = _small_run(steps)
+def _scanned(sparsities: int, steps: int, sizes: tuple[int, ...]) -> Any:
+    params, x, y, optimizer = _small_run(steps, sizes)
     train = jax.jit(lambda s, params, x, y: _train(params, x, y, optimizer, s))
     return [train(s, params, x, y) for s in jnp.linspace(0, 0.95, sparsities)]
 
 
-def _looped(sparsities: int, steps: int) -> Any:
-    first, x, y, optimizer = _small_run(steps)
+def _looped(sparsities: int, steps: int, sizes: tuple[int, ...]) -> Any:
+    first, x, y, optimizer = _small_run(steps, sizes)
     init = jax.jit(lambda params, s: optimizer(s).init(params))
     step = jax.jit(lambda params, state, x, y, s: _step(optimizer(s), params, state, x, y))
     trained = []
