@@ -94,7 +94,7 @@ def _before(criterion: str, rounds: int, adam: Any, sparsity: Any, steps: int, *
     params, _, (loss, batch, network) = rest
     criteria = {
         "snip": lambda p: jp.training.snip(loss, p, *batch),
-        "grasp": lambda p: jp.training.grasp(loss, p, *batch),
+        "grasp": lambda p: jp.training.grasp(lambda *args: loss(*args, temperature=200), p, *batch),
         "synflow": lambda p: jp.training.synflow(network, p, batch[0][:1]),
     }
     masks = jp.training.prune_at_start(params, sparsity, criteria[criterion], rounds=rounds)
@@ -193,8 +193,8 @@ def _fit(net: str, name: str, steps: int, sparsity: Any, seed: Any, data: Any) -
     params = _init(net, first)
     network = partial(_logits, net)
 
-    def loss(params: Any, x: Any, y: Any) -> Any:
-        return optax.softmax_cross_entropy_with_integer_labels(network(params, x), y).mean()
+    def loss(params: Any, x: Any, y: Any, temperature: float = 1) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(network(params, x) / temperature, y).mean()
 
     optimizer, see = optax.adam(optax.cosine_decay_schedule(2e-3, steps)), lambda params, state: params
     if name == "dense, 4-bit LSQ":
