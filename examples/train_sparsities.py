@@ -130,17 +130,21 @@ for (name, scores), color in zip(curves.items(), COLORS, strict=True):
     axes.plot(kept, 100 * scores.mean(1), color=color, lw=2, label=name)
     axes.scatter(np.repeat(kept, len(seeds)), 100 * scores.ravel(), s=10, color=color, alpha=0.35, lw=0)
 axes.axhline(100 * dense, color="0.5", lw=0.8, ls=(0, (5, 4)), zorder=0)
-axes.annotate(f"dense {dense:.1%}", (100, 100 * dense), (0, 5), textcoords="offset points", ha="left", color="0.35")
+axes.annotate(
+    f"dense {dense:.1%}", (kept[-1], 100 * dense), (0, 4), textcoords="offset points", ha="right", color="0.35"
+)
 axes.set_xscale("log")
 axes.set_xticks(ticks := [100, 50, 30, 20, 10, 5, 3, 2], [f"{tick}%" for tick in ticks])
 axes.set_xticks([], minor=True)
 axes.invert_xaxis()
-axes.set_ylim(max(0, 100 * min(scores.mean(1).min() for scores in curves.values()) - 3), 100)
+axes.set_ylim(max(0, 100 * min(scores.mean(1).min() for scores in curves.values()) - 3), 102)
 axes.set_xlabel("weights left")
 axes.set_ylabel("test accuracy, %")
 axes.grid(alpha=0.25)
 axes.spines[["top", "right"]].set_visible(False)
 axes.legend(frameon=False, loc="lower left")
-axes.set_title(f"{len(sparsities)} sparsities × {len(seeds)} seeds trained together, one program a method", loc="left")
+axes.set_title(
+    f"{len(sparsities)} sparsities × {len(seeds)} seeds trained together, one program a method", loc="left", pad=10
+)
 figure.savefig("train_sparsities.png", dpi=120)
 print("drew train_sparsities.png")
