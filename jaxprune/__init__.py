@@ -2,14 +2,15 @@
 
 Start with the short verbs, ``prune``, ``threshold_prune``, ``fake_quant`` and ``fixed_point``; find a setting with
 ``grid``, ``sweep`` and ``pareto_front``; read the outcome with ``report``. The criteria are in ``jaxprune.saliency``,
-what is made of them in ``jaxprune.masks``, and how to train with it in ``jaxprune.training``. The conventions of all of
-it are in :mod:`jaxprune.base`.
+what is made of them in ``jaxprune.masks``, and how to train with it in ``jaxprune.training``. Small files are written
+and read by ``compress``, ``save`` and ``load``. The conventions of all of it are in :mod:`jaxprune.base`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxprune import allocation, codebook, masks, quantization, reports, saliency, schedules
+from jaxprune import allocation, artifact, codebook, masks, quantization, reports, saliency, schedules
+from jaxprune.artifact import Compressed, compress, load, save
 from jaxprune.base import QArray, QParams, QuantSpec
 from jaxprune.curves import entropy_curve, quantization_error_curve, sparsity_curve
 from jaxprune.pruning import Pruned, prune, threshold_prune
@@ -30,20 +31,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Compressed",
     "Pruned",
     "QArray",
     "QParams",
     "QuantSpec",
     "Report",
     "allocation",
+    "artifact",
     "choose_qparams",
     "codebook",
+    "compress",
     "dequantize",
     "entropy_curve",
     "fake_quant",
     "fixed_point",
     "fixed_point_codes",
     "grid",
+    "load",
     "masks",
     "pareto_front",
     "prune",
@@ -53,6 +58,7 @@ __all__ = [
     "report",
     "reports",
     "saliency",
+    "save",
     "schedules",
     "sparsity_curve",
     "sweep",

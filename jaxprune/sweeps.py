@@ -7,7 +7,7 @@ until they enter the compiled program and results come back as NumPy arrays, so 
 import contextlib
 import numbers
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
 from jaxprune import _sweep_checkpoint, _sweep_program
+from jaxprune.progress import bar
 
 
 def grid(**settings: Sequence[float] | np.ndarray | jax.Array) -> dict[str, np.ndarray]:
@@ -125,7 +126,7 @@ def sweep(
         keeping = _sweep_checkpoint.keeping(path, description, results, start)
     # With a checkpoint nothing runs ahead, so that all that is finished at an exception is already on the host.
     finishing = _sweep_program.run(program, settings, placed, results, range(start, count, width), checkpoint is None)
-    with _bar(progress, start, count) as show, keeping as keep:
+    with bar(progress, "settings", start, count) as show, keeping as keep:
         for finished in finishing:
             keep(finished)
             show(finished)
@@ -187,22 +188,6 @@ def _host_results(shapes: Any, count: int) -> Any:
         return np.empty((count, *leaf.shape[1:]), leaf.dtype)
 
     return tree_map_with_path(buffer, shapes)
-
-
-@contextlib.contextmanager
-def _bar(progress: bool, start: int, count: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function that shows how many settings are finished; it does nothing without ``progress``."""
-    if not progress or jax.process_index() > 0:
-        yield lambda finished: None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn, Progress
-    except ImportError as error:
-        raise ImportError("progress=True needs rich: pip install 'jaxprune[progress]'") from error
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("settings", total=count, completed=start)
-        yield lambda finished: bar.update(task, completed=finished)
 
 
 def pareto_front(result: Any, *, cost: Any, metric: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import jaxprune
-from jaxprune import allocation, codebook, masks, quantization, saliency, schedules, training
+from jaxprune import allocation, artifact, codebook, masks, quantization, saliency, schedules, training
 
 PACKAGE = pathlib.Path(inspect.getfile(jaxprune)).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -18,12 +18,12 @@ MODULES = sorted({file.relative_to(PACKAGE).parts[0].removesuffix(".py") for fil
 # A module imports from earlier layers only, never from its own. A new module takes its place here.
 LAYERS = (
     ("base",),
-    ("tree", "sharding"),
+    ("tree", "sharding", "progress"),
     ("keys", "histogram", "rounding"),
     ("radix", "bisection", "ranges", "unit_statistics"),
     ("order", "uniform", "clustering"),
     ("saliency", "masks", "quantization", "codebook", "allocation", "schedules"),
-    ("pruning", "sweeps", "training", "sizes", "curves"),
+    ("pruning", "sweeps", "training", "sizes", "curves", "artifact"),
     ("reports",),
     ("__init__",),
 )
@@ -95,12 +95,15 @@ def test_all_but_training_needs_jax_and_numpy_alone():
         "sklearn",
         "torch",
         "qwix",
+        "constriction",
+        "safetensors",
+        "mlxtend",
         "hypothesis",
     }
 
 
 def public_functions():
-    for module in (jaxprune, allocation, codebook, masks, quantization, saliency, schedules, training):
+    for module in (jaxprune, allocation, artifact, codebook, masks, quantization, saliency, schedules, training):
         for name in getattr(module, "__all__", ()):
             if inspect.isfunction(value := getattr(module, name)):
                 yield f"{module.__name__}.{name}", value

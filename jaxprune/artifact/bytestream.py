@@ -25,7 +25,7 @@ def signed(number: int) -> bytes:
 
 
 class Reader:
-    """Takes numbers and stretches of bytes from the front of ``data``; ends with an :class:`ArtifactError`, never past it."""
+    """Takes numbers and stretches of bytes from the front of ``data``, and never reads past its end."""
 
     def __init__(self, data: bytes | memoryview):
         self.data = memoryview(data)

@@ -10,12 +10,14 @@ def constriction() -> Any:
 
 
 def safetensors() -> Any:
-    """The container."""
-    return _load("safetensors")
+    """The container, with its functions for NumPy."""
+    return _load("safetensors.numpy") and _load("safetensors")
 
 
 def _load(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{name} is needed to write and read files: pip install 'jaxprune[files]'") from error
+        raise ImportError(
+            f"{name.split('.')[0]} is needed to write and read files: pip install 'jaxprune[files]'"
+        ) from error

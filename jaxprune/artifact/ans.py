@@ -1,0 +1,66 @@
+"""Static entropy coding: a table of how often each value occurs, and an asymmetric numeral system that follows it.
+
+A table (:mod:`jaxprune.artifact.tables`); after it, if it has at least two values, the words of the stream coder of
+``constriction``: 32 bits each, the lowest byte first, where zero bytes at the very end, at most three, are left out. To
+decode, begin with X = 0. Whenever X is below 2**32 and a word is left, the last one is taken away, and X becomes
+X * 2**32 and that word. The next value is the one whose range of frequencies [c, c + f) holds X % 2**24, and X becomes
+(X >> 24) * f + X % 2**24 - c. After the last value X is 0 and no word is left. No bytes at all for no codes. (Duda
+2013, arXiv:1311.2540.)
+"""
+
+import math
+
+import numpy as np
+
+from jaxprune.artifact import extras, tables
+from jaxprune.artifact.bytestream import Reader
+from jaxprune.artifact.errors import ArtifactError
+
+
+def encode(codes: np.ndarray) -> bytes | None:
+    """Codes as bytes; None above 65536 distinct ones."""
+    if not codes.size:
+        return b""
+    table = tables.from_codes(codes)
+    return None if table is None else encode_with(table, codes)
+
+
+def encode_with(table: tables.Table, codes: np.ndarray) -> bytes:
+    """Codes as bytes, with a table that holds them all."""
+    head = tables.write(table)
+    if len(table.symbols) == 1:
+        return head
+    coder = extras.constriction().stream.stack.AnsCoder()
+    coder.encode_reverse(tables.places(codes, table.symbols), tables.model(table))
+    return head + coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+
+def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """The codes that ``encode`` made ``data`` of, int32 of that shape."""
+    reader, size = Reader(data), math.prod(shape)
+    if not size:
+        reader.end()
+        return np.zeros(shape, np.int32)
+    table = tables.read(reader, size)
+    symbols = table.symbols
+    if len(symbols) == 1:
+        reader.end()
+        return np.full(shape, symbols[0], np.int32)
+    places = _decoded(reader.rest(), table, size)
+    if int(symbols[-1]) - int(symbols[0]) == len(symbols) - 1:
+        places += symbols[0]
+        return places.reshape(shape)
+    return symbols[places].reshape(shape)
+
+
+def _decoded(data: memoryview, table: tables.Table, size: int) -> np.ndarray:
+    if len(data) > 3 * size + 8:  # a value takes at most 24 bits
+        raise ArtifactError(f"{len(data)} bytes for {size} entries: too many")
+    if data and not data[-1]:
+        raise ArtifactError("zeros at the end: damaged")
+    words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), "<u4").astype(np.uint32, copy=False)
+    coder = extras.constriction().stream.stack.AnsCoder(words)
+    places = coder.decode(tables.model(table), size)
+    if not coder.is_empty():
+        raise ArtifactError("something is left after the last entry: damaged")
+    return places

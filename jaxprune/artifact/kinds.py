@@ -1,0 +1,175 @@
+"""The kinds of tree node that a file can hold: how each is named in JSON, and how it is made again."""
+
+import importlib
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.artifact.errors import ArtifactError
+from jaxprune.base import QArray, QuantSpec
+from jaxprune.codebook import CodebookArray
+
+Kind = dict[str, Any]
+
+# Records of a compressed array: the class, its arrays, its static fields.
+RECORDS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
+    "QArray": (QArray, ("codes", "scale", "zero_point"), ("bits", "dtype", "spec")),
+    "CodebookArray": (CodebookArray, ("codes", "centroids", "keeps_zeros"), ("dtype",)),
+}
+_MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict}
+_FLAX = {"FrozenDict": "flax.core", "State": "flax.nnx"}
+_VARIABLE = "nnx."
+_DEFAULT = QuantSpec()
+
+
+def is_record(kind: Kind) -> bool:
+    """Whether a node stands for one array in several parts."""
+    return kind["type"] in RECORDS
+
+
+def describe(cls: Any, aux: Any, path: str) -> tuple[Kind, tuple[Any, ...], Sequence[Any] | None]:
+    """The kind of a node, its keys, and the names of its children (None: numbers), from what JAX knows of it."""
+    name = cls.__name__
+    if cls in (list, tuple, type(None)):
+        return {"type": "None" if cls is type(None) else name}, (), None
+    if _MAPPINGS.get(name) is cls or (name in _FLAX and _flax(name) is cls):
+        if not all(type(key) in (str, int) for key in aux):
+            raise TypeError(f"a {name} at {path!r} has keys {list(aux)}; in files they are strings or integers")
+        return {"type": name}, tuple(aux), aux
+    if name in RECORDS and RECORDS[name][0] is cls:
+        _, arrays, static = RECORDS[name]
+        fields = {key: _plain(value) for key, value in zip(static, aux, strict=True) if value != _DEFAULT}
+        return {"type": name, **fields}, (), arrays
+    if _is_variable(cls):
+        metadata = {key: _jsonable(value, f"metadata {key!r} of {path!r}") for key, value in aux}
+        return {"type": _VARIABLE + name, "metadata": metadata}, (), [None]
+    if name == "Partitioned" and _flax_class("flax.core.meta", name) is cls and aux[1] is None:
+        return {"type": name, "names": _jsonable(aux[0], f"names of {path!r}")}, (), [None]
+    return {"type": "other", "name": f"{cls.__module__}.{cls.__qualname__}"}, (), None
+
+
+def check(kind: Any) -> Kind:
+    """A kind as it was read; raises :class:`ArtifactError` unless it is well formed."""
+    if not isinstance(kind, dict) or not isinstance(kind.get("type"), str):
+        raise ArtifactError(f"a kind of node is {str(kind)[:80]}")
+    name, keys = kind["type"], kind.get("keys", [])
+    if not isinstance(keys, list) or not all(type(key) in (str, int) for key in keys) or len(set(keys)) < len(keys):
+        raise ArtifactError(f"a node of type {name[:80]!r} has keys {str(keys)[:80]}")
+    if name in _MAPPINGS or name in _FLAX:
+        return kind
+    if name in ("list", "tuple", "other") or name in RECORDS:
+        well = not keys and (name not in RECORDS or _record_fields(kind) is not None)
+    elif name == "Partitioned":
+        well = not keys and isinstance(kind.get("names"), list)
+    else:
+        well = not keys and re.fullmatch(r"nnx\.[A-Za-z]\w*", name) and isinstance(kind.get("metadata"), dict)
+    if not well:
+        raise ArtifactError(f"a node of type {name[:80]!r} is unknown, or lacks a part")
+    return kind
+
+
+def names(kind: Kind, keys: tuple[Any, ...], number: int) -> Sequence[Any]:
+    """What the children of a node are called; None for one that takes its parent's path."""
+    if kind["type"] in _MAPPINGS or kind["type"] in _FLAX:
+        wanted: Sequence[Any] = keys
+    elif is_record(kind):
+        wanted = RECORDS[kind["type"]][1]
+    elif kind["type"] == "Partitioned" or kind["type"].startswith(_VARIABLE):
+        wanted = [None]
+    else:
+        wanted = range(number)
+    if len(wanted) != number:
+        raise ArtifactError(f"a node of type {kind['type']!r} has {number} children, not {len(wanted)}")
+    return wanted
+
+
+def build(kind: Kind, keys: tuple[Any, ...], below: list[Any], path: str) -> Any:
+    """The node itself."""
+    name = kind["type"]
+    if name == "None":
+        return None
+    if name in ("list", "tuple"):
+        return tuple(below) if name == "tuple" else below
+    if name in _MAPPINGS or name in _FLAX:
+        cls = _MAPPINGS.get(name) or _flax(name, load=True)
+        return cls(dict(zip(keys, below, strict=True)))
+    if name in RECORDS:
+        cls, arrays, _ = RECORDS[name]
+        fields = _record_fields(kind)
+        assert fields is not None  # checked when it was read
+        return cls(**dict(zip(arrays, below, strict=True)), **fields)
+    if name == "Partitioned":
+        return _flax_class("flax.core.meta", name, load=True)(below[0], names=_tuples(kind["names"]))
+    if name.startswith(_VARIABLE):
+        cls = _flax_class("flax.nnx", name.removeprefix(_VARIABLE), load=True)
+        if cls is not None and _is_variable(cls):
+            return cls.from_metadata(below[0], {key: _tuples(value) for key, value in kind["metadata"].items()})
+    raise ValueError(
+        f"the node at {path!r} is a {kind.get('name', name)}, which a file cannot name safely: "
+        "give a tree of the same structure as like="
+    )
+
+
+def join(path: str, name: Any) -> str:
+    """The path of a child."""
+    return path if name is None else f"{path}/{name}" if path else str(name)
+
+
+def _record_fields(kind: Kind) -> dict[str, Any] | None:
+    """The static fields of a record, or None if they make no sense."""
+    try:
+        fields: dict[str, Any] = {"dtype": np.dtype(getattr(jnp, str(kind["dtype"])))}
+        if kind["type"] == "QArray":
+            spec = {**_plain(_DEFAULT), **kind.get("spec", {})}
+            axis, block = _tuples(spec["axis"]), spec["block_size"]
+            whole = all(type(part) is int for part in (axis if isinstance(axis, tuple) else (axis or 0, block or 1)))
+            if not whole or type(kind["bits"]) is not int or not 1 <= kind["bits"] <= 16 or (block or 1) < 1:
+                return None
+            fields |= {"bits": kind["bits"], "spec": QuantSpec(bool(spec["symmetric"]), axis, block)}
+        return fields
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A static field of a record as JSON. How ranges were found is no part of it: a calibration is a function."""
+    if isinstance(value, QuantSpec):
+        axis = list(value.axis) if isinstance(value.axis, tuple) else value.axis
+        return {"symmetric": value.symmetric, "axis": axis, "block_size": value.block_size}
+    return value if isinstance(value, int | str) else np.dtype(value).name
+
+
+def _jsonable(value: Any, what: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_jsonable(part, what) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{what} is {value!r}, which a file cannot hold: save jax.tree.map(jnp.asarray, pure tree) instead")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
+
+
+def _is_variable(cls: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(cls, type) and issubclass(cls, nnx.Variable) and _exported(nnx, cls)
+
+
+def _exported(nnx: Any, cls: type) -> bool:
+    return getattr(nnx, cls.__name__, None) is cls
+
+
+def _flax(name: str, load: bool = False) -> Any:
+    return _flax_class(_FLAX[name], name, load)
+
+
+def _flax_class(module: str, name: str, load: bool = False) -> Any:
+    """A class of Flax, which need not be there: what is in a tree has imported it already."""
+    found = importlib.import_module(module) if load else sys.modules.get(module)
+    return getattr(found, name, None)

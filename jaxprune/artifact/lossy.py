@@ -1,0 +1,106 @@
+"""What is lost, decided before anything is coded: masks, low-bit codes or a codebook, and smaller side information."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import codebook as codebooks
+from jaxprune import quantization, tree
+from jaxprune.artifact import kinds
+from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
+from jaxprune.masks import apply_masks
+
+#: ``(params, bits, where) -> params`` with a record, such as a ``QArray``, in place of each selected leaf.
+Quantizer = Callable[[Params, Setting, Where], Params]
+
+_RECORDS = tuple(cls for cls, _, _ in kinds.RECORDS.values())
+
+
+def is_record(leaf: Any) -> bool:
+    """Whether a node is an array in several parts, such as a ``QArray``."""
+    return isinstance(leaf, _RECORDS)
+
+
+def choose(
+    params: Params,
+    masks: Masks | None,
+    bits: Setting,
+    codebook: Setting,
+    quantizer: str | Quantizer,
+    spec: QuantSpec,
+    side: str | None,
+    where: Where,
+) -> tuple[Params, list[str]]:
+    """The tree that is coded, and the paths of the records in it that stand for dense arrays."""
+    nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
+    # A record that was there before is no array to mask or quantize: a number, which nothing selects, stands for it.
+    result = treedef.unflatten([np.int32(0) if is_record(node) else node for node in nodes])
+    if masks is not None:
+        result = apply_masks(result, masks)
+    before = tree.select(result, where).chosen if side else ()
+    if bits is not None and codebook is not None:
+        raise ValueError("bits and codebook are two ways to make codes of the same weights: give one")
+    if codebook is not None:
+        result = codebooks.encode(result, codebook, where=where)
+    elif bits is not None:
+        result = _quantizer(quantizer, spec)(result, bits, where)
+    if side is not None:
+        result = _smaller_side(result, set(before), side)
+    new, treedef = jax.tree.flatten(result, is_leaf=is_record)
+    dense = _paths(result)
+    made = [path for path, node in zip(dense, new, strict=True) if is_record(node)]
+    return treedef.unflatten([old if is_record(old) else node for old, node in zip(nodes, new, strict=True)]), made
+
+
+def _quantizer(quantizer: str | Quantizer, spec: QuantSpec) -> Quantizer:
+    if callable(quantizer):
+        return quantizer
+    if quantizer == "uniform":
+        return lambda params, bits, where: quantization.quantize(params, bits, spec=spec, where=where)
+    raise ValueError(f"quantizer must be 'uniform', 'rd' or a function, got {quantizer!r}")
+
+
+def _paths(params: Params) -> list[str]:
+    """The path of each leaf; a record is one."""
+    nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
+    return tree.select(treedef.unflatten([np.int32(0)] * len(nodes)), lambda *_: False).paths
+
+
+def _smaller_side(params: Params, chosen: set[int], side: str) -> Params:
+    """Biases and scales at fewer bits: float16 rounds them, int8 quantizes biases and rounds scales to float16."""
+    if side not in ("float16", "int8"):
+        raise ValueError(f"side must be None, 'float16' or 'int8', got {side!r}")
+    nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
+    for i, (path, node) in enumerate(zip(_paths(params), nodes, strict=True)):
+        if is_record(node):
+            nodes[i] = _round_record(node, path)
+        elif i not in chosen and tree.is_floating(node) and np.size(node):
+            whole = partial(quantization.quantize, node, 8, where=lambda *_: True)
+            nodes[i] = whole() if side == "int8" and np.ndim(node) else _half(node, path)
+    return treedef.unflatten(nodes)
+
+
+def _round_record(record: Any, path: str) -> Any:
+    """A record with its scales or centroids rounded."""
+    name = "scale" if hasattr(record, "scale") else "centroids"
+    return jax.tree.unflatten(
+        jax.tree.structure(record),
+        [_half(part, path) if part is getattr(record, name) else part for part in jax.tree.leaves(record)],
+    )
+
+
+def _half(leaf: Any, path: str) -> Any:
+    """Rounded to float16, in its own dtype."""
+    if np.dtype(leaf.dtype).itemsize <= 2:
+        return leaf
+    rounded = jnp.asarray(leaf).astype(jnp.float16).astype(leaf.dtype)
+    wrong = (jnp.isfinite(leaf) & ~jnp.isfinite(rounded)) | ((leaf != 0) & (rounded == 0))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"leaf {tree.show(path)} holds {float(jnp.asarray(leaf)[wrong].ravel()[0]):g}, beyond float16's range"
+        )
+    return rounded

@@ -1,0 +1,279 @@
+"""What files must hold, written down again from docs/format.md in plain NumPy and Python: nothing from jaxprune."""
+
+import json
+import zlib
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = """bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 complex128
+int1 int2 int4 uint1 uint2 uint4""".split()
+
+
+def entropy(codes):
+    """Bits an entry by the frequencies of the values."""
+    share = np.unique(codes, return_counts=True)[1] / codes.size
+    return float(-(share * np.log2(share)).sum())
+
+
+def number(data, at):
+    """An unsigned number of 7 bits a byte, and where the next thing begins."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if data[at - 1] < 128:
+            return value, at
+
+
+def unpacked(data, count):
+    """What the coder `packing` coded."""
+    if not count:
+        return np.zeros(0, np.int64)
+    folded, at = number(data, 0)
+    least = -(folded + 1) // 2 if folded % 2 else folded // 2
+    width = data[at]
+    bits = int.from_bytes(data[at + 1 :], "little")
+    return np.array([least + ((bits >> (i * width)) & ((1 << width) - 1)) for i in range(count)], np.int64)
+
+
+def array(data):
+    """One leaf whose planes are coded by `packing` alone."""
+    form, origin, dtype, rank = data[:4]
+    dtype = np.dtype(getattr(ml_dtypes, DTYPES[dtype], DTYPES[dtype]))
+    at, shape = 4, []
+    for _ in range(rank):
+        length, at = number(data, at)
+        shape.append(length)
+    assert origin in (0, 1, 2)
+    count, width = int(np.prod(shape, dtype=int)), dtype.itemsize
+
+    def plane(at, count):
+        assert data[at] == 0
+        size, at = number(data, at + 1)
+        return unpacked(data[at : at + size], count), at + size
+
+    if form == 0:
+        return np.frombuffer(data[at:], dtype).reshape(shape)
+    if form == 1:
+        return plane(at, count)[0].astype(dtype).reshape(shape)
+    if form == 2:
+        size, at = number(data, at)
+        table = np.frombuffer(data[at : at + size * width], dtype)
+        zero = [i for i in range(size) if not any(table[i : i + 1].tobytes())]
+        return table[plane(at + size * width, count)[0] + (zero or [0])[0]].reshape(shape)
+    kept = np.ones(count, bool)
+    if form == 4:
+        flags, at = plane(at, count)
+        kept = flags == 1
+    entries = np.zeros((count, width), np.uint8)
+    for i in range(width):
+        entries[kept, i], at = plane(at, kept.sum())
+    bits = entries.reshape(-1).view(f"<u{width}").astype(object)
+    if dtype.kind not in "biuc":
+        bits = np.array([(b >> 1) | ((b & 1) << (8 * width - 1)) for b in bits], object)
+    return bits.astype(f"<u{width}").view(dtype).reshape(shape)
+
+
+def read(data):
+    """The arrays of a file of dicts, lists and tuples, by path; checks every checksum."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    described = header.pop("__metadata__")["jaxprune"]
+    tensors = {k: data[8 + length :][slice(*v["data_offsets"])] for k, v in header.items()}
+    tree = json.loads(described)
+    assert tree["version"] == 1
+    leaves = []
+
+    def walk(item, path):
+        join = f"{path}/".lstrip("/")
+        if isinstance(item, dict):
+            for key, child in item.items():
+                walk(child, join + key)
+        elif isinstance(item, list):
+            assert tree["kinds"][item[0]]["type"] in ("list", "tuple")
+            for i, child in enumerate(item[1:]):
+                walk(child, f"{join}{i}")
+        elif item is not None:
+            leaves.append((path, item))
+
+    walk(tree["tree"], "")
+    shared, at, small = tensors.get("*", b""), 0, []
+    for _, own in leaves:
+        if not own:
+            size, at = number(shared, at)
+            small.append(size)
+    found = {}
+    for i, (path, own) in enumerate(leaves):
+        stored = tensors[path] if own else shared[at : at + small[0]]
+        if not own:
+            at += small.pop(0)
+        seed = zlib.crc32(str(i).encode(), zlib.crc32(described.encode()))
+        assert zlib.crc32(stored[:-4], seed).to_bytes(4, "little") == stored[-4:]
+        found[path] = array(stored[:-4])
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The coders, one bit or one entry at a time
+
+
+def signed(data, at):
+    """A signed number, and where the next thing begins."""
+    folded, at = number(data, at)
+    return (-(folded + 1) // 2 if folded % 2 else folded // 2), at
+
+
+def packed_bits(codes, bits):
+    """Codes (two's complement where negative) as bytes: code i at bit i * bits, low bits first."""
+    total = sum((int(code) % 2**bits) << (i * bits) for i, code in enumerate(codes))
+    return total.to_bytes(-(-len(codes) * bits // 8), "little")
+
+
+def high_bits(data):
+    """The bits of bytes as text, the highest of each byte first."""
+    return "".join(f"{byte:08b}" for byte in data)
+
+
+def small_integers(data, at, count):
+    """A list of integers (jaxprune.artifact.integers), and where the next thing begins."""
+    if not count:
+        return [], at
+    k, mode = data[at] % 32, data[at] // 32
+    if mode == 4:
+        return [0] * count, at + 1
+    s, bits, place, classes = (0, 2, 6, 14)[mode], high_bits(data[at + 1 :]), 0, []
+    for _ in range(count):
+        end = bits.index("1", place)
+        classes.append(end - place)
+        place = end + 1
+    at += 1 + -(-place // 8)
+    bits, place, values = high_bits(data[at:]), 0, []
+    for q in classes:
+        start, extra = (q * 2**k, k) if q <= s else ((s + 2 ** (q - s) - 1) * 2**k, k + q - s)
+        values.append(start + int("0" + bits[place : place + extra], 2))
+        place += extra
+    return values, at + -(-place // 8)
+
+
+def table(data, at=0):
+    """The values and levels of a table (jaxprune.artifact.tables), and where the next thing begins."""
+    value, at = signed(data, at)
+    spacing, at = number(data, at)
+    runs, at = number(data, at)
+    if runs == 1:
+        length, at = number(data, at)
+        lengths, missing = [length], []
+    else:
+        lengths, at = small_integers(data, at, runs)
+        missing, at = small_integers(data, at, runs - 1)
+        lengths = [length + 1 for length in lengths]
+    symbols = []
+    for i, length in enumerate(lengths):
+        symbols += [value + spacing * j for j in range(length)]
+        value = symbols[-1] + spacing * (2 + missing[i] if i < len(missing) else 0)
+    if len(symbols) == 1:
+        return symbols, [1], at
+    order, least = data[at] % 3, data[at] // 3
+    levels, at = small_integers(data, at + 1, len(symbols))
+    if order:
+        levels = [-(v + 1) // 2 if v % 2 else v // 2 for v in levels]
+    for _ in range(order):
+        levels = [sum(levels[: i + 1]) for i in range(len(levels))]
+    kept = [(symbol, level + least) for symbol, level in zip(symbols, levels, strict=True) if level + least]
+    return [symbol for symbol, _ in kept], [level for _, level in kept], at
+
+
+def frequencies(levels):
+    """Whole numbers that sum to 2**24, in proportion to the squares of the levels but for what rounding does."""
+    sums = [sum(level**2 for level in levels[:i]) for i in range(len(levels) + 1)]
+    shift = max(0, sums[-1].bit_length() - 39)
+    scaled = [(c >> shift) * (2**24 - len(levels)) // (sums[-1] >> shift) for c in sums]
+    return [1 + b - a for a, b in zip(scaled, scaled[1:], strict=False)]
+
+
+def static(data, count):
+    """What the coder `ans` coded."""
+    if not count:
+        return []
+    symbols, levels, at = table(data)
+    if len(symbols) == 1:
+        return symbols * count
+    rest = data[at:] + bytes(-len(data[at:]) % 4)
+    words = [int.from_bytes(rest[i : i + 4], "little") for i in range(0, len(rest), 4)]
+    shares, state, values = frequencies(levels), 0, []
+    while words and state < 2**32:
+        state = state << 32 | words.pop()
+    for _ in range(count):
+        below, i, offset = 0, 0, state % 2**24
+        while below + shares[i] <= offset:
+            below, i = below + shares[i], i + 1
+        values.append(symbols[i])
+        state = (state >> 24) * shares[i] + offset - below
+        if words and state < 2**32:
+            state = state << 32 | words.pop()
+    assert not state and not words
+    return values
+
+
+def huffman(data, count):
+    """What the coder `huffman` coded."""
+    if not count:
+        return []
+    symbols, lengths, at = table(data)
+    if len(symbols) == 1:
+        return symbols * count
+    codes, code, before = {}, -1, 0
+    for length, symbol in sorted(zip(lengths, symbols, strict=True)):
+        code, before = (code + 1) << (length - before), length
+        codes[f"{code:0{length}b}"] = symbol
+    stretch, at = 1 << data[at], at + 1
+    if count > stretch:
+        _, at = number(data, at)
+        _, at = small_integers(data, at, -(-count // stretch))
+    values, word = [], ""
+    for bit in high_bits(data[at:]):
+        word += bit
+        if word in codes and len(values) < count:
+            values, word = values + [codes[word]], ""
+    assert len(values) == count and not word.strip("0") and len(word) < 8
+    return values
+
+
+def huffman_bits(counts):
+    """The bits of all entries by the best code of whole bits a value: the sum of the inner nodes of Huffman's tree."""
+    nodes, total = sorted(counts), 0
+    while len(nodes) > 1:
+        merged = nodes[0] + nodes[1]
+        nodes, total = sorted(nodes[2:] + [merged]), total + merged
+    return total
+
+
+def row(data, count):
+    """Values behind the number of their coder."""
+    return (static if data[0] else unpacked)(data[1:], count) if count else []
+
+
+def bitmap(data, count):
+    """What the coder `bitmap` coded."""
+    if not count:
+        return []
+    common, at = signed(data, 0)
+    flags = [data[at + i // 8] >> (i % 8) & 1 for i in range(count)]
+    others = iter(row(data[at + -(-count // 8) :], sum(flags)))
+    return [next(others) if flag else common for flag in flags]
+
+
+def gaps(data, count):
+    """What the coder `gaps` coded."""
+    if not count:
+        return []
+    common, at = signed(data, 0)
+    records, at = number(data, at)
+    values, place = [common] * count, 0
+    if records:
+        length, at = number(data, at)
+        for gap, value in zip(row(data[at : at + length], records), row(data[at + length :], records), strict=True):
+            values[place + gap] = value
+            place += gap + 1
+    return values

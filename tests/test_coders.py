@@ -1,0 +1,379 @@
+"""The coders of files: they lose nothing, damage shows, memory stays bounded, and bytes are as documented."""
+
+import tracemalloc
+from functools import partial
+
+import chex
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles_files as oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxprune.artifact import ans, bitmap, gaps, huffman, integers, packing, tables
+from jaxprune.artifact.bytestream import Reader
+from jaxprune.artifact.errors import ArtifactError
+
+LEAST, MOST = -(2**31), 2**31 - 1
+
+# A coder, and what reads its bytes one entry at a time (None: nothing does).
+CODERS = {
+    "packing": (packing, oracles.unpacked),
+    "ans": (ans, oracles.static),
+    "huffman": (huffman, oracles.huffman),
+    "bitmap": (bitmap, oracles.bitmap),
+    "gaps": (gaps, oracles.gaps),
+}
+each = pytest.mark.parametrize("name", CODERS)
+
+
+def normal(size, scale, seed=0, zeros=0.0):
+    rng = np.random.default_rng(seed)
+    values = np.rint(rng.normal(size=size) * scale).astype(np.int32)
+    return np.where(rng.random(size) < zeros, 0, values).astype(np.int32)
+
+
+def spread(distinct, size, seed=0):
+    rng = np.random.default_rng(seed)
+    alphabet = rng.integers(LEAST, MOST, distinct, endpoint=True).astype(np.int32)
+    return alphabet[rng.integers(0, distinct, size)]
+
+
+CASES = {
+    "no rows": np.zeros((0, 5), np.int32),
+    "no columns": np.zeros((3, 0), np.int32),
+    "one": np.full((1, 1), 7, np.int32),
+    "equal": np.full((9, 11), -3, np.int32),
+    "least": np.full((2, 2), LEAST, np.int32),
+    "extremes": np.array([[LEAST, MOST, 0], [MOST, MOST, -1]], np.int32),
+    "two": np.arange(77, dtype=np.int32).reshape(7, 11) % 2,
+    "rare": (np.arange(5000, dtype=np.int32) == 4321).reshape(50, 100).astype(np.int32) * MOST,
+    "gaps": np.repeat(np.arange(40, dtype=np.int32), np.arange(40))[None] % 7 // 6,
+    "normal": normal((60, 70), 20),
+    "sparse": normal((64, 65), 3, zeros=0.8),
+    "half": normal((100, 64), 30, zeros=0.5),
+    "spaced": 4096 * normal((50, 50), 3) + 5,
+    "spread": spread(257, (40, 50)),
+    "uniform": np.random.default_rng(0).integers(0, 1000, (30, 40)).astype(np.int32),
+    "heavy": np.clip(np.random.default_rng(0).standard_cauchy((50, 60)) * 5, -1e6, 1e6).astype(np.int32),
+    "permutation": np.random.default_rng(0).permutation(1000).astype(np.int32).reshape(8, 125),
+    "distinct": np.random.default_rng(0).permutation(70_000).astype(np.int32).reshape(7, -1),
+    "sixteen bits": np.arange(65536, dtype=np.int32).reshape(256, 256) - 32768,
+    "long tail": np.repeat(np.arange(24, dtype=np.int32), [1 << max(0, i - 7) for i in range(24)])[None],
+}
+
+
+def round_trip(coder, codes):
+    data = coder.encode(codes)
+    if data is not None:
+        assert type(data) is bytes and data == coder.encode(codes)
+        back = coder.decode(data, codes.shape)
+        assert back.dtype == np.int32 and back.shape == codes.shape
+        np.testing.assert_array_equal(back, codes)
+    return data
+
+
+@st.composite
+def code_arrays(draw):
+    low, high = sorted(
+        draw(st.tuples(*[st.one_of(st.sampled_from((LEAST, -1, 0, 1, MOST)), st.integers(-300, 300))] * 2))
+    )
+    values = st.one_of(st.integers(low, high), st.sampled_from(draw(st.lists(st.integers(low, high), min_size=1))))
+    codes = draw(
+        hnp.arrays(np.int32, draw(hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=12)), elements=values)
+    )
+    return draw(st.sampled_from((codes, codes[::-1], np.asfortranarray(codes), codes[:, ::2], np.tile(codes, (3, 7)))))
+
+
+@each
+@given(codes=code_arrays())
+def test_nothing_is_lost(name, codes):
+    coder, oracle = CODERS[name]
+    data = round_trip(coder, codes)
+    if data is not None and oracle is not None:
+        assert list(oracle(data, codes.size)) == codes.reshape(-1).tolist()
+
+
+@each
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_lost_of(name, case):
+    codes = CASES[case]
+    data = round_trip(CODERS[name][0], codes)
+    assert (data == b"") == (codes.size == 0)
+
+
+@each
+def test_bytes_are_read_as_documented(name):
+    coder, oracle = CODERS[name]
+    for codes in [] if oracle is None else [CASES["sparse"], CASES["spread"][:20], CASES["heavy"][:9], CASES["gaps"]]:
+        data = coder.encode(codes)
+        assert data is None or list(oracle(data, codes.size)) == codes.reshape(-1).tolist()
+
+
+PINNED = {
+    "packing": "0103491c24499224b19324",
+    "ans": "010102206021408003408c88de51509b02",
+    "huffman": "0101022060214080032068061a001e00",
+    "bitmap": "00280006000103860d",
+    "gaps": "000405000004130b000103860d",
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_old_files_stay_readable_and_new_ones_alike(name):
+    codes = np.zeros((2, 12), np.int32)
+    codes[[0, 0, 1, 1], [3, 5, 5, 6]] = [5, -1, 5, 5]
+    data = bytes.fromhex(PINNED[name])
+    np.testing.assert_array_equal(CODERS[name][0].decode(data, codes.shape), codes)
+    assert CODERS[name][0].encode(codes) == data
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Size
+
+SIZES = {
+    "2 bits": normal(1000, 0.5),
+    "4 bits": normal(3000, 2),
+    "8 bits": normal(1000, 30),
+    "8 bits, more": normal(200_000, 30),
+    "pruned": normal(30_000, 40, zeros=0.9),
+    "uniform": np.random.default_rng(0).integers(0, 256, 5000).astype(np.int32),
+    "16 bits": np.random.default_rng(0).integers(0, 65536, 1_000_000).astype(np.int32),
+    "student": np.rint(np.random.default_rng(0).standard_t(3, 100_000) * 5).astype(np.int32),
+    "spaced": np.repeat(normal(2000, 5) * 1_000_003, 3),
+    "spread": spread(257, 1_000_000),
+    "rare": (np.arange(1_000_000) % 499_999 == 77).astype(np.int32),
+    "few": np.array([5, 5, -9, 100], np.int32),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_static_coding_is_near_the_entropy(case):
+    codes = SIZES[case]
+    data = ans.encode(codes[None])
+    assert data is not None and len(data) <= 1.005 * oracles.entropy(codes) * codes.size / 8 + 100
+    table = tables.from_codes(codes)
+    assert table is not None and data.startswith(tables.write(table))
+    if len(table.levels) < 1000:
+        assert tables.probabilities(table).tolist() == oracles.frequencies(table.levels.tolist())
+
+
+def test_huffman_codes_are_the_best_there_are():
+    for seed in range(5):
+        counts = np.random.default_rng(seed).geometric(0.01, 50)
+        assert counts @ huffman.code_lengths(counts) == oracles.huffman_bits(counts.tolist())
+    long = huffman.code_lengths(2 ** np.arange(30))
+    assert long.max() <= 16 and sum(2.0**-long) == 1
+
+
+def test_a_relative_index_of_fixed_width_is_cut():
+    codes = np.zeros((1, 100_000), np.int32)
+    codes[0, [5, 9, 70_000, 70_003]] = [1, 2, 3, 1]
+    data = gaps.encode(codes)
+    assert data is not None and len(data) < 30
+    assert oracles.gaps(data, codes.size) == codes[0].tolist()
+
+
+def test_integers_are_read_as_documented():
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 50, 300):
+        for values in (rng.integers(0, 2**32, size), rng.geometric(0.2, size), rng.integers(0, 2, size) << 20):
+            data = integers.write(values)
+            assert oracles.small_integers(data, 0, size) == (values.tolist(), len(data))
+            np.testing.assert_array_equal(integers.read(Reader(data), size), values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage
+
+
+def mutants(data, shape, number, seed=0):
+    """Bytes and shapes that are not what was written, most of them nearly."""
+    rng = np.random.default_rng(seed)
+    for _ in range(number):
+        changed, to = bytearray(data), shape
+        kind = rng.integers(8)
+        if kind <= 2 and changed:
+            for _ in range(rng.integers(1, 4)):
+                changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
+        elif kind == 3 and changed:
+            changed[rng.integers(min(12, len(changed)))] = rng.integers(256)
+        elif kind == 4:
+            changed = changed[: rng.integers(len(changed) + 1)]
+        elif kind == 5:
+            at = rng.integers(len(changed) + 1)
+            changed[at:at] = rng.bytes(rng.integers(1, 9))
+        elif kind == 6:
+            changed = bytearray(rng.bytes(rng.integers(40)))
+        else:
+            to = tuple(int(side) for side in rng.integers(0, 80, 2))
+        yield bytes(changed), to
+
+
+MUTATED = ("extremes", "two", "normal", "sparse", "spread", "heavy", "equal", "gaps")
+
+
+@each
+def test_damage_shows_or_gives_other_codes(name):
+    coder, found = CODERS[name][0], 0
+    for case in MUTATED:
+        codes = CASES[case][:20, :20]
+        data = coder.encode(codes)
+        for changed, shape in mutants(data or b"\0\1\2", codes.shape, 300):
+            try:
+                back = coder.decode(changed, shape)
+                assert back.dtype == np.int32 and back.shape == shape
+            except ArtifactError as error:
+                found += 1
+                assert str(error)
+    assert found > 1000
+
+
+@each
+def test_all_bytes_are_used(name):
+    coder = CODERS[name][0]
+    for case, codes in CASES.items():
+        data = coder.encode(codes)
+        for more in (b"\0", b"\1", b"\xff" * 9) if data is not None and case != "distinct" else ():
+            with pytest.raises(ArtifactError):
+                coder.decode(data + more, codes.shape)
+        for less in range(1, min(len(data or b""), 6)):
+            try:
+                assert not np.array_equal(coder.decode(data[:-less], codes.shape), codes)
+            except ArtifactError:
+                pass
+
+
+def hostile():
+    """Little data that could ask for much."""
+    start = b"\0\1\1"  # value 0, spacing 1, one run
+    for length in (2**16, 2**16 + 1, 2**40, 2**62):
+        size = bytearray()
+        while length >= 128:
+            size.append(length % 128 + 128)
+            length //= 128
+        size.append(length)
+        for rest in (b"\3\x80", b"\0" + b"\xff" * 70_000, b"\3" + b"\0" * 70_000, b"\4\x1f" + b"\xff" * 300_000):
+            yield start + bytes(size) + rest
+            yield b"\0" + bytes(size) + rest
+            yield b"\0\1" + bytes(size) + b"\x80\x80" + rest
+    yield b"\0" * 100_000
+    yield b"\xff" * 10_000_000
+    yield b"\0\1\1\2\3\x80" + b"\1" * 10_000_000
+
+
+@each
+@pytest.mark.parametrize("shape", [(1, 1), (3, 500), (1, 40_000)])
+def test_memory_is_bounded_by_the_shape(name, shape):
+    coder = CODERS[name][0]
+    for data in hostile():
+        tracemalloc.start()
+        try:
+            coder.decode(data, shape)
+        except ArtifactError:
+            pass
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak <= 32 * shape[0] * shape[1] + 4_000_000, len(data)
+
+
+@pytest.mark.parametrize(
+    ("coder", "data", "message"),
+    [
+        (ans, b"\0\1\1", "1 bytes wanted, 0 left"),
+        (ans, b"\0\0\1\2", "a table of no values"),
+        (ans, b"\0\1\1\x15", "a number of 21, where the most is 20"),
+        (ans, b"\0\1\1\2\6\x80", "no levels are written in way 6"),
+        (ans, b"\0\1\1\2\0\x81", "no code of numbers has the parameters 129"),
+        (ans, b"\0\1\1\2\0\x80", "levels from 0 to 0"),
+        (ans, b"\xfe\xff\xff\xff\x0f\1\1\2", "a value above 2[*][*]31 - 1"),
+        (ans, b"\0\1\1\2\3\x80\0", "zeros at the end"),
+        (ans, b"\0\1\1\2\3\x80" + b"\1" * 4, "something is left after the last entry"),
+        (ans, b"\0\1\1\2\3\x80" + b"\1" * 99, "99 bytes for 10 entries: too many"),
+        (packing, b"\0\x21", "codes of 33 bits"),
+        (packing, b"\0\1\xff\xff", "spare bits that are not zeros"),
+        (packing, b"\xfe\xff\xff\xff\x0f\1\xff\3", "a code above 2[*][*]31 - 1"),
+        (packing, b"\0\1\xff\3\0", "1 bytes too many"),
+        (huffman, b"\0\1\1\3\3\x80", "lengths that are not those of a code"),
+        (huffman, b"\0\1\1\2\3\x80\5", "stretches of 2[*][*]5 entries"),
+        (huffman, b"\0\1\1\2\3\x80\6\0", "codes that do not end where they should"),
+        (bitmap, b"\0\0\xff", "spare bits that are not zeros"),
+        (bitmap, b"\0\1\0\2", "coder 2 is not one of those"),
+        (gaps, b"\0\x0b", "a number of 11, where the most is 10"),
+        (gaps, b"\0\1\3\0\x14\0\0\2\0", "gaps that lead from 10 to 10 in 10 entries"),
+    ],
+)
+def test_errors_say_the_fault(coder, data, message):
+    with pytest.raises(ArtifactError, match=message):
+        coder.decode(data, (2, 5))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Packing of any array
+
+WIDTHS = range(1, 17)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_packing_is_the_same_everywhere(bits):
+    rng = np.random.default_rng(bits)
+    for codes, signed in (
+        (rng.integers(0, 2**bits, (5, 11)).astype(np.uint16), False),
+        (rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (3, 8)).astype(np.int16), True),
+    ):
+        packed = packing.pack(codes, bits)
+        assert type(packed) is np.ndarray and packed.tobytes() == oracles.packed_bits(codes.reshape(-1), bits)
+        back = packing.unpack(packed, bits, codes.shape, signed=signed)
+        assert type(back) is np.ndarray and back.dtype == f"{'' if signed else 'u'}int{8 if bits <= 8 else 16}"
+        np.testing.assert_array_equal(back, codes)
+        on_device = jax.jit(packing.pack, static_argnums=1)(codes, bits)
+        assert isinstance(on_device, jax.Array)
+        chex.assert_trees_all_equal(on_device, jnp.asarray(packed))
+        unpack = jax.jit(partial(packing.unpack, bits=bits, shape=codes.shape, signed=signed))
+        chex.assert_trees_all_equal(unpack(on_device), jnp.asarray(back))
+
+
+def test_packing_under_jit_and_vmap():
+    codes = np.random.default_rng(0).integers(-4, 4, (4, 3, 7)).astype(np.int8)
+    packed = jax.jit(jax.vmap(lambda leaf: packing.pack(leaf, 3)))(codes)
+    assert packed.dtype == jnp.uint8 and packed.shape == (4, 8)
+    for leaf, alone in zip(codes, packed, strict=True):
+        np.testing.assert_array_equal(alone, packing.pack(leaf, 3))
+    back = jax.jit(jax.vmap(lambda data: packing.unpack(data, 3, (3, 7), signed=True)))(packed)
+    chex.assert_trees_all_equal(back, jnp.asarray(codes))
+
+
+def test_packing_of_little():
+    assert packing.pack(np.zeros((0, 3), np.int8), 5).shape == (0,)
+    assert packing.unpack(jnp.zeros(0, jnp.uint8), 5, (0, 3)).shape == (0, 3)
+    assert packing.unpack(packing.pack(np.array(True), 1), 1, ()) == 1
+    np.testing.assert_array_equal(packing.unpack(packing.pack([3, 1], 2), 2, 2), [3, 1])
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "codes", "bits"),
+    [
+        (ValueError, "codes from 0 to 16 do not fit into 4 bits", [0, 16], 4),
+        (ValueError, "codes from -1 to 8 do not fit into 4 bits", [-1, 8], 4),
+        (ValueError, "codes from -9 to 0 do not fit into 4 bits", [-9, 0], 4),
+        (ValueError, "bits is an integer from 1 to 16, not 0", [0], 0),
+        (ValueError, "bits is an integer from 1 to 16, not 17", [0], 17),
+        (TypeError, "bits is a Python integer from 1 to 16, not 4.0", [0], 4.0),
+        (TypeError, "codes are integers, not float32", np.zeros(3, np.float32), 4),
+    ],
+)
+@pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
+def test_packing_refuses(error, message, codes, bits, make):
+    with pytest.raises(error, match=message):
+        packing.pack(make(codes), bits)
+
+
+def test_unpacking_refuses_other_lengths():
+    with pytest.raises(ValueError, match=r"12 codes of 3 bits are uint8 \[5\], not uint8 \[6\]"):
+        packing.unpack(np.zeros(6, np.uint8), 3, (3, 4))
+    with pytest.raises(ValueError, match=r"are uint8 \[5\], not int32 \[5\]"):
+        packing.unpack(jnp.zeros(5, jnp.int32), 3, (3, 4))

@@ -1,0 +1,312 @@
+"""What compress promises: no loss that was not asked for, few bytes, and a report that adds up."""
+
+import collections
+import math
+from typing import NamedTuple
+
+import chex
+import flax.linen as nn
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles_files as oracle
+import pytest
+import strategies
+from flax import nnx
+from flax.core import FrozenDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxprune as jp
+from jaxprune.artifact import arrays, coders
+
+CHANNELS = jp.QuantSpec(axis=-1)
+HEAD = 24  # bytes that a leaf of rank up to 5 may take beyond its own
+
+
+def raw(leaf):
+    """Type, dtype, shape and bits of a leaf."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return "key", str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf)).tobytes()
+    array = np.asarray(leaf)
+    kind = type(leaf) if not hasattr(leaf, "dtype") else isinstance(leaf, jax.Array)
+    return kind, array.dtype, array.shape, array.tobytes()
+
+
+def assert_same(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert raw(one) == raw(other)
+
+
+def lenet(seed=0):
+    draw = np.random.default_rng(seed)
+    sizes = (60, 40, 20, 10)
+    return {
+        f"Dense_{i}": {
+            "kernel": jnp.asarray(draw.normal(size=(n, m)), jnp.float32),
+            "bias": jnp.asarray(draw.normal(size=m), jnp.float32),
+        }
+        for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+    }
+
+
+def test_arrays_of_every_dtype_come_back_bit_for_bit():
+    draw = np.random.default_rng(0)
+    for name in arrays.DTYPES:
+        dtype = jnp.dtype(name)
+        array = (draw.normal(size=(5, 7)) * 2).astype(dtype) if name != "bool" else draw.random((5, 7)) < 0.5
+        few = array[:, :1].repeat(40, axis=1)
+        for leaf in (array, few, array[:0], array[0, 0].reshape(())):
+            assert_same(jp.compress(leaf).decompress(), leaf)
+    for name in ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4", "bool", "complex64"):
+        leaf = jnp.asarray(draw.integers(0, 2, (4, 6)), name)
+        assert_same(jp.compress(leaf).decompress(), leaf)
+
+
+@given(
+    st.one_of(
+        strategies.float_arrays(),
+        hnp.arrays(hnp.scalar_dtypes().filter(lambda d: d.name in arrays.DTYPES), strategies.shapes(0)),
+    )
+)
+def test_any_array_comes_back_and_takes_no_more_than_itself(array):
+    array = array.astype(array.dtype.newbyteorder("="))
+    compressed = jp.compress(array)
+    assert_same(compressed.decompress(), array)
+    assert compressed.report().leaves[0].nbytes <= array.nbytes + HEAD
+
+
+def test_payloads_of_nan_and_signs_of_zeros_survive():
+    bits = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 0, 0x7F800000, 1], np.uint32)
+    for leaf in (bits.view(np.float32), bits.view(np.float32).repeat(500), np.zeros(100, np.float32) * np.float32(-1)):
+        assert_same(jp.compress(leaf).decompress(), leaf)
+
+
+def test_forms_of_an_array():
+    draw = np.random.default_rng(1)
+    few = draw.choice(np.array([0.0, -0.5, 0.25], np.float32), (40, 50), p=(0.8, 0.1, 0.1))
+    sparse = draw.normal(size=(400, 200)).astype(np.float32) * (draw.random((400, 200)) < 0.1)
+    dense = draw.normal(size=(400, 50)).astype(np.float32)
+    noise = draw.integers(0, 256, 4000, np.uint8).view(np.float64)
+    expected = [
+        (few, arrays.PALETTE),
+        (sparse, arrays.SPARSE),
+        (dense, arrays.PLANES),
+        (noise, arrays.RAW),
+        (draw.integers(-3, 3, (30, 30), np.int8), arrays.INTEGERS),
+    ]
+    for leaf, form in expected:
+        data = arrays.encode(leaf, coders.DEFAULT)
+        assert arrays.head(data).form == form
+        assert len(data) <= leaf.nbytes + HEAD
+        assert_same(arrays.decode(arrays.head(data)), leaf)
+
+
+class Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.blocks = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+
+def test_trees_come_back_as_they_were():
+    w = jnp.arange(6.0).reshape(2, 3)
+    trees = [
+        w,
+        {"a": [w, (w, None)], "b": {}, "c": [], "d": 3, "e": True, "f": 2.5, "g": np.float32(1), "h": 1j},
+        FrozenDict({"params": FrozenDict({"kernel": w})}),
+        collections.OrderedDict(z=w, a=w),
+        {1: w, 2: {"x": w}},
+        {"a/b": w, "a": {"b": w + 1}, "*": w + 2, "": w + 3},
+        {"w": nn.Partitioned(w, ("in", None))},
+        {"key": jax.random.key(3), "rbg": jax.random.key(3, impl="rbg")},
+        {'ü "quoted" \\ name': w},
+        nn.Dense(4).init(jax.random.key(0), jnp.ones((1, 3))),
+        nnx.state(Network(nnx.Rngs(0))),
+        jp.quantize({"k": w, "b": jnp.ones(3)}, 4, spec=jp.QuantSpec(axis=(-1,), symmetric=False)),
+        jp.codebook.encode({"k": w}, 3),
+        {},
+        [],
+        None,
+    ]
+    for tree in trees:
+        assert_same(jp.compress(tree).decompress(), tree)
+
+
+def test_an_nnx_model_runs_from_what_comes_back():
+    model, other = Network(nnx.Rngs(0)), Network(nnx.Rngs(1))
+    nnx.update(other, jp.compress(nnx.state(model)).decompress())
+    chex.assert_trees_all_equal(nnx.state(model, nnx.Param), nnx.state(other, nnx.Param))
+
+
+def test_classes_that_no_file_can_name_need_a_tree_of_the_same_structure():
+    tree = {"pair": Pair(jnp.ones(2), jnp.zeros((2, 2)))}
+    compressed = jp.compress(tree)
+    with pytest.raises(ValueError, match=r"'pair' is a .*Pair.*like="):
+        compressed.decompress()
+    assert_same(compressed.decompress(like=tree), tree)
+    assert_same(compressed.decompress("pair/1"), tree["pair"].second)
+    with pytest.raises(ValueError, match="like has the structure"):
+        compressed.decompress(like={"pair": (1, 2)})
+
+
+def test_one_leaf_or_a_subtree():
+    params = lenet()
+    compressed = jp.compress(params, bits=4)
+    expected = jp.fake_quant(params, 4)
+    for path in ("Dense_1/kernel", "Dense_1/bias"):
+        assert_same(compressed.decompress(path), expected["Dense_1"][path.split("/")[1]])
+    assert_same(compressed.decompress("Dense_2"), expected["Dense_2"])
+    state = nnx.state(Network(nnx.Rngs(0)), nnx.Param)
+    assert_same(jp.compress(state).decompress("blocks/1/kernel"), state["blocks"][1]["kernel"].get_value())
+    with pytest.raises(ValueError, match="no leaf 'Dense_9'.*Dense_0/bias"):
+        compressed.decompress("Dense_9")
+
+
+@pytest.mark.parametrize("spec", [jp.QuantSpec(), CHANNELS, jp.QuantSpec(symmetric=False), jp.QuantSpec(block_size=16)])
+def test_bits_come_back_as_fake_quant_gives_them(spec):
+    params = lenet()
+    for bits in (4, {"Dense_0": 3, "Dense_1": 5, "Dense_2": 12}):
+        assert_same(jp.compress(params, bits=bits, spec=spec).decompress(), jp.fake_quant(params, bits, spec=spec))
+
+
+def test_each_kind_of_loss_is_what_its_function_gives():
+    params = lenet()
+    masks = jp.prune(params, 0.7).masks
+    pruned = jp.masks.apply_masks(params, masks)
+    assert_same(jp.compress(params, masks=masks).decompress(), pruned)
+    shared = jp.compress(params, masks=masks, codebook=6, where="Dense_0/*").decompress()
+    assert_same(shared, jp.codebook.kmeans(pruned, 6, where="Dense_0/*"))
+    some = jp.compress(params, masks=masks, bits=3, where="Dense_0/*").decompress()
+    assert_same(some, jp.fake_quant(pruned, 3, where="Dense_0/*"))
+
+    def to_fixed(tree, bits, where):
+        return jp.quantize(tree, bits, where=where, spec=CHANNELS)
+
+    assert_same(jp.compress(params, bits=5, quantizer=to_fixed).decompress(), jp.fake_quant(params, 5, spec=CHANNELS))
+
+
+def test_bfloat16_parameters_keep_their_dtype():
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), lenet())
+    for options in ({}, {"side": "float16"}, {"side": "int8", "bits": 4}, {"codebook": 6, "where": "Dense_0/*"}):
+        result = jp.compress(params, **options).decompress()
+        chex.assert_trees_all_equal_shapes_and_dtypes(result, params)
+
+
+def test_side_information_gets_smaller_on_request():
+    params = lenet()
+    exact = jp.compress(params, bits=4, spec=CHANNELS)
+    half = jp.compress(params, bits=4, spec=CHANNELS, side="float16")
+    byte = jp.compress(params, bits=4, spec=CHANNELS, side="int8")
+    assert byte.report().bias_bytes < half.report().bias_bytes < exact.report().bias_bytes
+    assert half.nbytes < exact.nbytes
+    bias = params["Dense_0"]["bias"]
+    assert_same(half.decompress("Dense_0/bias"), bias.astype(jnp.float16).astype(jnp.float32))
+    assert_same(byte.decompress("Dense_0/bias"), jp.fake_quant(bias, 8))
+    codes = jp.quantize(params["Dense_0"]["kernel"], 4, spec=CHANNELS)
+    scale = np.asarray(codes.scale).astype(np.float16).astype(np.float32)
+    assert_same(half.decompress("Dense_0/kernel"), jnp.asarray(np.asarray(codes.codes) * scale))
+
+
+def test_records_of_the_user_stay_records_beside_what_is_quantized_here():
+    params = lenet()
+    mixed = {**params, "Dense_1": jp.quantize(params["Dense_1"], 6)}
+    masks = jp.prune(params, 0.5).masks | {"Dense_1": {"kernel": jnp.array(True), "bias": jnp.array(True)}}
+    result = jp.compress(mixed, bits=3, masks=masks).decompress()
+    assert_same(result["Dense_1"], mixed["Dense_1"])
+    assert_same(result["Dense_2"]["bias"], params["Dense_2"]["bias"])
+    assert len(np.unique(result["Dense_0"]["kernel"])) <= 7
+
+
+def test_pruned_and_low_bit_weights_are_small_without_saying_so():
+    params = lenet()
+    pruned = jp.prune(params, 0.9).params
+    dense = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    whole = jp.compress(params).nbytes
+    assert whole < dense + 600
+    assert jp.compress(pruned).nbytes < whole / 4
+    # Fake-quantized weights in float arrays cost what their codes cost, and a short table of values.
+    fake = jp.compress(jp.fake_quant(params, 4)).nbytes
+    assert abs(fake - jp.compress(params, bits=4).nbytes) <= 3 * 15 * 4
+    assert fake < dense / 6
+
+
+def test_the_entropy_bounds_what_is_reached():
+    draw = np.random.default_rng(2)
+    for probability in (0.02, 0.3):
+        codes = draw.binomial(6, probability, (300, 400)).astype(np.int8)
+        leaf = jp.compress(codes).report().leaves[0]
+        assert leaf.entropy_bits == pytest.approx(oracle.entropy(codes), rel=1e-9)
+        assert leaf.nbytes <= 1.005 * oracle.entropy(codes) * codes.size / 8 + 100
+
+
+def test_the_report_adds_up():
+    params = lenet()
+    masks = jp.prune(params, 0.8).masks
+    for options in (
+        {},
+        {"masks": masks},
+        {"masks": masks, "bits": 4, "spec": CHANNELS},
+        {"codebook": 6, "side": "int8", "where": "Dense_0/*"},
+    ):
+        compressed = jp.compress(params, **options)
+        report = compressed.report()
+        assert [leaf.path for leaf in report.leaves] == [f"Dense_{i}/{n}" for i in range(3) for n in ("bias", "kernel")]
+        for leaf in report.leaves:
+            parts = (leaf.index_bytes, leaf.value_bytes, leaf.table_bytes, leaf.head_bytes)
+            assert sum(parts) == leaf.nbytes and min(parts) >= 0
+            assert leaf.achieved_bits == pytest.approx(8 * leaf.nbytes / math.prod(leaf.shape))
+        assert report.nbytes == compressed.nbytes == len(compressed.to_bytes())
+        assert 0 < report.header_bytes < 800
+        assert report.dense_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        assert f"{compressed.nbytes:,} in the file" in str(report)
+    kernel = jp.compress(params, masks=masks, bits=4).report().leaves[1]
+    assert kernel.fixed_bits == 4 and kernel.index_bytes > 0 and kernel.dtype == "float32"
+
+
+def test_chosen_coders():
+    codes = np.random.default_rng(3).binomial(3, 0.1, (50, 60)).astype(np.int16)
+    for name in coders.NAMES:
+        compressed = jp.compress(codes, use=[name])
+        assert_same(compressed.decompress(), codes)
+        assert compressed.report().leaves[0].coder in (name, "packing")
+    assert jp.compress(codes).nbytes <= min(jp.compress(codes, use=[name]).nbytes for name in coders.NAMES)
+
+
+def test_errors_name_what_is_wrong():
+    params = lenet()
+    with pytest.raises(ValueError, match="bits and codebook"):
+        jp.compress(params, bits=4, codebook=4)
+    with pytest.raises(ValueError, match=r"use names \['zip'\]; the coders are"):
+        jp.compress(params, use=["zip"])
+    with pytest.raises(ValueError, match="quantizer must be 'uniform'.*'best'"):
+        jp.compress(params, bits=4, quantizer="best")
+    with pytest.raises(ValueError, match="side must be None, 'float16' or 'int8', got 'tiny'"):
+        jp.compress(params, side="tiny")
+    with pytest.raises(ValueError, match=r"leaf 'bias' holds 1e\+06, beyond float16's range"):
+        jp.compress({"kernel": jnp.ones((2, 2)), "bias": jnp.full(2, 1e6)}, side="float16")
+    with pytest.raises(TypeError, match=r"leaf 'name' is 'x' \(str\)"):
+        jp.compress({"name": "x"})
+    with pytest.raises(TypeError, match="leaf 'o' is .*has no bytes"):
+        jp.compress({"o": np.array([object()])})
+    with pytest.raises(TypeError, match=r"has keys \[\(1, 2\)\]"):
+        jp.compress({(1, 2): jnp.ones(2)})
+    with pytest.raises(TypeError, match="leaf 'w' is traced: compress works on the host"):
+        jax.jit(lambda w: jp.compress({"w": w}))(jnp.ones(2))
+    with pytest.raises(TypeError, match="metadata 'hook' of 'w' is"):
+        jp.compress({"w": nnx.Param(jnp.ones(2), hook=print)})
+    with pytest.raises(ValueError, match="Dense_9"):
+        jp.compress(params, bits={"Dense_9": 3})
+
+
+def test_progress_is_drawn_on_request(capsys):
+    jp.compress(lenet(), progress=True).decompress(progress=True)
+    assert "6/6" in capsys.readouterr().err

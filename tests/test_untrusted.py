@@ -1,0 +1,252 @@
+"""Files from strangers: whatever is in them, an ArtifactError or the whole truth, in bounded memory."""
+
+import json
+import math
+import tracemalloc
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxprune as jp
+from jaxprune.artifact import ArtifactError, arrays, coders
+from jaxprune.artifact.bytestream import signed, unsigned
+
+MUTANTS = 20_000
+
+
+def small_tree():
+    draw = np.random.default_rng(0)
+    return {
+        "codes": jp.quantize(jnp.asarray(draw.normal(size=(6, 5)), jnp.float32), 4),
+        "shared": jp.codebook.encode(jnp.asarray(draw.normal(size=(4, 5)), jnp.float32), 3),
+        "list": [np.float32(1), (jnp.zeros((3, 2)), draw.normal(size=(7, 3)))],
+        "sparse": np.eye(9, dtype=np.float32),
+        "key": jax.random.key(0),
+    }
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return jp.compress(small_tree()).to_bytes()
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """Loads bytes as a file."""
+    path = tmp_path_factory.mktemp("files") / "mutant.jp"
+
+    def loaded(data, **options):
+        path.write_bytes(data)
+        return jp.load(path, **options)
+
+    return loaded
+
+
+def test_every_flipped_bit_is_noticed(whole, load):
+    assert len(jax.tree.leaves(load(whole))) == len(jax.tree.leaves(small_tree()))
+    draw = np.random.default_rng(1)
+    for at in range(len(whole)):
+        mutant = bytearray(whole)
+        mutant[at] ^= 1 << int(draw.integers(8))
+        with pytest.raises(ArtifactError):
+            load(mutant)
+
+
+def test_every_cut_is_noticed(whole, load):
+    for length in [*range(0, len(whole), 7), len(whole) - 1]:
+        with pytest.raises(ArtifactError):
+            load(whole[:length])
+    with pytest.raises(ArtifactError):
+        load(whole + b"\0")
+
+
+def mutate(data, draw):
+    """Bytes flipped, replaced, cut out, doubled or put in."""
+    data = bytearray(data)
+    for _ in range(draw.integers(1, 4)):
+        at, kind = int(draw.integers(len(data) + 1)), draw.integers(5)
+        if kind == 0:
+            data[at : at + 1] = bytes([draw.integers(256)])
+        elif kind == 1 and at < len(data):
+            data[at] ^= 1 << int(draw.integers(8))
+        elif kind == 2:
+            del data[at : at + int(draw.integers(1, 9))]
+        elif kind == 3:
+            data[at:at] = draw.bytes(int(draw.integers(1, 9)))
+        else:
+            data[at:at] = unsigned(int(draw.integers(2**62)))
+    return bytes(data)
+
+
+def test_mutants_of_a_leaf_whose_checksum_is_right_are_an_error_or_an_array_of_its_shape():
+    draw = np.random.default_rng(2)
+    weights = draw.normal(size=(12, 10)).astype(np.float32) * (draw.random((12, 10)) < 0.4)
+    few = np.round(weights).astype(np.float32)
+    leaves = [few, weights, few.astype(np.int8), weights.astype(np.float64), np.zeros((40, 3), np.float16)]
+    seeds = [arrays.encode(leaf, [name, "packing"]) for leaf in leaves for name in coders.NAMES]
+    outcomes = {"error": 0, "array": 0}
+    for i in range(MUTANTS):
+        mutant = mutate(seeds[i % len(seeds)], draw)
+        try:
+            head = arrays.head(mutant)
+            if math.prod(max(n, 1) for n in head.shape) > 10_000 or len(head.shape) > 32:
+                continue  # decompress looks at the size first
+            array = arrays.decode(head)
+        except ArtifactError:
+            outcomes["error"] += 1
+        else:
+            assert np.shape(array) == head.shape
+            outcomes["array"] += 1
+    assert outcomes["error"] > MUTANTS / 3 and outcomes["array"] > 0
+
+
+def test_mutants_of_the_header_are_an_error_or_a_tree(whole, load):
+    draw = np.random.default_rng(3)
+    length = int.from_bytes(whole[:8], "little")
+    for _ in range(1000):
+        header = mutate(whole[8 : 8 + length], draw)
+        try:
+            load(len(header).to_bytes(8, "little") + header + whole[8 + length :])
+        except ArtifactError:
+            continue
+        raise AssertionError(f"a changed header went unnoticed: {header!r}")
+
+
+def forged(tree, leaves):
+    """A file with any tree and any leaves, and checksums that are right."""
+    text = json.dumps(tree)
+    seed = zlib.crc32(text.encode())
+    summed = [
+        data + zlib.crc32(data, zlib.crc32(str(i).encode(), seed)).to_bytes(4, "little")
+        for i, data in enumerate(leaves)
+    ]
+    together = b"".join([unsigned(len(data)) for data in summed] + summed)
+    tensors = {"*": np.frombuffer(together, np.uint8)} if leaves else {}
+    return safetensors.numpy.save(tensors, {"jaxprune": text})
+
+
+def leaf(shape, dtype=11, form=1, body=b""):
+    return bytes([form, 1, dtype, len(shape)]) + b"".join(map(unsigned, shape)) + body
+
+
+CONSTANT = bytes([0]) + unsigned(2) + signed(3) + b"\0"  # packing: the least code, and a width of 0 bits
+
+
+def kinds(kind, tree=(0, 0)):
+    return {"version": 1, "tree": list(tree), "kinds": [kind]}
+
+
+WEIGHT = {"version": 1, "tree": {"w": 0}}
+FORGERIES = [
+    ({"version": 2, "tree": 0}, [leaf(())], "version '2' is not 1"),
+    ({"version": "1", "tree": 0}, [leaf(())], "version"),
+    ({"version": 1}, [], "no tree"),
+    (WEIGHT, [leaf((2**60,), 1, body=CONSTANT)], "'w'; the limit is"),
+    (WEIGHT, [leaf((0, 2**61), 1, body=CONSTANT)], "'w'; the limit is"),
+    (WEIGHT, [leaf((2**62, 2**62, 0), 1, body=CONSTANT)], "leaf 'w': a shape of"),
+    (WEIGHT, [leaf((1,) * 65, 1, body=CONSTANT)], "leaf 'w': .*rank 65"),
+    (WEIGHT, [leaf((4,), 99)], "leaf 'w': .*dtype 99"),
+    (WEIGHT, [leaf((4,), form=9)], "leaf 'w': form 9"),
+    (WEIGHT, [leaf((4,), form=0, body=b"12345")], "leaf 'w': 5 bytes"),
+    (WEIGHT, [leaf((4,), 1, body=b"\xfa" + unsigned(0))], "leaf 'w': coder 250"),
+    (WEIGHT, [leaf((4,), 1, body=CONSTANT + b"!")], "leaf 'w': 1 bytes too many"),
+    (WEIGHT, [b""], "leaf 'w'"),
+    ({"version": 1, "tree": {"w": 0, "v": 0}}, [leaf((4,))], "small leaves|bytes wanted"),
+    ({"version": 1, "tree": {"w": 1}}, [leaf((4,))], "differ in"),
+    ({"version": 1, "tree": {"w": 2}}, [leaf((4,))], "no node"),
+    ({"version": 1, "tree": [7, 0]}, [leaf((4,))], "no node"),
+    ({"version": 1, "tree": {"w": True}}, [leaf((4,))], "no node"),
+    (kinds({"type": "os.system"}), [leaf(())], "'os.system' is unknown"),
+    (kinds({"type": "nnx.Module", "metadata": {}}), [leaf((1,), 1, body=CONSTANT)], "nnx.Module"),
+    (kinds({"type": "nnx.__name__", "metadata": {}}), [leaf(())], "unknown"),
+    (kinds({"type": "dict", "keys": ["a"]}, (0, 0, 0)), [leaf(())] * 2, "2 children"),
+    (kinds({"type": "dict", "keys": [1, 1]}, (0, 0, 0)), [leaf(())] * 2, "has keys"),
+    (kinds({"type": "QArray", "bits": 99, "dtype": "float32"}), [leaf(())], "QArray"),
+    ({"version": 1, "tree": [0, 0], "kinds": 3}, [leaf(())], "no tree"),
+]
+
+
+@pytest.mark.parametrize("tree, leaves, fault", FORGERIES)
+def test_forgeries_name_their_fault(load, tree, leaves, fault):
+    with pytest.raises(ValueError, match=fault):
+        load(forged(tree, leaves))
+
+
+def test_trees_without_bottom_are_refused(load):
+    deep = 0
+    for _ in range(500):
+        deep = {"a": deep}
+    with pytest.raises(ArtifactError, match="deeper than"):
+        load(forged({"version": 1, "tree": deep}, [leaf(())]))
+    text = '{"version":1,"tree":' + "[" * 100_000
+    with pytest.raises(ArtifactError, match="no JSON"):
+        load(safetensors.numpy.save({}, {"jaxprune": text}))
+
+
+def record(kind, parts, dense=True):
+    kind = {"type": kind, "dtype": "float32", **({"bits": 4} if kind == "QArray" else {}), "dense": dense}
+    return {"version": 1, "tree": {"w": [0] + [0] * len(parts)}, "kinds": [kind]}, [
+        arrays.encode(part, ["packing"]) for part in parts
+    ]
+
+
+def test_records_whose_parts_do_not_fit_are_refused(load):
+    codes, scale, zero = np.zeros((4, 3), np.int8), np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32)
+    table, flag = np.ones(3, np.float32), np.array(False)
+    bad = [
+        ("QArray", (codes, np.ones((5, 7), np.float32), zero)),
+        ("QArray", (codes.astype(np.float32), scale, zero)),
+        ("QArray", (codes, scale, np.zeros((1, 1, 9), np.int32))),
+        ("CodebookArray", (codes + 3, table, flag)),
+        ("CodebookArray", (codes - 1, table, flag)),
+        ("CodebookArray", (codes, table[:0], flag)),
+        ("CodebookArray", (codes, np.ones((2, 2), np.float32), flag)),
+        ("CodebookArray", (codes.astype(np.float32), table, flag)),
+    ]
+    for kind, parts in bad:
+        for dense in (True, False):
+            with pytest.raises(ArtifactError, match="leaf 'w'"):
+                load(forged(*record(kind, parts, dense)))
+    assert load(forged(*record("CodebookArray", (codes, table, flag))))["w"].shape == (4, 3)
+
+
+def test_a_small_file_cannot_ask_for_much_memory(load):
+    bomb = forged({"version": 1, "tree": {"w": 0}}, [leaf((2**11, 2**12), 1, body=CONSTANT)])
+    assert len(bomb) < 300
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match="arrays take 33554432 bytes, most of them leaf 'w'; the limit is 1000000"):
+        load(bomb, max_bytes=1_000_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    assert load(bomb, max_bytes=2**26)["w"].shape == (2**11, 2**12)
+
+
+def test_a_header_as_long_as_the_file_claims_is_not_allocated(load, whole):
+    for length in (2**63 - 1, 2**40, len(whole) + 1):
+        with pytest.raises(ArtifactError, match="header of"):
+            load(length.to_bytes(8, "little") + whole[8:])
+
+
+def test_offsets_that_overlap_leave_gaps_or_are_negative_are_refused(load, whole):
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    (first, last) = header["*"]["data_offsets"]
+    for offsets in ([first + 1, last], [first, last - 1], [-1, last], [first, 2**62], [last, first]):
+        changed = json.dumps(
+            {**header, "*": {"dtype": "U8", "shape": [offsets[1] - offsets[0]], "data_offsets": offsets}}
+        )
+        with pytest.raises(ArtifactError, match="safetensors"):
+            load(len(changed).to_bytes(8, "little") + changed.encode() + whole[8 + length :])
+
+
+@given(st.binary(max_size=400))
+def test_random_bytes_are_refused(data):
+    with pytest.raises(ArtifactError):
+        arrays.decode(arrays.head(data + b"\xff"))
