@@ -310,3 +310,15 @@ def test_errors_name_what_is_wrong():
 def test_progress_is_drawn_on_request(capsys):
     jp.compress(lenet(), progress=True).decompress(progress=True)
     assert "6/6" in capsys.readouterr().err
+
+
+def test_leaves_of_many_zeros_become_sparse_arrays():
+    params = {"w": jnp.asarray(np.random.default_rng(4).normal(size=(3, 5, 6)), jnp.bfloat16), "bias": jnp.zeros(6)}
+    pruned = jp.compress(jp.prune(params, 0.8).params).decompress()
+    sparse = jp.artifact.to_bcoo(pruned)
+    assert sparse["bias"] is pruned["bias"]
+    assert sparse["w"].nse == 18 and sparse["w"].indices.dtype == jnp.int32 and sparse["w"].dtype == jnp.bfloat16
+    chex.assert_trees_all_equal(sparse["w"].todense(), pruned["w"])
+    chex.assert_trees_all_equal(jax.jit(lambda a: a.todense())(jp.artifact.to_bcoo(jnp.eye(4))), jnp.eye(4))
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(jp.artifact.to_bcoo)(pruned)
