@@ -62,6 +62,9 @@ def array(data):
         table = np.frombuffer(data[at : at + size * width], dtype)
         zero = [i for i in range(size) if not any(table[i : i + 1].tobytes())]
         return table[plane(at + size * width, count)[0] + (zero or [0])[0]].reshape(shape)
+    if form == 5:
+        codes = plane(at + 4, count)[0].astype(np.float32)
+        return (codes * np.frombuffer(data[at : at + 4], np.float32)).astype(dtype).reshape(shape)
     kept = np.ones(count, bool)
     if form == 4:
         flags, at = plane(at, count)

@@ -91,7 +91,10 @@ def test_forms_of_an_array():
     dense = draw.normal(size=(400, 50)).astype(np.float32)
     noise = draw.integers(0, 256, 4000, np.uint8).view(np.float64)
     expected = [
-        (few, arrays.PALETTE),
+        (few, arrays.GRID),
+        (few + np.float32(0.1) * (few > 0), arrays.PALETTE),
+        (np.asarray(jp.fake_quant(dense, 5)), arrays.GRID),
+        (np.asarray(jp.fake_quant(jnp.asarray(dense, jnp.bfloat16), 3)), arrays.GRID),
         (sparse, arrays.SPARSE),
         (dense, arrays.PLANES),
         (noise, arrays.RAW),

@@ -62,6 +62,7 @@ def test_a_decoder_written_from_the_description_alone_reads_it():
     tree = {
         "floats": draw.normal(size=(30, 40)).astype(np.float32),
         "few": draw.choice(np.array([0, 1.5, -2], np.float32), (20, 30)),
+        "grid": draw.integers(-3, 4, (20, 30)).astype(np.float32) * np.float32(0.3),
         "sparse": draw.normal(size=(60, 70)).astype(np.float32) * (draw.random((60, 70)) < 0.2),
         "codes": [draw.integers(-7, 8, (9, 10), np.int8), (draw.integers(0, 3, 5), None)],
         "half": draw.normal(size=(30, 40)).astype(np.float16),

@@ -6,8 +6,9 @@
 The forms: 0 the memory of the array, as it is; 1 the integers themselves, coded; 2 the distinct values (a count, then
 each as it is in memory, ascending) and the coded position of each entry, counted from that of 0; 3 a coded plane for
 each byte of an entry, from the lowest on; 4 a coded plane that says which entries differ from 0, then form 3 for those
-alone. A coded plane is a coder's number, a count of bytes, and those bytes; coders see the array as rows of its last
-axis. In forms 3 and 4 the bits of a floating-point number are rotated left by one, so that its exponent is one byte.
+alone; 5 a step (float32) and coded integers, whose products with it, in float32, the entries are. A coded plane is a
+coder's number, a count of bytes, and those bytes; coders see the array as rows of its last axis. In forms 3 and 4 the
+bits of a floating-point number are rotated left by one, so that its exponent is one byte.
 """
 
 import math
@@ -18,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.artifact import coders
+from jaxprune.artifact import coders, forms
 from jaxprune.artifact.bytestream import Reader, unsigned
 from jaxprune.artifact.errors import ArtifactError
+from jaxprune.base import QArray
 
-RAW, INTEGERS, PALETTE, PLANES, SPARSE = range(5)
+RAW, INTEGERS, PALETTE, PLANES, SPARSE, GRID = range(6)
 JAX, NUMPY, PYTHON, KEY = range(4)  # where an array comes from; a key is followed by the name of its generator
 
 DTYPES = (
@@ -33,8 +35,6 @@ DTYPES = (
 )
 LONGEST_HEAD = 1024  # bytes that are sure to hold all of it
 _NUMBERS = (bool, int, float, complex)
-_MOST_DISTINCT = 2**16
-_SAMPLE = 2**14  # entries that tell whether an array has few distinct values
 _PLANE_CODERS = ("ans", "packing")
 
 
@@ -55,7 +55,17 @@ class Head(NamedTuple):
 
 
 def encode(leaf: Any, wanted: Sequence[str]) -> bytes:
-    """The array, or Python number, in the smallest form; ``wanted`` names the coders that are tried."""
+    """The array, or Python number, in the smallest form; ``wanted`` names the coders that are tried.
+
+    A ``QArray`` that :func:`one_step` is true of stands for the dense array that it makes.
+    """
+    if isinstance(leaf, QArray):
+        head = bytes([GRID, JAX, DTYPES.index(leaf.dtype.name), len(leaf.shape)]) + b"".join(map(unsigned, leaf.shape))
+        return (
+            head
+            + forms.step_bytes(leaf.scale)
+            + _put(np.asarray(leaf.codes, np.int32).reshape(forms.rows(leaf.shape)), wanted)
+        )
     origin, generator, array = _plain(leaf)
     head = bytes([origin, DTYPES.index(array.dtype.name), array.ndim]) + b"".join(map(unsigned, array.shape))
     head += bytes([len(generator)]) + generator if origin == KEY else b""
@@ -68,7 +78,7 @@ def head(data: bytes | memoryview) -> Head:
     """Reads what comes first; raises :class:`ArtifactError` if it makes no sense."""
     reader = Reader(data)
     form, origin, dtype, rank = reader.take(4)
-    if form > SPARSE or origin > KEY or dtype >= len(DTYPES) or rank > 64:
+    if form > GRID or origin > KEY or dtype >= len(DTYPES) or rank > 64:
         raise ArtifactError(f"form {form}, origin {origin}, dtype {dtype} or rank {rank} is unknown")
     shape = tuple(reader.unsigned() for _ in range(rank))
     generator = bytes(reader.take(reader.take(1)[0])) if origin == KEY else b""
@@ -89,6 +99,16 @@ def holds(leaf: Any) -> bool:
     return known or (type(leaf) in _NUMBERS and np.asarray(leaf).dtype.name in DTYPES)
 
 
+def one_step(record: Any) -> bool:
+    """Whether a record is integers times one step, and nothing else."""
+    if not isinstance(record, QArray) or not record.spec.symmetric or record.scale.size != 1:
+        return False
+    most = 2 ** (record.bits - 1) - 1 if record.bits > 1 else 1
+    codes = np.asarray(record.codes)
+    # A code below the least stands for NaN, an infinite scale for a range that was none.
+    return bool(codes.size) and codes.min() >= -most and bool(np.isfinite(record.scale).all())
+
+
 class Parts(NamedTuple):
     """What an array is made of: a table as bytes, and planes, each with its coder, its bytes and its codes."""
 
@@ -98,18 +118,20 @@ class Parts(NamedTuple):
 
 def parts(found: Head) -> Parts:
     """Decodes the planes of an array, whose size has been found bearable."""
-    reader, rows, width, table = found.body, _rows(found.shape), found.dtype.itemsize, memoryview(b"")
+    reader, rows, width, table = found.body, forms.rows(found.shape), found.dtype.itemsize, memoryview(b"")
     planes: list[tuple[str, int, np.ndarray]] = []
     if found.form == RAW:
         table = reader.rest()
     elif found.form == PALETTE:
-        table = reader.take(reader.unsigned(_MOST_DISTINCT) * width)
-    if found.form in (INTEGERS, PALETTE, SPARSE):
+        table = reader.take(reader.unsigned(forms.MOST_DISTINCT) * width)
+    elif found.form == GRID:
+        table = reader.take(4)
+    if found.form in (INTEGERS, PALETTE, SPARSE, GRID):
         planes.append(_plane(reader, rows))
     if found.form in (PLANES, SPARSE):
         number = found.entries
         if found.form == SPARSE:
-            number = int(np.count_nonzero(_within(planes[0][2], 0, 1)))
+            number = int(np.count_nonzero(forms.within(planes[0][2], 0, 1)))
         planes += [_plane(reader, (1, number)) for _ in range(width)]
     reader.end()
     return Parts(table, planes)
@@ -125,12 +147,14 @@ def decode(found: Head) -> Any:
             raise ArtifactError(f"{array.size} bytes for an array of {found.entries} entries of {found.dtype.name}")
         array = array.copy().view(found.dtype)
     elif found.form == INTEGERS:
-        array = _from_integers(codes[0], found.dtype)
+        array = forms.from_integers(codes[0], found.dtype)
     elif found.form == PALETTE:
-        array = _from_palette(table, codes[0], found.dtype)
+        array = forms.from_palette(table, codes[0], found.dtype)
+    elif found.form == GRID:
+        array = forms.multiples(codes[0], np.frombuffer(table, "<f4"), found.dtype)
     else:
         kept = codes.pop(0).reshape(-1).astype(bool) if found.form == SPARSE else None
-        array = _from_planes(codes, kept, found.dtype)
+        array = forms.from_planes(codes, kept, found.dtype)
     return _original(array.reshape(found.shape), found)
 
 
@@ -160,48 +184,25 @@ def _original(array: np.ndarray, found: Head) -> Any:
     return jnp.asarray(array) if same else array
 
 
-def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
-    """An array as a matrix of rows of its last axis; a vector is one row."""
-    columns = shape[-1] if shape else 1
-    return math.prod(shape[:-1]), columns
-
-
-def _patterns(array: np.ndarray) -> np.ndarray:
-    """The bits of each entry as unsigned integers [size, 1], or [size, 2] if they are more than 64."""
-    width = min(array.dtype.itemsize, 8)
-    return array.reshape(-1).view(np.uint8).view(f"<u{width}").reshape(array.size, -1)
-
-
 def _coded(array: np.ndarray, wanted: Sequence[str]) -> Iterator[tuple[int, bytes]]:
     """The forms that take this array."""
-    kind = array.dtype.kind
-    if (kind in "biu" or array.dtype.name.strip("u").startswith("int")) and array.dtype.itemsize <= 4:
-        yield INTEGERS, _put(_integers(array), wanted)
+    if forms.is_integer(array.dtype):
+        yield INTEGERS, _put(forms.integers(array), wanted)
         return
-    bits = _patterns(array)
-    if bits.shape[1] == 1:
-        few = _palette(bits[:, 0], array.shape, wanted)
-        if few is not None:
-            yield PALETTE, few
-    zeros = np.count_nonzero((bits == 0).all(axis=1))
-    if 0 < zeros:
-        kept = (bits != 0).any(axis=1)
-        plane = _put(kept.reshape(_rows(array.shape)).astype(np.int32), wanted)
-        yield SPARSE, plane + _byte_planes(bits[kept], array.dtype, wanted)
+    bits = forms.patterns(array)
+    few = forms.few_values(bits, array.dtype)
+    if few is not None:
+        table = few.table if few.is_grid else unsigned(len(few.table) // array.dtype.itemsize) + few.table
+        codes = np.asarray(few.codes).reshape(forms.rows(array.shape))
+        yield GRID if few.is_grid else PALETTE, table + _put(codes, wanted)
+    tried = [name for name in wanted if name in _PLANE_CODERS] or ["packing"]
+    zeros = array.size - np.count_nonzero(bits.any(axis=1))
+    if zeros:
+        kept = bits.any(axis=1)
+        plane = _put(kept.reshape(forms.rows(array.shape)).astype(np.int32), wanted)
+        yield SPARSE, plane + b"".join(_put(plane, tried) for plane in forms.byte_planes(bits[kept], array.dtype))
     if zeros < array.size / 4:
-        yield PLANES, _byte_planes(bits, array.dtype, wanted)
-
-
-def _integers(array: np.ndarray) -> np.ndarray:
-    wide = array.view(np.int32) if array.dtype == np.uint32 else array.astype(np.int32)
-    return wide.reshape(_rows(array.shape))
-
-
-def _from_integers(codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    array = codes.view(np.uint32) if dtype == np.uint32 else codes.astype(dtype)
-    if dtype != np.uint32 and not np.array_equal(array.astype(np.int32), codes):
-        raise ArtifactError(f"integers from {codes.min()} to {codes.max()} do not fit {dtype.name}")
-    return array
+        yield PLANES, b"".join(_put(plane, tried) for plane in forms.byte_planes(bits, array.dtype))
 
 
 def _put(codes: np.ndarray, wanted: Sequence[str]) -> bytes:
@@ -214,63 +215,3 @@ def _plane(reader: Reader, shape: tuple[int, int]) -> tuple[str, int, np.ndarray
     data = bytes(reader.take(reader.unsigned()))
     codes = coders.decode(number, data, shape)
     return coders.NAMES[number], len(data), codes
-
-
-def _within(codes: np.ndarray, low: int, high: int) -> np.ndarray:
-    if codes.size and not (low <= codes.min() and codes.max() <= high):
-        raise ArtifactError(f"codes from {codes.min()} to {codes.max()}, where [{low}, {high}] is allowed")
-    return codes
-
-
-def _palette(bits: np.ndarray, shape: tuple[int, ...], wanted: Sequence[str]) -> bytes | None:
-    """Form 2, if few values are worth a table."""
-    sample = bits[:: max(1, bits.size // _SAMPLE)]
-    if np.unique(sample).size > max(256, sample.size // 8):
-        return None
-    values, positions = np.unique(bits, return_inverse=True)
-    if values.size > min(_MOST_DISTINCT, bits.size):
-        return None
-    top = np.array(1 << (8 * bits.dtype.itemsize - 1), bits.dtype)
-    order = np.argsort(np.where(values & top, ~values, values | top))  # as floating-point numbers ascend
-    rank = np.empty(values.size, np.int32)
-    rank[order] = np.arange(values.size, dtype=np.int32)
-    zero = np.flatnonzero(values[order] == 0)
-    codes = rank[positions.reshape(-1)] - (zero[0] if zero.size else 0)
-    return unsigned(values.size) + values[order].tobytes() + _put(codes.reshape(_rows(shape)).astype(np.int32), wanted)
-
-
-def _from_palette(table: memoryview, codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if dtype.itemsize > 8:
-        raise ArtifactError(f"a table of values of dtype {dtype.name}")
-    values = np.frombuffer(table, f"<u{dtype.itemsize}")
-    zero = np.flatnonzero(values == 0)
-    shift = int(zero[0]) if zero.size else 0
-    return values[_within(codes, -shift, values.size - 1 - shift) + shift].reshape(-1).view(dtype)
-
-
-def _byte_planes(bits: np.ndarray, dtype: np.dtype, wanted: Sequence[str]) -> bytes:
-    """Form 3, for entries [n, 1 or 2]."""
-    planes = _rotated(bits, dtype, 1).reshape(-1).view(np.uint8).reshape(len(bits), dtype.itemsize)
-    tried = [name for name in wanted if name in _PLANE_CODERS] or ["packing"]
-    return b"".join(_put(plane[None].astype(np.int32), tried) for plane in planes.T)
-
-
-def _from_planes(planes: list[np.ndarray], kept: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
-    mixed = np.empty((planes[0].size, dtype.itemsize), np.uint8)
-    for i, plane in enumerate(planes):
-        mixed[:, i] = _within(plane, 0, 255)[0]
-    entries = _rotated(mixed.view(f"<u{min(dtype.itemsize, 8)}"), dtype, -1)
-    if kept is not None:
-        whole = np.zeros((kept.size, entries.shape[1]), entries.dtype)
-        whole[kept] = entries
-        entries = whole
-    return entries.reshape(-1).view(np.uint8).view(dtype)
-
-
-def _rotated(bits: np.ndarray, dtype: np.dtype, by: int) -> np.ndarray:
-    """The bits of floating-point numbers rotated left or right by one; others as they are."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return bits
-    last = 8 * bits.dtype.itemsize - 1
-    left, right = (1, last) if by > 0 else (last, 1)
-    return (bits << bits.dtype.type(left)) | (bits >> bits.dtype.type(right))

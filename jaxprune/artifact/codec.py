@@ -132,10 +132,9 @@ def compress(
     if unknown or not names:
         raise ValueError(f"use names {unknown}; the coders are {coders.NAMES}")
     _check_leaves(params)
-    chosen, dense = lossy.choose(params, masks, bits, codebook, quantizer, spec, side, where)
-    root = structure.outline(chosen, dense)
-    leaves = jax.tree.leaves(chosen)
-    payloads = decoding.in_parallel(partial(arrays.encode, wanted=names), leaves, "leaves", progress)
+    chosen = lossy.choose(params, masks, bits, codebook, quantizer, spec, side, where)
+    root = structure.outline(chosen.tree, chosen.dense)
+    payloads = decoding.in_parallel(partial(arrays.encode, wanted=names), chosen.leaves, "leaves", progress)
     return Compressed(root, tuple(layout.in_memory(data) for data in payloads))
 
 

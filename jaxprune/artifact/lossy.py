@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune import codebook as codebooks
 from jaxprune import quantization, tree
-from jaxprune.artifact import kinds
+from jaxprune.artifact import arrays, kinds
 from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
 from jaxprune.masks import apply_masks
 
@@ -25,6 +25,20 @@ def is_record(leaf: Any) -> bool:
     return isinstance(leaf, _RECORDS)
 
 
+class Chosen(NamedTuple):
+    """What is coded without further loss.
+
+    Attributes:
+      tree: the parameters with their records; a number for each record that is coded as one leaf.
+      leaves: the arrays, numbers and such records, in order.
+      dense: the paths of the records in the tree that come back as the dense arrays they stand for.
+    """
+
+    tree: Params
+    leaves: list[Any]
+    dense: list[str]
+
+
 def choose(
     params: Params,
     masks: Masks | None,
@@ -34,8 +48,8 @@ def choose(
     spec: QuantSpec,
     side: str | None,
     where: Where,
-) -> tuple[Params, list[str]]:
-    """The tree that is coded, and the paths of the records in it that stand for dense arrays."""
+) -> Chosen:
+    """Decides what is lost."""
     nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
     # A record that was there before is no array to mask or quantize: a number, which nothing selects, stands for it.
     result = treedef.unflatten([np.int32(0) if is_record(node) else node for node in nodes])
@@ -51,9 +65,11 @@ def choose(
     if side is not None:
         result = _smaller_side(result, set(before), side)
     new, treedef = jax.tree.flatten(result, is_leaf=is_record)
-    dense = _paths(result)
-    made = [path for path, node in zip(dense, new, strict=True) if is_record(node)]
-    return treedef.unflatten([old if is_record(old) else node for old, node in zip(nodes, new, strict=True)]), made
+    made = [path for path, node in zip(_paths(result), new, strict=True) if is_record(node)]
+    whole = [arrays.one_step(node) for node in new]
+    new = [old if is_record(old) else node for old, node in zip(nodes, new, strict=True)]
+    leaves = [part for node, one in zip(new, whole, strict=True) for part in ([node] if one else jax.tree.leaves(node))]
+    return Chosen(treedef.unflatten([0 if one else node for node, one in zip(new, whole, strict=True)]), leaves, made)
 
 
 def _quantizer(quantizer: str | Quantizer, spec: QuantSpec) -> Quantizer:

@@ -141,7 +141,7 @@ def _fixed_width(found: arrays.Head, planes: list[tuple[str, int, np.ndarray]], 
     """Bits a weight of codes of one width."""
     if "bits" in kind:
         return float(kind["bits"])
-    if found.form in (arrays.INTEGERS, arrays.PALETTE):
+    if found.form in (arrays.INTEGERS, arrays.PALETTE, arrays.GRID):
         codes = planes[0][2]
         return float((int(codes.max()) - int(codes.min())).bit_length())
     return 8.0 * found.dtype.itemsize
