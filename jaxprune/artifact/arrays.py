@@ -198,7 +198,7 @@ def _coded(array: np.ndarray, wanted: Sequence[str]) -> Iterator[tuple[int, byte
     tried = [name for name in wanted if name in _PLANE_CODERS] or ["packing"]
     zeros = array.size - np.count_nonzero(bits.any(axis=1))
     if zeros:
-        kept = bits.any(axis=1)
+        kept = np.asarray(bits.any(axis=1))
         plane = _put(kept.reshape(forms.rows(array.shape)).astype(np.int32), wanted)
         yield SPARSE, plane + b"".join(_put(plane, tried) for plane in forms.byte_planes(bits[kept], array.dtype))
     if zeros < array.size / 4:

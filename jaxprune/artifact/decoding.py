@@ -6,16 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
-from jaxprune import codebook, quantization
-from jaxprune.artifact import arrays, kinds, structure
+from jaxprune.artifact import arrays, kinds, records, structure
 from jaxprune.artifact.errors import ArtifactError
 from jaxprune.artifact.layout import Stored
 from jaxprune.artifact.structure import Node
-from jaxprune.base import QArray
-from jaxprune.codebook import CodebookArray
 from jaxprune.progress import bar
 
 _LEAST_LIMIT = 2**30  # bytes that any file may decode to
@@ -83,23 +77,8 @@ def _decoded(unit: Unit) -> Any:
     if unit.node.kind is None:
         return next(parts)
     record = structure.rebuild(unit.node, lambda: next(parts))
-    decode = quantization.dequantize if isinstance(record, QArray) else codebook.decode
-    _named(unit.node.path, lambda: _check_record(record, decode))
-    return decode(record) if unit.node.kind.get("dense") else record
-
-
-def _check_record(record: Any, decode: Callable[[Any], Any]) -> None:
-    """Raises :class:`ArtifactError` unless the parts of a record fit together."""
-    try:
-        dense = jax.eval_shape(decode, record)
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ArtifactError(f"parts of a {type(record).__name__} that do not fit together: {error}") from error
-    if dense.shape != record.codes.shape or not np.issubdtype(record.codes.dtype, np.integer):
-        raise ArtifactError(f"codes of shape {record.codes.shape} and dtype {record.codes.dtype}, values {dense.shape}")
-    if isinstance(record, CodebookArray):
-        codes = np.asarray(record.codes)
-        if codes.size and not 0 <= codes.min() <= codes.max() < record.centroids.size:
-            raise ArtifactError(f"codes from {codes.min()} to {codes.max()} for {record.centroids.size} centroids")
+    _named(unit.node.path, lambda: records.check(record))
+    return records.dense(record) if unit.node.kind.get("dense") else record
 
 
 def _named(path: str, work: Callable[[], Any]) -> Any:

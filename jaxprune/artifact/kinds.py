@@ -7,24 +7,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
+from jaxprune.artifact import records
 from jaxprune.artifact.errors import ArtifactError
-from jaxprune.base import QArray, QuantSpec
-from jaxprune.codebook import CodebookArray
+from jaxprune.artifact.records import RECORDS
 
 Kind = dict[str, Any]
 
-# Records of a compressed array: the class, its arrays, its static fields.
-RECORDS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
-    "QArray": (QArray, ("codes", "scale", "zero_point"), ("bits", "dtype", "spec")),
-    "CodebookArray": (CodebookArray, ("codes", "centroids", "keeps_zeros"), ("dtype",)),
-}
 _MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict}
 _FLAX = {"FrozenDict": "flax.core", "State": "flax.nnx"}
 _VARIABLE = "nnx."
-_DEFAULT = QuantSpec()
 
 
 def is_record(kind: Kind) -> bool:
@@ -41,10 +32,8 @@ def describe(cls: Any, aux: Any, path: str) -> tuple[Kind, tuple[Any, ...], Sequ
         if not all(type(key) in (str, int) for key in aux):
             raise TypeError(f"a {name} at {path!r} has keys {list(aux)}; in files they are strings or integers")
         return {"type": name}, tuple(aux), aux
-    if name in RECORDS and RECORDS[name][0] is cls:
-        _, arrays, static = RECORDS[name]
-        fields = {key: _plain(value) for key, value in zip(static, aux, strict=True) if value != _DEFAULT}
-        return {"type": name, **fields}, (), arrays
+    if name in RECORDS and RECORDS[name].cls is cls:
+        return {"type": name, **records.to_json(name, aux)}, (), RECORDS[name].arrays
     if _is_variable(cls):
         metadata = {key: _jsonable(value, f"metadata {key!r} of {path!r}") for key, value in aux}
         return {"type": _VARIABLE + name, "metadata": metadata}, (), [None]
@@ -63,7 +52,7 @@ def check(kind: Any) -> Kind:
     if name in _MAPPINGS or name in _FLAX:
         return kind
     if name in ("list", "tuple", "other") or name in RECORDS:
-        well = not keys and (name not in RECORDS or _record_fields(kind) is not None)
+        well = not keys and (name not in RECORDS or records.from_json(name, kind) is not None)
     elif name == "Partitioned":
         well = not keys and isinstance(kind.get("names"), list)
     else:
@@ -78,7 +67,7 @@ def names(kind: Kind, keys: tuple[Any, ...], number: int) -> Sequence[Any]:
     if kind["type"] in _MAPPINGS or kind["type"] in _FLAX:
         wanted: Sequence[Any] = keys
     elif is_record(kind):
-        wanted = RECORDS[kind["type"]][1]
+        wanted = RECORDS[kind["type"]].arrays
     elif kind["type"] == "Partitioned" or kind["type"].startswith(_VARIABLE):
         wanted = [None]
     else:
@@ -99,10 +88,9 @@ def build(kind: Kind, keys: tuple[Any, ...], below: list[Any], path: str) -> Any
         cls = _MAPPINGS.get(name) or _flax(name, load=True)
         return cls(dict(zip(keys, below, strict=True)))
     if name in RECORDS:
-        cls, arrays, _ = RECORDS[name]
-        fields = _record_fields(kind)
+        fields = records.from_json(name, kind)
         assert fields is not None  # checked when it was read
-        return cls(**dict(zip(arrays, below, strict=True)), **fields)
+        return RECORDS[name].cls(**dict(zip(RECORDS[name].arrays, below, strict=True)), **fields)
     if name == "Partitioned":
         return _flax_class("flax.core.meta", name, load=True)(below[0], names=_tuples(kind["names"]))
     if name.startswith(_VARIABLE):
@@ -118,30 +106,6 @@ def build(kind: Kind, keys: tuple[Any, ...], below: list[Any], path: str) -> Any
 def join(path: str, name: Any) -> str:
     """The path of a child."""
     return path if name is None else f"{path}/{name}" if path else str(name)
-
-
-def _record_fields(kind: Kind) -> dict[str, Any] | None:
-    """The static fields of a record, or None if they make no sense."""
-    try:
-        fields: dict[str, Any] = {"dtype": np.dtype(getattr(jnp, str(kind["dtype"])))}
-        if kind["type"] == "QArray":
-            spec = {**_plain(_DEFAULT), **kind.get("spec", {})}
-            axis, block = _tuples(spec["axis"]), spec["block_size"]
-            whole = all(type(part) is int for part in (axis if isinstance(axis, tuple) else (axis or 0, block or 1)))
-            if not whole or type(kind["bits"]) is not int or not 1 <= kind["bits"] <= 16 or (block or 1) < 1:
-                return None
-            fields |= {"bits": kind["bits"], "spec": QuantSpec(bool(spec["symmetric"]), axis, block)}
-        return fields
-    except (KeyError, TypeError, AttributeError):
-        return None
-
-
-def _plain(value: Any) -> Any:
-    """A static field of a record as JSON. How ranges were found is no part of it: a calibration is a function."""
-    if isinstance(value, QuantSpec):
-        axis = list(value.axis) if isinstance(value.axis, tuple) else value.axis
-        return {"symmetric": value.symmetric, "axis": axis, "block_size": value.block_size}
-    return value if isinstance(value, int | str) else np.dtype(value).name
 
 
 def _jsonable(value: Any, what: str) -> Any:

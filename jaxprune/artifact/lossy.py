@@ -10,19 +10,13 @@ import numpy as np
 
 from jaxprune import codebook as codebooks
 from jaxprune import quantization, tree
-from jaxprune.artifact import arrays, kinds
+from jaxprune.artifact import arrays
+from jaxprune.artifact.records import is_record
 from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
 from jaxprune.masks import apply_masks
 
 #: ``(params, bits, where) -> params`` with a record, such as a ``QArray``, in place of each selected leaf.
 Quantizer = Callable[[Params, Setting, Where], Params]
-
-_RECORDS = tuple(cls for cls, _, _ in kinds.RECORDS.values())
-
-
-def is_record(leaf: Any) -> bool:
-    """Whether a node is an array in several parts, such as a ``QArray``."""
-    return isinstance(leaf, _RECORDS)
 
 
 class Chosen(NamedTuple):

@@ -1,0 +1,112 @@
+"""Records: one array in several parts, such as a ``QArray``. A new one is a line in the table here."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import codebook, quantization
+from jaxprune.artifact.errors import ArtifactError
+from jaxprune.base import QArray, QuantSpec
+from jaxprune.codebook import CodebookArray
+
+_DEFAULT = QuantSpec()
+
+
+class Record(NamedTuple):
+    """How a record is stored.
+
+    Attributes:
+      cls: its class, a registered dataclass.
+      arrays: its arrays; the first has the shape of the array that they make.
+      static: its static fields, and for each a function that makes it of JSON, or raises.
+      decode: the array that it makes.
+    """
+
+    cls: Any
+    arrays: tuple[str, ...]
+    static: dict[str, Callable[[Any], Any]]
+    decode: Callable[[Any], Any]
+
+
+def _dtype(name: Any) -> np.dtype:
+    return np.dtype(getattr(jnp, str(name)))
+
+
+def _bits(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= 16:
+        raise ValueError(value)
+    return value
+
+
+def _spec(given: Any) -> QuantSpec:
+    axis, block = given["axis"], given["block_size"]
+    numbers = [*(axis if isinstance(axis, list) else [axis or 0]), block or 1]
+    if any(type(number) is not int for number in numbers) or (block or 1) < 1:
+        raise ValueError(given)
+    return QuantSpec(bool(given["symmetric"]), tuple(axis) if isinstance(axis, list) else axis, block)
+
+
+RECORDS: dict[str, Record] = {
+    "QArray": Record(
+        QArray,
+        ("codes", "scale", "zero_point"),
+        {"bits": _bits, "dtype": _dtype, "spec": _spec},
+        quantization.dequantize,
+    ),
+    "CodebookArray": Record(CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, codebook.decode),
+}
+_CLASSES = tuple(record.cls for record in RECORDS.values())
+
+
+def is_record(leaf: Any) -> bool:
+    """Whether a node of a tree is an array in several parts."""
+    return isinstance(leaf, _CLASSES)
+
+
+def to_json(name: str, static: tuple[Any, ...]) -> dict[str, Any]:
+    """The static fields of a record as JSON; a spec is left out if it is the default."""
+    return {key: _plain(value) for key, value in zip(RECORDS[name].static, static, strict=True) if value != _DEFAULT}
+
+
+def from_json(name: str, kind: dict[str, Any]) -> dict[str, Any] | None:
+    """The static fields of a record, or None if they make no sense."""
+    given = {"spec": _plain(_DEFAULT), **kind}
+    try:
+        return {key: make(given[key]) for key, make in RECORDS[name].static.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def dense(record: Any) -> Any:
+    """The array that a record makes."""
+    return _record_of(record).decode(record)
+
+
+def check(record: Any) -> None:
+    """Raises :class:`ArtifactError` unless the parts of a record fit together."""
+    codes = getattr(record, _record_of(record).arrays[0])
+    try:
+        made = jax.eval_shape(_record_of(record).decode, record)
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ArtifactError(f"parts of a {type(record).__name__} that do not fit together: {error}") from error
+    if made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer):
+        raise ArtifactError(f"codes of shape {codes.shape} and dtype {codes.dtype} for values of shape {made.shape}")
+    if isinstance(record, CodebookArray):
+        codes = np.asarray(codes)
+        if codes.size and not 0 <= codes.min() <= codes.max() < record.centroids.size:
+            raise ArtifactError(f"codes from {codes.min()} to {codes.max()} for {record.centroids.size} centroids")
+
+
+def _record_of(record: Any) -> Record:
+    return RECORDS[type(record).__name__]
+
+
+def _plain(value: Any) -> Any:
+    """A static field as JSON. How ranges were found is no part of a spec: a calibration is a function."""
+    if isinstance(value, QuantSpec):
+        axis = list(value.axis) if isinstance(value.axis, tuple) else value.axis
+        return {"symmetric": value.symmetric, "axis": axis, "block_size": value.block_size}
+    return value if value is None or isinstance(value, int | str) else np.dtype(value).name
