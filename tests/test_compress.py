@@ -101,7 +101,7 @@ def test_forms_of_an_array():
         (draw.integers(-3, 3, (30, 30), np.int8), arrays.INTEGERS),
     ]
     for leaf, form in expected:
-        data = arrays.encode(leaf, coders.DEFAULT)
+        data = arrays.encode(leaf, coders.default(leaf.size))
         assert arrays.head(data).form == form
         assert len(data) <= leaf.nbytes + HEAD
         assert_same(arrays.decode(arrays.head(data)), leaf)

@@ -1,10 +1,12 @@
 """From parameters to bytes and back: what may be lost is decided first, by name; the bytes lose nothing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 from jaxprune import tree
@@ -111,7 +113,9 @@ def compress(
         "float16" rounded to it, "int8" by 8-bit codes with one scale a leaf (scales and centroids in float16 then).
         They come back in their own dtype.
       where: the leaves that ``bits`` and ``codebook`` are about; see :func:`jaxprune.tree.select`.
-      use: names of the coders that are tried, of ``jaxprune.artifact.coders.NAMES``. None for all that may pay.
+      use: names of the coders that are tried, of ``jaxprune.artifact.coders.NAMES``. None for all that may pay:
+        "mixing", which is the smallest for pruned low-bit weights and takes 10 seconds a million of them both ways, for
+        trees of up to 2**20 weights.
       progress: draw a bar on stderr (needs ``rich``).
 
     Returns:
@@ -127,7 +131,7 @@ def compress(
     >>> small.nbytes < 64 * 64 * 3 / 8, small.decompress()["kernel"].dtype
     (True, dtype('float32'))
     """
-    names = coders.DEFAULT if use is None else tuple(use)
+    names = coders.default(_weights(params)) if use is None else tuple(use)
     unknown = [name for name in names if name not in coders.NAMES]
     if unknown or not names:
         raise ValueError(f"use names {unknown}; the coders are {coders.NAMES}")
@@ -136,6 +140,10 @@ def compress(
     root = structure.outline(chosen.tree, chosen.dense)
     payloads = decoding.in_parallel(partial(arrays.encode, wanted=names), chosen.leaves, "leaves", progress)
     return Compressed(root, tuple(layout.in_memory(data) for data in payloads))
+
+
+def _weights(params: Params) -> int:
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params))
 
 
 def _check_leaves(params: Params) -> None:

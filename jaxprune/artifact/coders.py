@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from jaxprune.artifact import ans, bitmap, gaps, huffman, packing
+from jaxprune.artifact import ans, bitmap, gaps, huffman, mixing, packing
 from jaxprune.artifact.errors import ArtifactError
 
 #: In the order of their numbers in files, which never change.
@@ -19,10 +19,19 @@ CODERS: tuple[tuple[str, ModuleType], ...] = (
     ("huffman", huffman),
     ("bitmap", bitmap),
     ("gaps", gaps),
+    ("mixing", mixing),
 )
 NAMES = tuple(name for name, _ in CODERS)
-#: What is tried unless somebody chooses: Huffman codes are never smaller than ``ans``, and there to be read.
-DEFAULT = tuple(name for name in NAMES if name != "huffman")
+_SLOW_FROM = 2**20  # weights; ``mixing`` takes some ten seconds for them, each way
+
+
+def default(weights: int) -> tuple[str, ...]:
+    """What is tried for a tree of so many weights unless somebody chooses.
+
+    Huffman codes are there to be read, and never smaller than those of ``ans``.
+    """
+    left_out = ("huffman", "mixing") if weights > _SLOW_FROM else ("huffman",)
+    return tuple(name for name in NAMES if name not in left_out)
 
 
 def smallest(codes: np.ndarray, wanted: Sequence[str]) -> tuple[int, bytes]:
