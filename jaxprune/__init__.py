@@ -9,7 +9,18 @@ and read by ``compress``, ``save`` and ``load``. The conventions of all of it ar
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxprune import allocation, artifact, codebook, masks, quantization, reports, saliency, schedules
+from jaxprune import (
+    allocation,
+    artifact,
+    codebook,
+    masks,
+    quantization,
+    rate_distortion,
+    reports,
+    saliency,
+    schedules,
+    trellis,
+)
 from jaxprune.artifact import Compressed, compress, load, save
 from jaxprune.base import QArray, QParams, QuantSpec
 from jaxprune.curves import entropy_curve, quantization_error_curve, sparsity_curve
@@ -55,6 +66,7 @@ __all__ = [
     "quantization",
     "quantization_error_curve",
     "quantize",
+    "rate_distortion",
     "report",
     "reports",
     "saliency",
@@ -64,6 +76,7 @@ __all__ = [
     "sweep",
     "threshold_prune",
     "training",
+    "trellis",
 ]
 
 

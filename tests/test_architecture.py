@@ -9,7 +9,18 @@ import sys
 import pytest
 
 import jaxprune
-from jaxprune import allocation, artifact, codebook, masks, quantization, saliency, schedules, training
+from jaxprune import (
+    allocation,
+    artifact,
+    codebook,
+    masks,
+    quantization,
+    rate_distortion,
+    saliency,
+    schedules,
+    training,
+    trellis,
+)
 
 PACKAGE = pathlib.Path(inspect.getfile(jaxprune)).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -21,8 +32,8 @@ LAYERS = (
     ("tree", "sharding", "progress"),
     ("keys", "histogram", "rounding"),
     ("radix", "bisection", "ranges", "unit_statistics"),
-    ("order", "uniform", "clustering"),
-    ("saliency", "masks", "quantization", "codebook", "allocation", "schedules"),
+    ("order", "uniform", "clustering", "deadzone", "rotation", "viterbi"),
+    ("saliency", "masks", "quantization", "rate_distortion", "trellis", "codebook", "allocation", "schedules"),
     ("pruning", "sweeps", "training", "sizes", "curves", "artifact"),
     ("reports",),
     ("__init__",),
@@ -103,7 +114,8 @@ def test_all_but_training_needs_jax_and_numpy_alone():
 
 
 def public_functions():
-    for module in (jaxprune, allocation, artifact, codebook, masks, quantization, saliency, schedules, training):
+    documented = (allocation, artifact, codebook, masks, quantization, rate_distortion, saliency, schedules, trellis)
+    for module in (jaxprune, *documented, training):
         for name in getattr(module, "__all__", ()):
             if inspect.isfunction(value := getattr(module, name)):
                 yield f"{module.__name__}.{name}", value

@@ -197,6 +197,30 @@ def test_each_kind_of_loss_is_what_its_function_gives():
     assert_same(jp.compress(params, bits=5, quantizer=to_fixed).decompress(), jp.fake_quant(params, 5, spec=CHANNELS))
 
 
+def test_quantizers_of_rate_and_distortion_err_less_in_as_many_bytes():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (200, 150)), "bias": jnp.ones(150)}
+
+    def made(**options):
+        compressed = jp.compress(params, bits=2.5, use=["ans"], **options)
+        result = compressed.decompress()
+        assert_same(result["bias"], params["bias"])
+        return compressed.nbytes, float(jnp.mean((result["kernel"] - params["kernel"]) ** 2)), result
+
+    step = jp.rate_distortion.step_for(params, bits=2.5)
+    plain = jp.compress(jp.rate_distortion.round_to(params, step), use=["ans"]).nbytes
+    plain_error = float(jnp.mean((jp.rate_distortion.round_to(params, step)["kernel"] - params["kernel"]) ** 2))
+    for quantizer, least in (("rd", 0.97), ("trellis", 0.85)):
+        nbytes, error, result = made(quantizer=quantizer)
+        assert nbytes <= 1.01 * plain + 100 and error < least * plain_error, quantizer
+        assert result["kernel"].dtype == jnp.float32
+    pruned = jp.prune(params, 0.5).params
+    for quantizer in ("rd", "trellis"):
+        result = jp.compress(pruned, bits=3, quantizer=quantizer).decompress()
+        assert not np.any(np.asarray(result["kernel"])[np.asarray(pruned["kernel"]) == 0])
+    with pytest.raises(ValueError, match="bits must be in"):
+        jp.compress(params, bits=12, quantizer="rd")
+
+
 def test_bfloat16_parameters_keep_their_dtype():
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), lenet())
     for options in ({}, {"side": "float16"}, {"side": "int8", "bits": 4}, {"codebook": 6, "where": "Dense_0/*"}):
@@ -290,7 +314,7 @@ def test_errors_name_what_is_wrong():
         jp.compress(params, bits=4, codebook=4)
     with pytest.raises(ValueError, match=r"use names \['zip'\]; the coders are"):
         jp.compress(params, use=["zip"])
-    with pytest.raises(ValueError, match="quantizer must be 'uniform'.*'best'"):
+    with pytest.raises(ValueError, match="quantizer must be one of .*'uniform'.*got 'best'"):
         jp.compress(params, bits=4, quantizer="best")
     with pytest.raises(ValueError, match="side must be None, 'float16' or 'int8', got 'tiny'"):
         jp.compress(params, side="tiny")

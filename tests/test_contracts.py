@@ -196,6 +196,9 @@ TABLE = {
     "sparsity_curve": curve_of(jp.sparsity_curve, FRACTIONS),
     "quantization_error_curve": curve_of(jp.quantization_error_curve, WIDTHS),
     "entropy_curve": curve_of(jp.entropy_curve, LEVELS, bins=5),
+    "rate_distortion.round_to": Transform(
+        lambda p, s, **w: jp.rate_distortion.round_to(finite(p), 0.1, s, **w), (0.0, 0.05, 0.1, 0.2, 0.5), rest=True
+    ),
     "codebook.kmeans": Transform(lambda p, s, **w: jp.codebook.kmeans(finite(p), 4, **w), slope="one", rest=True),
 }
 
@@ -210,6 +213,10 @@ NOT_TRANSFORMS = {
     "quantization.percentile": "makes a calibration, which a row of fake_quant uses",
     "quantization.mean_squared_error": "makes a calibration, which a row of fake_quant uses",
     "codebook.encode": "makes records of codes, which kmeans decodes; test_codebook",
+    "rate_distortion.quantize": "makes records of what round_to gives, on the host; test_rate_distortion",
+    "rate_distortion.step_for": "finds a setting of round_to; test_rate_distortion",
+    "trellis.quantize": "makes records on the host; test_trellis",
+    "trellis.dequantize": "the other half of trellis.quantize; test_trellis",
     "codebook.decode": "the other half of kmeans; test_codebook",
 }
 
@@ -218,7 +225,8 @@ every_row = pytest.mark.parametrize("name", TABLE)
 
 def test_every_public_function_has_a_row():
     modules = {"": jp} | {
-        f"{m}.": getattr(jp, m) for m in ("masks", "saliency", "allocation", "quantization", "codebook")
+        f"{m}.": getattr(jp, m)
+        for m in ("masks", "saliency", "allocation", "quantization", "codebook", "rate_distortion", "trellis")
     }
     names = {
         prefix + name

@@ -104,10 +104,14 @@ def compress(
         back as records, a spec's ``calibration`` as None.
       masks: bool, same paths; what they remove is stored, and comes back, as 0.0.
       bits: width of the codes of the selected leaves, a number or a tree of them; what comes back is what
-        ``fake_quant`` gives for ``quantizer="uniform"``. None for no quantization.
+        ``fake_quant`` gives. For "rd" and "trellis" one number in (0, 10]: the mean entropy of the codes that is aimed
+        at, in bits a weight. None for no quantization.
       codebook: number of values that the weights of a selected leaf share, a number or a tree; see
         :func:`jaxprune.codebook.encode`. Not together with ``bits``.
-      quantizer: "uniform"; or a function ``(params, bits, where)`` that puts records in place of the selected leaves.
+      quantizer: "uniform"; "rd", one step for all leaves, and roundings that weigh bits against errors
+        (:mod:`jaxprune.rate_distortion`); "trellis", less error still for the same bits (:mod:`jaxprune.trellis`; few
+        zeros do not stay zeros in embeddings); or a function ``(params, bits, where)`` that puts records in place of
+        the selected leaves.
       spec: the uniform quantizer's spec.
       side: how biases, scales and all other floating leaves that are not selected are stored: None as they are,
         "float16" rounded to it, "int8" by 8-bit codes with one scale a leaf (scales and centroids in float16 then).

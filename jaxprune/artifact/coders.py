@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from jaxprune.artifact import ans, bitmap, gaps, huffman, mixing, packing
+from jaxprune.artifact import ans, bitmap, classes, gaps, huffman, mixing, packing
 from jaxprune.artifact.errors import ArtifactError
 
 #: In the order of their numbers in files, which never change.
@@ -20,6 +20,7 @@ CODERS: tuple[tuple[str, ModuleType], ...] = (
     ("bitmap", bitmap),
     ("gaps", gaps),
     ("mixing", mixing),
+    ("classes", classes),
 )
 NAMES = tuple(name for name, _ in CODERS)
 _SLOW_FROM = 2**20  # weights; ``mixing`` takes some ten seconds for them, each way

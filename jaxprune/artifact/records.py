@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import codebook, quantization
+from jaxprune import codebook, quantization, trellis
 from jaxprune.artifact.errors import ArtifactError
 from jaxprune.base import QArray, QuantSpec
 from jaxprune.codebook import CodebookArray
+from jaxprune.trellis import TrellisArray
+from jaxprune.viterbi import TAPS
 
 _DEFAULT = QuantSpec()
 
@@ -49,6 +51,18 @@ def _spec(given: Any) -> QuantSpec:
     return QuantSpec(bool(given["symmetric"]), tuple(axis) if isinstance(axis, list) else axis, block)
 
 
+def _states(value: Any) -> int:
+    if type(value) is not int or value not in TAPS:
+        raise ValueError(value)
+    return value
+
+
+def _zero(value: Any) -> int | None:
+    if value is not None and type(value) is not int:
+        raise ValueError(value)
+    return value
+
+
 RECORDS: dict[str, Record] = {
     "QArray": Record(
         QArray,
@@ -57,6 +71,12 @@ RECORDS: dict[str, Record] = {
         quantization.dequantize,
     ),
     "CodebookArray": Record(CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, codebook.decode),
+    "TrellisArray": Record(
+        TrellisArray,
+        ("indices", "step", "basis"),
+        {"states": _states, "zero": _zero, "dtype": _dtype},
+        trellis.dequantize,
+    ),
 }
 _CLASSES = tuple(record.cls for record in RECORDS.values())
 
