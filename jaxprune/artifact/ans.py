@@ -50,7 +50,7 @@ def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
     if int(symbols[-1]) - int(symbols[0]) == len(symbols) - 1:
         places += symbols[0]
         return places.reshape(shape)
-    return symbols[places].reshape(shape)
+    return tables.looked_up(symbols, places).reshape(shape)
 
 
 def _decoded(data: memoryview, table: tables.Table, size: int) -> np.ndarray:

@@ -35,6 +35,7 @@ DTYPES = (
 )
 LONGEST_HEAD = 1024  # bytes that are sure to hold all of it
 _NUMBERS = (bool, int, float, complex)
+_TINY = 8  # bytes, that no form can save much of
 _PLANE_CODERS = ("ans", "packing")
 
 
@@ -69,7 +70,7 @@ def encode(leaf: Any, wanted: Sequence[str]) -> bytes:
     origin, generator, array = _plain(leaf)
     head = bytes([origin, DTYPES.index(array.dtype.name), array.ndim]) + b"".join(map(unsigned, array.shape))
     head += bytes([len(generator)]) + generator if origin == KEY else b""
-    bodies = [(RAW, array.tobytes())] + list(_coded(array, wanted) if array.size else [])
+    bodies = [(RAW, array.tobytes())] + list(_coded(array, wanted) if array.nbytes > _TINY else [])
     form, body = min(bodies, key=lambda item: len(item[1]))
     return bytes([form]) + head + body
 
