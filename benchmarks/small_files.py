@@ -35,21 +35,22 @@ SHAPES = ((30522, 384), (512, 384), *(((384, 384),) * 4 + ((1536, 384), (384, 15
 def main() -> None:
     arguments = options(__doc__)
     params, real = _params(arguments.small)
+    seconds = 0.5 if arguments.small else 6.0
     weights = sum(leaf.size for leaf in params.values())
     sizes: dict[str, Any] = {"weights": weights, "real": real}
     targets, tables = [], []
     for error, peer_bytes, peer_seconds, step, penalty in PEER:
-        row, nbytes, reached = _trellis(params, error, step, penalty)
+        row, nbytes, reached = _trellis(params, error, step, penalty, seconds)
         tables.append(Table(f"Trellis, relative squared error {reached:.3g}: {nbytes:,} bytes", {row.case.name: row}))
         same = real and not arguments.small
         targets += [
             Target(f"bytes / NNCodec at {error:g}", nbytes / peer_bytes if same else None, "<=", 0.98),
             Target(f"NNCodec's seconds / ours at {error:g}", peer_seconds / row.median if same else None, ">=", 20),
         ]
-    decoded, rates = _decoding(params)
+    decoded, rates = _decoding(params, seconds)
     tables.append(Table("Half of the weights pruned, 8 bits: decoded to float32", decoded))
     targets.append(Target("MB of float32 a second", rates, ">=", 200))
-    coded, excess = _coders(params)
+    coded, excess = _coders(params, seconds)
     tables.append(Table("Codes of all leaves, 5 bits", coded))
     targets.append(Target("coded bytes / (entropy + 100 bytes a leaf)", excess, "<=", 1.005))
     report(arguments, "small_files", sizes, tables, targets)
@@ -74,7 +75,9 @@ def _error(params: dict[str, jax.Array], decoded: dict[str, jax.Array]) -> float
     return square / sum(float((x**2).sum()) for x in params.values())
 
 
-def _trellis(params: dict[str, jax.Array], error: float, step: float, penalty: float) -> tuple[Row, int, float]:
+def _trellis(
+    params: dict[str, jax.Array], error: float, step: float, penalty: float, seconds: float
+) -> tuple[Row, int, float]:
     """Quantizes and codes at the step that gives the error; the whole file."""
 
     def encode() -> jp.Compressed:
@@ -84,11 +87,11 @@ def _trellis(params: dict[str, jax.Array], error: float, step: float, penalty: f
         step *= (error / _error(params, jp.trellis.dequantize(encode().decompress()))) ** 0.5
     compressed = encode()
     reached = _error(params, jp.trellis.dequantize(compressed.decompress()))
-    rows = measure(Case("quantize and code", encode))
+    rows = measure(Case("quantize and code", encode), seconds=seconds)
     return rows["quantize and code"], compressed.nbytes, reached
 
 
-def _decoding(params: dict[str, jax.Array]) -> tuple[dict[str, Row], float]:
+def _decoding(params: dict[str, jax.Array], seconds: float) -> tuple[dict[str, Row], float]:
     """Seconds of decoding, the smallest file first, and the rate of that one."""
     masks = jp.prune(params, 0.5).masks
     dense = jp.compress(params, masks=masks, bits=8).decompress()
@@ -103,11 +106,11 @@ def _decoding(params: dict[str, jax.Array]) -> tuple[dict[str, Row], float]:
             f"deflate: {whole:,} bytes", lambda: [np.frombuffer(zlib.decompress(x), np.float32) for x in plain.values()]
         )
     )
-    rows = measure(*cases)
+    rows = measure(*cases, seconds=seconds)
     return rows, sum(x.nbytes for x in params.values()) / 1e6 / next(iter(rows.values())).median
 
 
-def _coders(params: dict[str, jax.Array]) -> tuple[dict[str, Row], float]:
+def _coders(params: dict[str, jax.Array], seconds: float) -> tuple[dict[str, Row], float]:
     """Each coder alone, and the bytes of the smallest by what the entropy allows."""
     leaves = [np.asarray(leaf.codes, np.int32) for leaf in jp.quantize(params, 5).values()]
     entropy = sum(_entropy(leaf) for leaf in leaves)
@@ -128,7 +131,7 @@ def _coders(params: dict[str, jax.Array]) -> tuple[dict[str, Row], float]:
             )
         )
     static = sum(len(dict(coders.CODERS)["ans"].encode(leaf) or b"") for leaf in leaves)
-    return measure(*cases), static / (entropy + 100 * len(leaves))
+    return measure(*cases, seconds=seconds), static / (entropy + 100 * len(leaves))
 
 
 def _entropy(codes: np.ndarray) -> float:

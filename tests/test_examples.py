@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+
+import jaxprune as jp
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -88,12 +91,17 @@ def test_examples_explain_themselves(name, tmp_path):
     assert "--short" in "".join(run(tmp_path, name, "--help"))
 
 
-def test_the_readme_runs():
+def test_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL)
     scope = {}
     for block in blocks:
         exec(block, scope)
-    assert len(blocks) == 3 and len(scope["result"]["bytes"]) == 20
+    assert len(blocks) == 4 and len(scope["result"]["bytes"]) == 20
     params, trained = scope["params"], scope["trained"]
     assert jax.tree.structure(trained) == jax.tree.structure(scope["masks"]) == jax.tree.structure(params)
     assert (trained["Dense_0"]["kernel"] != params["Dense_0"]["kernel"]).any()
+    assert (tmp_path / "weights.jp").stat().st_size == scope["compressed"].nbytes
+    assert (scope["kernel"] == scope["same"]["Dense_0"]["kernel"]).all()
+    expected = jp.fake_quant(jp.masks.apply_masks(trained, scope["masks"]), 4)
+    assert all(map(np.array_equal, jax.tree.leaves(scope["same"]), jax.tree.leaves(expected)))
