@@ -5,6 +5,6 @@
 
 from hypothesis import settings
 
-settings.register_profile("tests", derandomize=True, deadline=None, max_examples=15)
+settings.register_profile("tests", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("quick", derandomize=True, deadline=None, max_examples=8)
 settings.load_profile("tests")

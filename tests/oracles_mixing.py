@@ -1,4 +1,4 @@
-"""The bytes of the coder `mixing`, read entry by entry with Python's own integers: nothing from jaxprune, no NumPy.
+"""The bytes of the coder `mixing`, read entry by entry with Python's own integers: nothing from jaxprune.
 
 Only weights are floats, and every operation on them is a single one.
 """
@@ -7,16 +7,9 @@ import decimal
 import functools
 import math
 
+from oracles_files import number
+
 decimal.getcontext().prec = 40
-
-
-def number(data, at):
-    value = shift = 0
-    while True:
-        value |= (data[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if data[at - 1] < 128:
-            return value, at
 
 
 class Bits:

@@ -164,6 +164,7 @@ FORGERIES = [
     ({"version": 1, "tree": {"w": True}}, [leaf((4,))], "no node"),
     (kinds({"type": "os.system"}), [leaf(())], "'os.system' is unknown"),
     (kinds({"type": "nnx.Module", "metadata": {}}), [leaf((1,), 1, body=CONSTANT)], "nnx.Module"),
+    (kinds({"type": "nnx.Param", "metadata": {"value": 3, "0": []}}), [leaf((1,), 1, body=CONSTANT)], "nnx.Param"),
     (kinds({"type": "nnx.__name__", "metadata": {}}), [leaf(())], "unknown"),
     (kinds({"type": "dict", "keys": ["a"]}, (0, 0, 0)), [leaf(())] * 2, "2 children"),
     (kinds({"type": "dict", "keys": [1, 1]}, (0, 0, 0)), [leaf(())] * 2, "has keys"),
@@ -190,7 +191,8 @@ def test_trees_without_bottom_are_refused(load):
 
 
 def record(kind, parts, dense=True):
-    kind = {"type": kind, "dtype": "float32", **({"bits": 4} if kind == "QArray" else {}), "dense": dense}
+    more = {"QArray": {"bits": 4}, "CodebookArray": {}, "TrellisArray": {"states": 8, "zero": 300}}[kind]
+    kind = {"type": kind, "dtype": "float32", **more, "dense": dense}
     return {"version": 1, "tree": {"w": [0] + [0] * len(parts)}, "kinds": [kind]}, [
         arrays.encode(part, ["packing"]) for part in parts
     ]
@@ -208,6 +210,9 @@ def test_records_whose_parts_do_not_fit_are_refused(load):
         ("CodebookArray", (codes, table[:0], flag)),
         ("CodebookArray", (codes, np.ones((2, 2), np.float32), flag)),
         ("CodebookArray", (codes.astype(np.float32), table, flag)),
+        ("TrellisArray", (codes, np.float32(1), np.zeros((0, 0), np.int8))),  # a zero that no int8 is
+        ("TrellisArray", (codes.astype(np.int16), np.ones(2, np.float32), np.zeros((0, 0), np.int8))),
+        ("TrellisArray", (codes.astype(np.int16), np.float32(1), np.zeros((7, 7), np.int8))),
     ]
     for kind, parts in bad:
         for dense in (True, False):

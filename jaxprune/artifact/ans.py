@@ -9,6 +9,7 @@ X * 2**32 and that word. The next value is the one whose range of frequencies [c
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def encode_with(table: tables.Table, codes: np.ndarray) -> bytes:
         return head
     coder = extras.constriction().stream.stack.AnsCoder()
     coder.encode_reverse(tables.places(codes, table.symbols), tables.model(table))
-    return head + coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+    return head + words_of(coder)
 
 
 def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
@@ -46,21 +47,28 @@ def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
     if len(symbols) == 1:
         reader.end()
         return np.full(shape, symbols[0], np.int32)
-    places = _decoded(reader.rest(), table, size)
-    if int(symbols[-1]) - int(symbols[0]) == len(symbols) - 1:
-        places += symbols[0]
-        return places.reshape(shape)
-    return tables.looked_up(symbols, places).reshape(shape)
+    coder = coder_of(reader.rest(), size)
+    codes = tables.values(coder.decode(tables.model(table), size), symbols)
+    check_empty(coder)
+    return codes.reshape(shape)
 
 
-def _decoded(data: memoryview, table: tables.Table, size: int) -> np.ndarray:
+def words_of(coder: Any) -> bytes:
+    """What a coder has written."""
+    return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+
+def coder_of(data: memoryview, size: int) -> Any:
+    """A coder that reads what another has written of at most ``size`` values."""
     if len(data) > 3 * size + 8:  # a value takes at most 24 bits
         raise ArtifactError(f"{len(data)} bytes for {size} entries: too many")
     if data and not data[-1]:
         raise ArtifactError("zeros at the end: damaged")
     words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), "<u4").astype(np.uint32, copy=False)
-    coder = extras.constriction().stream.stack.AnsCoder(words)
-    places = coder.decode(tables.model(table), size)
+    return extras.constriction().stream.stack.AnsCoder(words)
+
+
+def check_empty(coder: Any) -> None:
+    """A coder that has given back everything is as it was at first."""
     if not coder.is_empty():
         raise ArtifactError("something is left after the last entry: damaged")
-    return places

@@ -61,15 +61,10 @@ def encode(leaf: Any, wanted: Sequence[str]) -> bytes:
     A ``QArray`` that :func:`one_step` is true of stands for the dense array that it makes.
     """
     if isinstance(leaf, QArray):
-        head = bytes([GRID, JAX, DTYPES.index(leaf.dtype.name), len(leaf.shape)]) + b"".join(map(unsigned, leaf.shape))
-        return (
-            head
-            + forms.step_bytes(leaf.scale)
-            + _put(np.asarray(leaf.codes, np.int32).reshape(forms.rows(leaf.shape)), wanted)
-        )
+        codes = np.asarray(leaf.codes, np.int32).reshape(forms.rows(leaf.shape))
+        return bytes([GRID]) + _start(JAX, leaf) + forms.step_bytes(leaf.scale) + _put(codes, wanted)
     origin, generator, array = _plain(leaf)
-    head = bytes([origin, DTYPES.index(array.dtype.name), array.ndim]) + b"".join(map(unsigned, array.shape))
-    head += bytes([len(generator)]) + generator if origin == KEY else b""
+    head = _start(origin, array) + (bytes([len(generator)]) + generator if origin == KEY else b"")
     bodies = [(RAW, array.tobytes())] + list(_coded(array, wanted) if array.nbytes > _TINY else [])
     form, body = min(bodies, key=lambda item: len(item[1]))
     return bytes([form]) + head + body
@@ -159,6 +154,11 @@ def decode(found: Head) -> Any:
     return _original(array.reshape(found.shape), found)
 
 
+def _start(origin: int, array: Any) -> bytes:
+    """What follows the form."""
+    return bytes([origin, DTYPES.index(array.dtype.name), len(array.shape)]) + b"".join(map(unsigned, array.shape))
+
+
 def _plain(leaf: Any) -> tuple[int, bytes, np.ndarray]:
     """Where a leaf comes from, and itself as a contiguous NumPy array."""
     if type(leaf) in _NUMBERS:
@@ -167,7 +167,7 @@ def _plain(leaf: Any) -> tuple[int, bytes, np.ndarray]:
     if origin == JAX and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         origin, generator, leaf = KEY, str(jax.random.key_impl(leaf)).encode(), jax.random.key_data(leaf)
     array = np.asarray(leaf)
-    return origin, generator, np.ascontiguousarray(array).reshape(array.shape)
+    return origin, generator, np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
 
 
 def _original(array: np.ndarray, found: Head) -> Any:
@@ -197,9 +197,9 @@ def _coded(array: np.ndarray, wanted: Sequence[str]) -> Iterator[tuple[int, byte
         codes = np.asarray(few.codes).reshape(forms.rows(array.shape))
         yield GRID if few.is_grid else PALETTE, table + _put(codes, wanted)
     tried = [name for name in wanted if name in _PLANE_CODERS] or ["packing"]
-    zeros = array.size - np.count_nonzero(bits.any(axis=1))
+    kept = np.asarray(bits.any(axis=1))
+    zeros = array.size - np.count_nonzero(kept)
     if zeros:
-        kept = np.asarray(bits.any(axis=1))
         plane = _put(kept.reshape(forms.rows(array.shape)).astype(np.int32), wanted)
         yield SPARSE, plane + b"".join(_put(plane, tried) for plane in forms.byte_planes(bits[kept], array.dtype))
     if zeros < array.size / 4:

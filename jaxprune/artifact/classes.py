@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.artifact import extras, integers, normal, tables
+from jaxprune.artifact import ans, extras, integers, normal, tables
 from jaxprune.artifact.bytestream import Reader, unsigned
 from jaxprune.artifact.errors import ArtifactError
 
@@ -71,7 +71,7 @@ def encode(codes: np.ndarray) -> bytes | None:
         models = data + models
         if len(table.symbols) > 1:
             coder.encode_reverse(tables.places(values.astype(np.int32), table.symbols), tables.model(table))
-    return head + models + coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+    return head + models + ans.words_of(coder)
 
 
 def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
@@ -85,20 +85,19 @@ def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
     order = _order(*(_read_side(reader, n, sides & bit) for n, bit in zip(shape, (1, 2), strict=True)))
     counts = [sum(_area(*block) for block in blocks) for blocks in order.groups]
     models = [normal.read(reader, count) for count in counts]
-    coder = extras.constriction().stream.stack.AnsCoder(_words(reader.rest(), size))
+    coder = ans.coder_of(reader.rest(), size)
     placed = np.empty(shape, np.int32)
     for blocks, count, table in zip(order.groups, counts, models, strict=True):
         if len(table.symbols) == 1:
             values = np.broadcast_to(table.symbols, count)
         else:
-            values = _values(coder.decode(tables.model(table), count), table.symbols)
+            values = tables.values(coder.decode(tables.model(table), count), table.symbols)
         at = 0
         for block in blocks:
             area = placed[block]
             area[...] = values[at : at + area.size].reshape(area.shape)
             at += area.size
-    if not coder.is_empty():
-        raise ArtifactError("something is left after the last entry: damaged")
+    ans.check_empty(coder)
     return _restored(placed, order)
 
 
@@ -198,18 +197,3 @@ def _read_side(reader: Reader, number: int, given: int) -> np.ndarray:
     if levels.min() < 0 or levels.max() > _HIGHEST:
         raise ArtifactError(f"classes from {levels.min()} to {levels.max()}, where 0 to {_HIGHEST} are allowed")
     return levels
-
-
-def _words(data: memoryview, size: int) -> np.ndarray:
-    if len(data) > 3 * size + 8:  # a value takes at most 24 bits
-        raise ArtifactError(f"{len(data)} bytes for {size} entries: too many")
-    if data and not data[-1]:
-        raise ArtifactError("zeros at the end: damaged")
-    return np.frombuffer(bytes(data) + bytes(-len(data) % 4), "<u4").astype(np.uint32, copy=False)
-
-
-def _values(places: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    if int(symbols[-1]) - int(symbols[0]) == len(symbols) - 1:
-        places += symbols[0]
-        return places
-    return symbols[places]

@@ -36,7 +36,7 @@ class Compressed:
 
     def to_bytes(self) -> bytes:
         """The file itself."""
-        parts, metadata = layout.tensors(self.root, [leaf.data() for leaf in self.stored])
+        parts, metadata = layout.tensors(self.root, [part.data() for part in self.stored])
         return extras.safetensors().numpy.save(parts, metadata)
 
     def decompress(
@@ -68,8 +68,7 @@ class Compressed:
         wanted = decoding.units(root, self.stored[first : first + number])
         if like is not None and structure.outline(like) != structure.collapsed(root, dense_only=True):
             raise ValueError(f"like has the structure {jax.tree.structure(like)}, which is not that of the file")
-        coded = sum(len(stored.read(None)) for stored in self.stored) if max_bytes is None else 0
-        leaves = decoding.decode_all(wanted, coded, max_bytes, progress)
+        leaves = decoding.decode_all(wanted, sum(part.size for part in self.stored), max_bytes, progress)
         if like is not None:
             return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(leaves))
         return structure.rebuild(structure.collapsed(root), partial(next, iter(leaves)))
@@ -114,7 +113,8 @@ def compress(
         the selected leaves.
       spec: the uniform quantizer's spec.
       side: how biases, scales and all other floating leaves that are not selected are stored: None as they are,
-        "float16" rounded to it, "int8" by 8-bit codes with one scale a leaf (scales and centroids in float16 then).
+        "float16" rounded to it, "int8" by 8-bit codes with one scale a leaf. Centroids, and scales where a leaf has
+        several, are rounded to float16 in both.
         They come back in their own dtype.
       where: the leaves that ``bits`` and ``codebook`` are about; see :func:`jaxprune.tree.select`.
       use: names of the coders that are tried, of ``jaxprune.artifact.coders.NAMES``. None for all that may pay:

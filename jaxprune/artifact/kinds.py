@@ -96,11 +96,18 @@ def build(kind: Kind, keys: tuple[Any, ...], below: list[Any], path: str) -> Any
     if name.startswith(_VARIABLE):
         cls = _flax_class("flax.nnx", name.removeprefix(_VARIABLE), load=True)
         if cls is not None and _is_variable(cls):
-            return cls.from_metadata(below[0], {key: _tuples(value) for key, value in kind["metadata"].items()})
+            return _variable(cls, below[0], kind["metadata"], path)
     raise ValueError(
         f"the node at {path!r} is a {kind.get('name', name)}, which a file cannot name safely: "
         "give a tree of the same structure as like="
     )
+
+
+def _variable(cls: Any, value: Any, metadata: dict[str, Any], path: str) -> Any:
+    try:
+        return cls.from_metadata(value, {key: _tuples(entry) for key, entry in metadata.items()})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever Flax makes of a stranger's entries
+        raise ArtifactError(f"the nnx.{cls.__name__} at {path!r} has metadata {str(metadata)[:80]}: {error}") from error
 
 
 def join(path: str, name: Any) -> str:

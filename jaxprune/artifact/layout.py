@@ -27,12 +27,15 @@ class Stored(NamedTuple):
     """The bytes of one leaf, in memory or still in a file.
 
     Attributes:
-      read: gives the first so many bytes (None: all) that :func:`jaxprune.artifact.arrays.encode` made.
-      seed: what the checksum behind them starts from; None where there is none.
+      read: gives the first so many bytes (None: all) that :func:`jaxprune.artifact.arrays.encode` made, and a checksum
+        behind them.
+      size: number of bytes in a file, with the checksum.
+      seed: what the checksum starts from; None where there is none yet.
     """
 
     read: Callable[[int | None], memoryview]
-    seed: int | None = None
+    size: int
+    seed: int | None
 
     def data(self) -> memoryview:
         """All the bytes; raises :class:`ArtifactError` if they are not those that were written."""
@@ -46,7 +49,7 @@ class Stored(NamedTuple):
 
 def in_memory(data: bytes | memoryview, seed: int | None = None) -> Stored:
     """Bytes that are there."""
-    return Stored(lambda number: memoryview(data)[:number], seed)
+    return Stored(lambda number: memoryview(data)[:number], len(data) + (_CHECKSUM if seed is None else 0), seed)
 
 
 def tensors(root: Node, payloads: Sequence[memoryview]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -81,14 +84,15 @@ def parse(file: Any) -> tuple[Node, list[Stored]]:
             raise ArtifactError(f"tensor {name[:80]!r} is no vector of bytes")
     small = iter(_split(file.get_slice(_TOGETHER), len(marks) - sum(marks)) if 0 in marks else [])
     found = [
-        Stored(_reading(file, name), seed) if own else in_memory(next(small), seed)
+        _in_file(file, name, seed) if own else in_memory(next(small), seed)
         for name, own, seed in zip(names, marks, _seeds(header), strict=False)
     ]
     return root, found
 
 
-def _reading(file: Any, name: str) -> Callable[[int | None], memoryview]:
-    return lambda number: memoryview(file.get_slice(name)[:number])
+def _in_file(file: Any, name: str, seed: int) -> Stored:
+    part = file.get_slice(name)
+    return Stored(lambda number: memoryview(part[:number]), part.get_shape()[0], seed)
 
 
 def _split(part: Any, number: int) -> list[memoryview]:

@@ -11,13 +11,12 @@ import numpy as np
 from jaxprune import codebook as codebooks
 from jaxprune import quantization, rate_distortion, tree, trellis
 from jaxprune.artifact import arrays
-from jaxprune.artifact.records import is_record
+from jaxprune.artifact.records import is_record, with_scales
 from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
 from jaxprune.masks import apply_masks
 
 #: ``(params, bits, where) -> params`` with a record, such as a ``QArray``, in place of each selected leaf.
 Quantizer = Callable[[Params, Setting, Where], Params]
-
 
 _WORTH = 0.115  # of a bit, in squared steps: 2 ln 2 / 12, at high rates
 
@@ -106,20 +105,12 @@ def _smaller_side(params: Params, chosen: set[int], side: str) -> Params:
     nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
     for i, (path, node) in enumerate(zip(_paths(params), nodes, strict=True)):
         if is_record(node):
-            nodes[i] = _round_record(node, path)
+            # A single step takes four bytes, whatever it is.
+            nodes[i] = with_scales(node, lambda scale, path=path: _half(scale, path) if scale.size > 1 else scale)
         elif i not in chosen and tree.is_floating(node) and np.size(node):
             whole = partial(quantization.quantize, node, 8, where=lambda *_: True)
             nodes[i] = whole() if side == "int8" and np.ndim(node) else _half(node, path)
     return treedef.unflatten(nodes)
-
-
-def _round_record(record: Any, path: str) -> Any:
-    """A record with its scales or centroids rounded."""
-    name = "scale" if hasattr(record, "scale") else "centroids"
-    return jax.tree.unflatten(
-        jax.tree.structure(record),
-        [_half(part, path) if part is getattr(record, name) else part for part in jax.tree.leaves(record)],
-    )
 
 
 def _half(leaf: Any, path: str) -> Any:

@@ -1,6 +1,7 @@
 """Records: one array in several parts, such as a ``QArray``. A new one is a line in the table here."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,15 +23,17 @@ class Record(NamedTuple):
 
     Attributes:
       cls: its class, a registered dataclass.
-      arrays: its arrays; the first has the shape of the array that they make.
+      arrays: its arrays; the first has the shape of the array that they make, the second scales its values.
       static: its static fields, and for each a function that makes it of JSON, or raises.
       decode: the array that it makes.
+      fault: what is wrong with codes of the right shape, if anything.
     """
 
     cls: Any
     arrays: tuple[str, ...]
     static: dict[str, Callable[[Any], Any]]
     decode: Callable[[Any], Any]
+    fault: Callable[[Any], str] = lambda record: ""
 
 
 def _dtype(name: Any) -> np.dtype:
@@ -63,6 +66,18 @@ def _zero(value: Any) -> int | None:
     return value
 
 
+def _no_centroid(record: CodebookArray) -> str:
+    codes, number = np.asarray(record.codes), record.centroids.size
+    beyond = codes.size and not 0 <= codes.min() <= codes.max() < number
+    return f"codes from {codes.min()} to {codes.max()} for {number} centroids" if beyond else ""
+
+
+def _no_index(record: TrellisArray) -> str:
+    held = np.iinfo(record.indices.dtype)
+    fits = record.zero is None or held.min <= record.zero <= held.max
+    return "" if fits else f"zeros as index {record.zero}, which no {record.indices.dtype} is"
+
+
 RECORDS: dict[str, Record] = {
     "QArray": Record(
         QArray,
@@ -70,12 +85,15 @@ RECORDS: dict[str, Record] = {
         {"bits": _bits, "dtype": _dtype, "spec": _spec},
         quantization.dequantize,
     ),
-    "CodebookArray": Record(CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, codebook.decode),
+    "CodebookArray": Record(
+        CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, codebook.decode, _no_centroid
+    ),
     "TrellisArray": Record(
         TrellisArray,
         ("indices", "step", "basis"),
         {"states": _states, "zero": _zero, "dtype": _dtype},
         trellis.dequantize,
+        _no_index,
     ),
 }
 _CLASSES = tuple(record.cls for record in RECORDS.values())
@@ -105,19 +123,24 @@ def dense(record: Any) -> Any:
     return _record_of(record).decode(record)
 
 
+def with_scales(record: Any, change: Callable[[Any], Any]) -> Any:
+    """The record with its scales, or centroids, changed."""
+    name = _record_of(record).arrays[1]
+    return replace(record, **{name: change(getattr(record, name))})
+
+
 def check(record: Any) -> None:
     """Raises :class:`ArtifactError` unless the parts of a record fit together."""
     codes = getattr(record, _record_of(record).arrays[0])
     try:
         made = jax.eval_shape(_record_of(record).decode, record)
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
+    except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"parts of a {type(record).__name__} that do not fit together: {error}") from error
     if made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer):
         raise ArtifactError(f"codes of shape {codes.shape} and dtype {codes.dtype} for values of shape {made.shape}")
-    if isinstance(record, CodebookArray):
-        codes = np.asarray(codes)
-        if codes.size and not 0 <= codes.min() <= codes.max() < record.centroids.size:
-            raise ArtifactError(f"codes from {codes.min()} to {codes.max()} for {record.centroids.size} centroids")
+    fault = _record_of(record).fault(record)
+    if fault:
+        raise ArtifactError(fault)
 
 
 def _record_of(record: Any) -> Record:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.artifact import arrays, decoding
+from jaxprune.artifact import arrays, decoding, tables
 
 if TYPE_CHECKING:
     from jaxprune.artifact.codec import Compressed
@@ -98,7 +98,7 @@ def _leaf_size(unit: decoding.Unit) -> LeafSize:
     table, planes = arrays.parts(found)
     inner = sum(size for _, size, _ in planes)
     tables = (len(table) if planes else 0) + sum(len(part.data()) for _, part in side)
-    whole = sum(len(part.read(None)) for _, part in unit.parts)
+    whole = sum(part.size for _, part in unit.parts)
     payload = inner if planes else len(table)
     kind = unit.node.kind or {}
     dtype = jnp.dtype(kind.get("dtype", found.dtype.name))
@@ -126,7 +126,9 @@ def _entropy(found: arrays.Head, planes: list[tuple[str, int, np.ndarray]]) -> t
     """Bits of all codes by their empirical entropy, and those of the positions of what is not 0."""
     if not planes:
         return 8.0 * found.entries * found.dtype.itemsize, 0.0
-    counts = [np.unique(codes, return_counts=True)[1] for _, _, codes in planes]
+    counts = [
+        (tables.histogram(codes) or np.unique(codes, return_counts=True))[1] for _, _, codes in planes if codes.size
+    ]
     main = planes[0][2]
     nonzero = np.count_nonzero(main)
     return sum(map(_bits, counts)), _bits(np.array([nonzero, main.size - nonzero]))

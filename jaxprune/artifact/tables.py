@@ -120,6 +120,14 @@ def places(codes: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     return looked_up(address, flat, np.int32(low))
 
 
+def values(places: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """The opposite of :func:`places`, which it may change."""
+    if int(symbols[-1]) - int(symbols[0]) == len(symbols) - 1:
+        places += symbols[0]
+        return places
+    return looked_up(symbols, places)
+
+
 def looked_up(values: np.ndarray, places: np.ndarray, first: Any = 0) -> np.ndarray:
     """``values[places - first]`` of flat int32 places, in stretches that stay in cache."""
     found = np.empty(places.size, values.dtype)
