@@ -34,7 +34,7 @@ LAYERS = (
     ("radix", "bisection", "ranges", "unit_statistics"),
     ("order", "uniform", "clustering", "deadzone", "rotation", "viterbi"),
     ("saliency", "masks", "quantization", "rate_distortion", "trellis", "codebook", "allocation", "schedules"),
-    ("pruning", "sweeps", "training", "sizes", "curves", "artifact"),
+    ("pruning", "sweeps", "training", "sizes", "curves", "artifact", "structure"),
     ("reports",),
     ("__init__",),
 )

@@ -1,0 +1,117 @@
+"""Cutting and masking trees that are shaped like the parameters of a traced function."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.base import Params
+from jaxprune.structure.rules.base import take
+
+#: For each ``(path, axis)`` of a parameter that loses entries, which of them stay.
+Flags = Mapping[tuple[str, int], np.ndarray]
+
+
+def struct(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a leaf, weak type included."""
+    if not tree.is_array(leaf):
+        leaf = jax.typeof(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=bool(getattr(leaf, "weak_type", False)))
+
+
+def cut_tree(values: Any, params: Params, flags: Flags) -> Any:
+    """Cuts every subtree of ``values`` that is like ``params``, or like one of its collections."""
+
+    def cut(path: str, leaf: Any, shape: tuple[int, ...]) -> Any:
+        for axis in range(np.ndim(leaf)):
+            keep = flags.get((path, axis))
+            if keep is not None and leaf.shape[axis] == shape[axis]:
+                leaf = take(leaf, np.flatnonzero(keep), axis)
+        return leaf
+
+    return _map_like(values, params, cut)
+
+
+def mask_tree(values: Any, params: Params, flags: Flags) -> Any:
+    """Puts 0 in every entry that is removed."""
+
+    def mask(path: str, leaf: Any, shape: tuple[int, ...]) -> Any:
+        for axis in range(np.ndim(leaf)):
+            keep = flags.get((path, axis))
+            if keep is not None:
+                wide = keep.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+                leaf = jnp.where(wide, leaf, jnp.zeros((), leaf.dtype))
+        return leaf
+
+    return _map_like(values, params, mask)
+
+
+def _map_like(values: Any, params: Params, change: Any) -> Any:
+    """Changes the leaves of all subtrees that have the structure of ``params`` or of one of its collections."""
+    parts = _parts(params)
+    found = False
+
+    def is_part(subtree: Any) -> bool:
+        return jax.tree.structure(subtree) in parts
+
+    def of_subtree(subtree: Any) -> Any:
+        nonlocal found
+        part = parts.get(jax.tree.structure(subtree))
+        if part is None:
+            return subtree
+        found = True
+        leaves = []
+        for leaf, (path, shape) in zip(jax.tree.leaves(subtree), part, strict=True):
+            if np.ndim(leaf) and (
+                np.ndim(leaf) != len(shape) or any(n not in (1, m) for n, m in zip(np.shape(leaf), shape, strict=True))
+            ):
+                raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(leaf)}, but was traced with {shape}")
+            leaves.append(change(path, leaf, shape))
+        return jax.tree.unflatten(jax.tree.structure(subtree), leaves)
+
+    changed = jax.tree.map(of_subtree, values, is_leaf=is_part)
+    if not found:
+        raise ValueError(f"no part of the tree is like the parameters, whose structure is {jax.tree.structure(params)}")
+    return changed
+
+
+def _parts(params: Params) -> dict[Any, list[tuple[str, tuple[int, ...]]]]:
+    """The structures to look for: that of all parameters, and of each collection (``params``, ``batch_stats``)."""
+    selection = tree.select(params, lambda *_: False)
+    everything = [(path, leaf.shape) for path, leaf in zip(selection.paths, selection.leaves, strict=True)]
+    parts, start = {}, 0
+    if isinstance(params, Mapping):
+        for child in jax.tree.leaves(params, is_leaf=lambda node: node is not params):
+            size = len(jax.tree.leaves(child))
+            if size > 1 or jax.tree.structure(child) != jax.tree.structure(0):
+                parts.setdefault(jax.tree.structure(child), everything[start : start + size])
+            start += size
+    parts[jax.tree.structure(params)] = everything
+    return parts
+
+
+def small_shapes(params: Params, flags: Flags) -> list[tuple[str, tuple[int, ...]]]:
+    """Path and shape of each parameter after the cut."""
+    selection = tree.select(params, lambda *_: False)
+    return [
+        (path, tuple(int(flags[path, i].sum()) if (path, i) in flags else n for i, n in enumerate(leaf.shape)))
+        for path, leaf in zip(selection.paths, selection.leaves, strict=True)
+    ]
+
+
+def check_small(small: Params, params: Params, shapes: list[tuple[str, tuple[int, ...]]]) -> list[Any]:
+    """The leaves of cut parameters; ``ValueError`` if they are not."""
+    leaves = jax.tree.leaves(small)
+    if jax.tree.structure(small) != jax.tree.structure(params):
+        raise ValueError(
+            f"the parameters have the structure {jax.tree.structure(small)}, expected {jax.tree.structure(params)}"
+        )
+    for leaf, (path, shape) in zip(leaves, shapes, strict=True):
+        if np.shape(leaf) != shape:
+            raise ValueError(
+                f"leaf {tree.show(path)} has shape {np.shape(leaf)}; graph.cut(params, plan) gives it {shape}"
+            )
+    return leaves

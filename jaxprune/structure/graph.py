@@ -1,0 +1,183 @@
+"""``trace``: which entries of the parameters of a JAX function can only be removed together; and their removal."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.base import Masks, Params
+from jaxprune.structure import cutting, plans, tracing
+from jaxprune.structure.evaluate import evaluate
+from jaxprune.structure.groups import Group, Row, find
+from jaxprune.structure.labels import STAYS
+from jaxprune.structure.plans import Plan, Units
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What :func:`trace` finds out about a function. See there.
+
+    Attributes:
+      groups: what can be removed, in the order in which the program uses it.
+    """
+
+    groups: tuple[Group, ...]
+    _function: Callable[..., Any] = field(repr=False)
+    _params: Params = field(repr=False)
+    _options: tuple[bool, tracing.FreeOutput] = field(repr=False)
+    _traced: tracing.Traced = field(repr=False)
+    _inputs: Any = field(repr=False)
+
+    @property
+    def ambiguous(self) -> list[str]:
+        """The places where an axis is split or merged and more than one part could be cut: there ``split`` decides."""
+        return self._traced.labels.ambiguous()
+
+    def why_pinned(self, path: str, axis: int) -> str:
+        """Says why entries along an axis of a parameter stay, with the lines of the source where that comes from.
+
+        Args:
+          path: of the parameter, as in ``groups``.
+          axis: of the parameter, counted from the front or from the back.
+
+        Returns:
+          The reasons, joined by semicolons; the empty string if all entries can be removed.
+        """
+        row = self._row(path, axis)
+        pinned = row.labels[self._traced.labels.resolve(row.labels) == STAYS]
+        if not pinned.size:
+            return ""
+        return "; ".join(self._traced.labels.why(pinned)) or "it has size 1"
+
+    def plan_from(self, masks: Masks) -> Units:
+        """The plan that removes the units that masks remove.
+
+        A unit goes if every parameter that makes it is masked there altogether, or every parameter that uses it is.
+
+        Args:
+          masks: bool, in the structure of the parameters; True keeps. Masks of units, of weights, and the 0-d True.
+
+        Returns:
+          For each group that loses units, by name, which of them stay.
+        """
+        return plans.from_masks(masks, self._params, self.groups)
+
+    def resolve(self, plan: Plan) -> Units:
+        """A plan as bool flags, one a unit, for each group that it names; ``ValueError`` where it cannot be."""
+        return plans.resolve(plan, self.groups, self.why_pinned)
+
+    def kept(self, plan: Plan) -> dict[tuple[str, int], np.ndarray]:
+        """For each ``(path, axis)`` of a parameter that loses entries under a plan, which of them stay."""
+        return plans.entries(self.resolve(plan), self.groups)
+
+    def cut(self, params: Any, plan: Plan) -> Any:
+        """Cuts parameters, or anything of their shape: gradients, optimizer states, masks, batch statistics.
+
+        Args:
+          params: a tree like the one that was traced; or one that holds such trees, or the collections of one, as
+            subtrees: the state of an optimizer. Leaves that broadcast, as masks of units do, are cut along the axes
+            that they have.
+          plan: what stays; see :func:`trace`.
+
+        Returns:
+          The tree, smaller. Dtypes and structure are kept.
+
+        Raises:
+          ValueError: no part of the tree is like the parameters, or a leaf has another shape, with its path.
+        """
+        return cutting.cut_tree(params, self._params, self.kept(plan))
+
+    def mask(self, params: Params, plan: Plan) -> Params:
+        """The parameters in their full shapes, with 0 in every entry that a plan removes: what removal imitates."""
+        return cutting.mask_tree(params, self._params, self.kept(plan))
+
+    def apply(self, plan: Plan) -> Callable[..., Any]:
+        """The function on cut parameters: ``fn(graph.cut(params, plan), *inputs)``.
+
+        It runs under ``jit``, ``grad`` and ``vmap``. For inputs of other shapes the original function is traced again.
+
+        Args:
+          plan: what stays; see :func:`trace`.
+
+        Returns:
+          A function like the one that was traced. It raises ``ValueError`` for parameters of other shapes than cut
+          ones have, and for inputs at whose shapes the plan is not possible.
+        """
+        kept, cache = self.kept(plan), {tracing.key(self._inputs): self._traced}
+        shapes = cutting.small_shapes(self._params, kept)
+
+        def small(params: Params, *inputs: Any) -> Any:
+            leaves = cutting.check_small(params, self._params, shapes)
+            key = tracing.key(inputs)
+            if key not in cache:
+                cache[key] = tracing.label(self._function, self._params, inputs, *self._options)
+            traced = cache[key]
+            outs = evaluate(traced.scope, [*leaves, *jax.tree.leaves(inputs)], tracing.removed(traced, kept))
+            return jax.tree.unflatten(traced.out_tree, outs)
+
+        return small
+
+    def _row(self, path: str, axis: int) -> Row:
+        named = [row for row in self._traced.rows if row.path == path]
+        if not named:
+            raise ValueError(
+                f"there is no parameter {path!r}; there are {[r.path for r in self._traced.rows if not r.axis]}"
+            )
+        if not -named[0].rank <= axis < named[0].rank:
+            raise ValueError(f"{tree.show(path)} has {named[0].rank} axes and no axis {axis}")
+        return named[axis % named[0].rank]
+
+
+def trace(
+    function: Callable[..., Any],
+    params: Params,
+    *inputs: Any,
+    split: Literal["leading", "trailing"] = "leading",
+    free_output: tracing.FreeOutput = None,
+) -> Graph:
+    """Finds out which entries of the parameters of a function can only be removed together.
+
+    The function is traced to a jaxpr from shapes alone. Every entry of every axis of every value gets a label; each
+    operation ties the labels of entries that it brings together, and what is connected is one unit. Operations that are
+    not known pin what they touch, so that it stays.
+
+    Args:
+      function: ``(params, *inputs) -> outputs``, any JAX function: ``module.apply``, an NNX model split into graph and
+        state, a function of your own. Other arguments have to be closed over.
+      params: any pytree of arrays or ``ShapeDtypeStruct``: weights are not needed.
+      *inputs: example inputs, arrays or ``ShapeDtypeStruct``.
+      split: static. Where an axis is split into several that could be cut (heads and their width), or several are
+        merged into one: whether the first or the last of them is cut.
+      free_output: the outputs that may lose entries; all others stay whole. Glob patterns over the paths of the outputs
+        (``"1/batch_stats/*"`` for the statistics of ``module.apply(..., mutable=["batch_stats"])``), or a predicate
+        ``(path, output) -> bool``.
+
+    Returns:
+      A :class:`Graph`: ``groups`` lists what can be removed; a *plan* maps a group (or its name, or the path and axis
+      of a parameter) to what stays, as indices or a bool mask; ``cut`` makes parameters smaller, ``apply`` gives the
+      function of the small parameters, ``why_pinned`` says why an axis stays.
+
+    Raises:
+      ValueError: an unknown ``split``; symbolic dimensions; a pattern of ``free_output`` that matches no output.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"first": jnp.ones((3, 8)), "second": jnp.ones((8, 2))}
+    >>> def function(params, x):
+    ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+    >>> graph = trace(function, params, jnp.ones((4, 3)))
+    >>> [(group.size, group.members) for group in graph.groups]
+    [(8, (('first', 1), ('second', 0)))]
+    >>> plan = {graph.groups[0]: [0, 2, 5]}
+    >>> small = graph.cut(params, plan)
+    >>> small["first"].shape, small["second"].shape, graph.apply(plan)(small, jnp.ones((4, 3))).shape
+    ((3, 3), (3, 2), (4, 2))
+    """
+    if split not in ("leading", "trailing"):
+        raise ValueError(f"split must be 'leading' or 'trailing', got {split!r}")
+    shapes = jax.tree.map(cutting.struct, params)
+    traced = tracing.label(function, shapes, inputs, split == "trailing", free_output)
+    found = find(traced.rows, traced.labels)
+    return Graph(found, function, shapes, (split == "trailing", free_output), traced, tracing.structs(inputs))

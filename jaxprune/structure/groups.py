@@ -1,0 +1,121 @@
+"""What can be removed, in words and numbers: units that go as a whole, and groups of like units."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxprune.structure.labels import STAYS, Labels
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of which any but the last can be removed, each with its entries along some axes of the parameters.
+
+    Attributes:
+      name: the member that makes the units, as ``"Conv_1/kernel:3"``.
+      size: number of units.
+      members: ``(path, axis)`` of each axis of a parameter that loses entries.
+      description: what the units are, in words.
+      roles: for each member "out" if a product makes the units with it, "in" if one uses them, else "".
+      units: for each member, the unit of each entry along the axis; -1 for entries of other units, or that stay.
+    """
+
+    name: str
+    size: int
+    members: tuple[tuple[str, int], ...]
+    description: str
+    roles: tuple[str, ...] = field(repr=False)
+    units: tuple[np.ndarray, ...] = field(repr=False, compare=False)
+
+
+class Row(NamedTuple):
+    """One axis of a parameter: its labels, and the product that first uses it ("in") or makes new units ("out")."""
+
+    path: str
+    axis: int
+    rank: int
+    labels: np.ndarray
+    role: str = ""
+    when: float = math.inf
+
+    @property
+    def module(self) -> str:
+        """The path of the layer that holds the parameter."""
+        return self.path.rpartition("/")[0] or self.path
+
+
+def rows_of(paths: Sequence[str], axes: Sequence[Sequence[np.ndarray]], labels: Labels) -> list[Row]:
+    """A row for each axis of each parameter, with its role as the walk has noted it."""
+    rows = [Row(path, i, len(all_), one) for path, all_ in zip(paths, axes, strict=True) for i, one in enumerate(all_)]
+    owner = {int(row.labels[0]): i for i, row in enumerate(rows) if row.labels.size > 1}
+    for when, (noted, role) in enumerate(labels.notes):
+        i = owner.get(int(noted[0])) if noted.size > 1 else None
+        if i is not None and not rows[i].role:
+            rows[i] = rows[i]._replace(role=role, when=when)
+    return rows
+
+
+def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
+    """The groups, in the order in which the program uses them. Units without another of their kind are left out."""
+    roots = [labels.resolve(row.labels) for row in rows]
+    kinds = _kinds(roots, labels.count)
+    members: dict[int, list[int]] = {}
+    for i, root in enumerate(roots):
+        for kind in np.unique(kinds[root[root != STAYS]]):
+            members.setdefault(int(kind), []).append(i)
+    found = []
+    for kind, where in members.items():
+        where = sorted(where, key=lambda i: (rows[i].role != "out", rows[i].when, i))
+        group = _group([rows[i] for i in where], [np.where(kinds[roots[i]] == kind, roots[i], STAYS) for i in where])
+        if group.size > 1:
+            found.append(((rows[where[0]].when, where[0]), group))
+    return tuple(group for _, group in sorted(found, key=lambda pair: pair[0]))
+
+
+def _kinds(roots: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """A number for each root, the same for roots that occur equally often in every row: sums of random numbers."""
+    random = np.random.default_rng(0)
+    kinds = np.zeros(count + 2, np.uint64)
+    for root in roots:
+        found, times = np.unique(root, return_counts=True)
+        kinds[found] += random.integers(2**63, dtype=np.uint64) * times.astype(np.uint64)
+    return kinds.view(np.int64)
+
+
+def _group(rows: Sequence[Row], roots: Sequence[np.ndarray]) -> Group:
+    first = roots[0][roots[0] != STAYS]
+    units = first[np.sort(np.unique(first, return_index=True)[1])]  # in the order of the first member
+    ordered = np.argsort(units)
+
+    def places(root: np.ndarray) -> np.ndarray:
+        at = np.minimum(np.searchsorted(units, root, sorter=ordered), units.size - 1)
+        return np.where(root == STAYS, -1, ordered[at])
+
+    return Group(
+        name=f"{rows[0].path}:{rows[0].axis}",
+        size=units.size,
+        members=tuple((row.path, row.axis) for row in rows),
+        description=_describe([row for row in rows if row.role == "out"], first.size // units.size),
+        roles=tuple(row.role for row in rows),
+        units=tuple(places(root) for root in roots),
+    )
+
+
+def _describe(made: Sequence[Row], width: int) -> str:
+    """What units are, by the products that make them: features of one layer, heads, the width of a residual path."""
+    if not made:
+        return "entries that no product makes"
+    modules = list(dict.fromkeys(row.module for row in made))
+    parents = {module.rpartition("/")[0] for module in modules}
+    names = ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else "")
+    together = len(modules) <= 3 and len(parents) == 1
+    if made[0].rank == 3 and made[0].axis == 1 or (width > 1 and len(modules) > 1 and together):
+        return f"heads of {parents.pop() or names}" if together else f"heads of {names}"
+    if made[0].rank == 3 and together:
+        return f"head width of {names}"
+    if len(modules) > 1:
+        return f"residual width, made by {names}"
+    return f"features of {names}" + (f", {width} at a time" if width > 1 else "")
