@@ -3,7 +3,8 @@
 Start with the short verbs, ``prune``, ``threshold_prune``, ``fake_quant`` and ``fixed_point``; find a setting with
 ``grid``, ``sweep`` and ``pareto_front``; read the outcome with ``report``. The criteria are in ``jaxprune.saliency``,
 what is made of them in ``jaxprune.masks``, and how to train with it in ``jaxprune.training``. Small files are written
-and read by ``compress``, ``save`` and ``load``. The conventions of all of it are in :mod:`jaxprune.base`.
+and read by ``compress``, ``save`` and ``load``; ``shrink`` removes whole channels, heads and neurons. The conventions
+of all of it are in :mod:`jaxprune.base`.
 """
 
 import importlib
@@ -37,7 +38,8 @@ from jaxprune.reports import Report, report
 from jaxprune.sweeps import grid, pareto_front, sweep
 
 if TYPE_CHECKING:
-    from jaxprune import training
+    from jaxprune import structure, training
+    from jaxprune.structure import Shrunk, shrink
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,7 @@ __all__ = [
     "QParams",
     "QuantSpec",
     "Report",
+    "Shrunk",
     "allocation",
     "artifact",
     "choose_qparams",
@@ -72,7 +75,9 @@ __all__ = [
     "saliency",
     "save",
     "schedules",
+    "shrink",
     "sparsity_curve",
+    "structure",
     "sweep",
     "threshold_prune",
     "training",
@@ -81,7 +86,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports ``jaxprune.training`` when it is asked for: it alone needs optax, which takes a while."""
-    if name == "training":
-        return importlib.import_module("jaxprune.training")
+    """Imports what takes a while when it is asked for: ``training`` needs optax, ``structure`` a part of SciPy."""
+    if name in ("structure", "training"):
+        return importlib.import_module(f"jaxprune.{name}")
+    if name in ("Shrunk", "shrink"):
+        return getattr(importlib.import_module("jaxprune.structure"), name)
     raise AttributeError(f"module 'jaxprune' has no attribute {name!r}")

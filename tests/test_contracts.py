@@ -209,6 +209,7 @@ NOT_TRANSFORMS = {
     "report": "counts on the host; test_reports",
     "compress": "codes on the host; test_compress",
     "save": "writes a file; test_container",
+    "shrink": "changes shapes, and with them programs; test_shrinking",
     "load": "reads a file; test_container",
     "quantization.percentile": "makes a calibration, which a row of fake_quant uses",
     "quantization.mean_squared_error": "makes a calibration, which a row of fake_quant uses",

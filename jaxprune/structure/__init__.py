@@ -1,9 +1,12 @@
 """Removal of channels, heads and neurons from any JAX function, by its traced program.
 
-``trace`` finds out what can be removed together, ``Graph`` cuts it.
+``trace`` finds out what can be removed together; the ``Graph`` it gives cuts parameters and runs the smaller function.
+``shrink`` does it all in one call: it scores the units, removes the lowest, and reports what is left.
 """
 
 from jaxprune.structure.graph import Graph, trace
 from jaxprune.structure.groups import Group
+from jaxprune.structure.shrinking import Shrunk, shrink
+from jaxprune.structure.summary import ShrinkReport
 
-__all__ = ["Graph", "Group", "trace"]
+__all__ = ["Graph", "Group", "ShrinkReport", "Shrunk", "shrink", "trace"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.structure.labels import STAYS, Axes
-from jaxprune.structure.rules.base import Rule, Site, run_whole, sizes
+from jaxprune.structure.rules.base import Rule, Site, sizes
 from jaxprune.structure.walk import Call
 
 
@@ -76,8 +76,8 @@ def _merge(call: Call, run: int, axes: list[np.ndarray]) -> np.ndarray:
     for axis, labels in enumerate(axes):
         if axis != chosen:
             call.pin(labels, "merged with an axis that can be cut" if live else "merged with other axes that stay")
-    if chosen is None:  # all operands are complete, so the result may be cut afterwards
-        return call.labels.fresh(math.prod(grid))
+    if chosen is None:
+        return call.fixed(math.prod(grid), "merges axes that stay")
     return _along(axes[chosen], grid, chosen).ravel()
 
 
@@ -116,8 +116,6 @@ def _edge(blocks: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _run_reshape(site: Site, values: Sequence[Any]) -> list[Any]:
-    if all(flags.all() for flags in site.ins[0]):
-        return run_whole(site, values)
     return site.bind(values, new_sizes=sizes(site.outs[0]))
 
 

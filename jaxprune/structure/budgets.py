@@ -1,0 +1,68 @@
+"""Which units go: the lowest scores, in each group or in one ranking, until a budget is met."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxprune import order
+from jaxprune.structure.groups import Group
+from jaxprune.structure.plans import Units
+
+
+class Limits(NamedTuple):
+    """What a group must keep.
+
+    Attributes:
+      round_to: what stays is rounded up to a multiple of it.
+      min_keep: at least so many units stay.
+    """
+
+    round_to: int = 1
+    min_keep: int = 1
+
+    def stays(self, size: int, wanted: int) -> int:
+        """How many of ``size`` units stay, if ``wanted`` should."""
+        keep = max(wanted, min(self.min_keep, size))
+        return min(size, math.ceil(keep / self.round_to) * self.round_to)
+
+
+def count(size: int, sparsity: float) -> int:
+    """How many of ``size`` units a sparsity removes: ``round_half_up(size * sparsity)``."""
+    return int(order.removed_count(size, np.float32(sparsity)))
+
+
+def each(groups: Sequence[Group], scores: Mapping[str, np.ndarray], sparsity: float, limits: Limits) -> Units:
+    """Removes the same fraction of every group."""
+    kept = {group.name: limits.stays(group.size, group.size - count(group.size, sparsity)) for group in groups}
+    return {name: highest(scores[name], keep) for name, keep in kept.items()}
+
+
+def together(groups: Sequence[Group], scores: Mapping[str, np.ndarray], removed: int, limits: Limits) -> Units:
+    """Removes the ``removed`` lowest scores of all groups; what a group must keep is made up for by the others."""
+    spare = [group.size - min(limits.min_keep, group.size) for group in groups]
+    ranked = [np.sort(scores[group.name])[:most] for group, most in zip(groups, spare, strict=True)]
+    owner = np.repeat(np.arange(len(groups)), spare)
+    lowest = np.argsort(np.concatenate(ranked), kind="stable")[:removed]
+    gone = np.bincount(owner[lowest], minlength=len(groups))
+    return {
+        group.name: highest(scores[group.name], limits.stays(group.size, group.size - int(lost)))
+        for group, lost in zip(groups, gone, strict=True)
+    }
+
+
+def highest(scores: np.ndarray, keep: int) -> np.ndarray:
+    """Flags of the ``keep`` highest scores; of equal ones the lower index goes first."""
+    flags = np.ones(scores.size, bool)
+    flags[np.argsort(scores, kind="stable")[: scores.size - keep]] = False
+    return flags
+
+
+def least(cost: Callable[[int], float], most: int, limit: float) -> int:
+    """The smallest number of removed units, up to ``most``, whose cost is within a limit; ``most`` if none is."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(middle) <= limit else (middle + 1, high)
+    return low
