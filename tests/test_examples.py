@@ -105,3 +105,23 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     assert (scope["kernel"] == scope["same"]["Dense_0"]["kernel"]).all()
     expected = jp.fake_quant(jp.masks.apply_masks(trained, scope["masks"]), 4)
     assert all(map(np.array_equal, jax.tree.leaves(scope["same"]), jax.tree.leaves(expected)))
+
+
+def test_shrink_cnn(tmp_path):
+    lines = run(tmp_path, "shrink_cnn.py", "--short")
+    narrow = next(line for line in lines if line.startswith("a CNN of widths"))
+    assert "(16, 32, 64)" in narrow and float(narrow.split()[-1]) < 1e-4
+    rows = {re.match(r"(\S+( module)?)", line).group(): line.split()[-4:] for line in lines[-4:]}
+    accuracies = {name: float(cells[0].rstrip("%")) for name, cells in rows.items()}
+    assert accuracies["dense"] > 60 and accuracies["fine-tuned"] == accuracies["narrow module"] > 60
+    parameters, flops = ([float(cells[i].replace(",", "")) for cells in rows.values()] for i in (1, 2))
+    assert parameters[1] == parameters[2] < 0.26 * parameters[0] and flops[1] < 0.27 * flops[0]
+    assert (tmp_path / "shrink_cnn.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_shrink_transformer(tmp_path):
+    lines = run(tmp_path, "shrink_transformer.py", "--short")
+    narrow = next(line for line in lines if line.startswith("an encoder of"))
+    assert "[(3, 96), (3, 96)]" in narrow and float(narrow.split()[-1]) < 1e-4
+    dense, shrunk, tuned = (float(line.split()[1].rstrip("%")) for line in lines[-3:])
+    assert dense > 80 and tuned > max(shrunk, 80)
