@@ -97,8 +97,9 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     scope = {}
     for block in blocks:
         exec(block, scope)
-    assert len(blocks) == 4 and len(scope["result"]["bytes"]) == 20
+    assert len(blocks) == 5 and len(scope["result"]["bytes"]) == 20
     params, trained = scope["params"], scope["trained"]
+    assert scope["shrunk"].params["Dense_0"]["kernel"].shape == (64, 64) and scope["logits"].shape == (32, 10)
     assert jax.tree.structure(trained) == jax.tree.structure(scope["masks"]) == jax.tree.structure(params)
     assert (trained["Dense_0"]["kernel"] != params["Dense_0"]["kernel"]).any()
     assert (tmp_path / "weights.jp").stat().st_size == scope["compressed"].nbytes
