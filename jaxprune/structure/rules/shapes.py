@@ -25,6 +25,17 @@ def _run_broadcast(site: Site, values: Sequence[Any]) -> list[Any]:
     return site.bind(values, shape=sizes(site.outs[0]))
 
 
+def _tile(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """All copies of an entry go with it; those of an axis of size 1 are alike, so any number of them can be left."""
+    repeated = zip(ins[0], call.params["reps"], strict=True)
+    return [tuple(call.labels.fresh(n) if labels.size == 1 else np.tile(labels, n) for labels, n in repeated)]
+
+
+def _run_tile(site: Site, values: Sequence[Any]) -> list[Any]:
+    whole = zip(site.ins[0], sizes(site.outs[0]), site.params["reps"], strict=True)
+    return site.bind(values, reps=tuple(size if flags.size == 1 else n for flags, size, n in whole))
+
+
 def _transpose(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [tuple(ins[0][axis] for axis in call.params["permutation"])]
 
@@ -74,7 +85,9 @@ def _merge(call: Call, run: int, axes: list[np.ndarray]) -> np.ndarray:
     live = {axis: labels for axis, labels in enumerate(axes) if call.labels.live(labels)}
     chosen = call.choose((run, "merge"), live, "merges axes that could each be cut")
     for axis, labels in enumerate(axes):
-        if axis != chosen:
+        if axis in live and axis != chosen:
+            call.pass_over(labels, "merged with an axis that is cut")
+        elif axis != chosen:
             call.pin(labels, "merged with an axis that can be cut" if live else "merged with other axes that stay")
     if chosen is None:  # all operands are complete, so the result may be cut afterwards
         return call.labels.fresh(math.prod(grid))
@@ -123,6 +136,7 @@ def _run_reshape(site: Site, values: Sequence[Any]) -> list[Any]:
 
 RULES = {
     "broadcast_in_dim": Rule(_broadcast, _run_broadcast),
+    "tile": Rule(_tile, _run_tile),
     "transpose": Rule(_transpose),
     "squeeze": Rule(_squeeze),
     "rev": Rule(_reverse),
