@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.structure.labels import STAYS, Axes
-from jaxprune.structure.rules.base import Rule, Site, run_whole, sizes
+from jaxprune.structure.rules.base import Rule, Site, sizes
 from jaxprune.structure.walk import Call
 
 
@@ -78,7 +78,10 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[in
 
 
 def _merge(call: Call, run: int, axes: list[np.ndarray]) -> np.ndarray:
-    """The labels of several axes as one: those of the axis that may be cut, repeated; the others stay."""
+    """The labels of several axes as one: those of the axis that may be cut, repeated; the others stay.
+
+    Axes that all stay make one that stays: what is left out of it would not be 0 where the parameters are masked.
+    """
     if len(axes) == 1:
         return axes[0]
     grid = tuple(labels.size for labels in axes)
@@ -89,8 +92,8 @@ def _merge(call: Call, run: int, axes: list[np.ndarray]) -> np.ndarray:
             call.pass_over(labels, "merged with an axis that is cut")
         elif axis != chosen:
             call.pin(labels, "merged with an axis that can be cut" if live else "merged with other axes that stay")
-    if chosen is None:  # all operands are complete, so the result may be cut afterwards
-        return call.labels.fresh(math.prod(grid))
+    if chosen is None:
+        return call.fixed(math.prod(grid), "merged from axes that stay")
     return _along(axes[chosen], grid, chosen).ravel()
 
 
@@ -129,8 +132,6 @@ def _edge(blocks: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _run_reshape(site: Site, values: Sequence[Any]) -> list[Any]:
-    if all(flags.all() for flags in site.ins[0]):
-        return run_whole(site, values)
     return site.bind(values, new_sizes=sizes(site.outs[0]))
 
 
