@@ -59,9 +59,14 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
 
     def of_subtree(subtree: Any) -> Any:
         nonlocal found
-        part = parts.get(jax.tree.structure(subtree))
-        if part is None:
+        part = parts.get(jax.tree.structure(subtree), subtree)
+        if part is subtree:
             return subtree
+        if part is None:
+            raise ValueError(
+                f"a part of the tree with the structure {jax.tree.structure(subtree)} is like several parts of the "
+                "parameters; give it inside a tree like all of them"
+            )
         found = True
         leaves = []
         for leaf, (path, shape) in zip(jax.tree.leaves(subtree), part, strict=True):
@@ -78,16 +83,20 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
     return changed
 
 
-def _parts(params: Params) -> dict[Any, list[tuple[str, tuple[int, ...]]]]:
-    """The structures to look for: that of all parameters, and of each collection (``params``, ``batch_stats``)."""
+def _parts(params: Params) -> dict[Any, list[tuple[str, tuple[int, ...]]] | None]:
+    """The structures to look for: that of all parameters, and of each collection (``params``, ``batch_stats``).
+
+    ``None`` for a structure that several collections have.
+    """
     selection = tree.select(params, lambda *_: False)
     everything = [(path, leaf.shape) for path, leaf in zip(selection.paths, selection.leaves, strict=True)]
-    parts, start = {}, 0
+    parts: dict[Any, list[tuple[str, tuple[int, ...]]] | None] = {}
+    start = 0
     if isinstance(params, Mapping):
         for child in jax.tree.leaves(params, is_leaf=lambda node: node is not params):
-            size = len(jax.tree.leaves(child))
-            if size > 1 or jax.tree.structure(child) != jax.tree.structure(0):
-                parts.setdefault(jax.tree.structure(child), everything[start : start + size])
+            structure, size = jax.tree.structure(child), len(jax.tree.leaves(child))
+            if size and structure != jax.tree.structure(0):
+                parts[structure] = None if structure in parts else everything[start : start + size]
             start += size
     parts[jax.tree.structure(params)] = everything
     return parts

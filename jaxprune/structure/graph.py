@@ -34,7 +34,7 @@ class Graph:
     @property
     def ambiguous(self) -> list[str]:
         """The places where an axis is split or merged and more than one part could be cut: there ``split`` decides."""
-        return self._traced.labels.ambiguous()
+        return self._traced.ambiguous
 
     def why_pinned(self, path: str, axis: int) -> str:
         """Says why entries along an axis of a parameter stay, with the lines of the source where that comes from.
@@ -47,10 +47,17 @@ class Graph:
           The reasons, joined by semicolons; the empty string if all entries can be removed.
         """
         row = self._row(path, axis)
-        pinned = row.labels[self._traced.labels.resolve(row.labels) == STAYS]
-        if not pinned.size:
-            return ""
-        return "; ".join(self._traced.labels.why(pinned)) or "it has size 1"
+        stays = self._traced.labels.resolve(row.labels) == STAYS
+        grouped = [
+            units >= 0
+            for group in self.groups
+            for member, units in zip(group.members, group.units, strict=True)
+            if member == (row.path, row.axis)
+        ]
+        reasons = (self._traced.labels.why(row.labels[stays]) or ["it has size 1"]) if stays.any() else []
+        if not np.any([stays, *grouped], axis=0).all():
+            reasons.append("entries that make up a single unit, which has no like beside it")
+        return "; ".join(reasons)
 
     def plan_from(self, masks: Masks) -> Units:
         """The plan that removes the units that masks remove.
@@ -67,7 +74,7 @@ class Graph:
 
     def resolve(self, plan: Plan) -> Units:
         """A plan as bool flags, one a unit, for each group that it names; ``ValueError`` where it cannot be."""
-        return plans.resolve(plan, self.groups, self.why_pinned)
+        return plans.resolve(plan, self.groups, self.why_pinned, lambda path, axis: self._row(path, axis).axis)
 
     def kept(self, plan: Plan) -> dict[tuple[str, int], np.ndarray]:
         """For each ``(path, axis)`` of a parameter that loses entries under a plan, which of them stay."""

@@ -66,10 +66,12 @@ def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
     for i, root in enumerate(roots):
         for kind in np.unique(kinds[root[root != STAYS]]):
             members.setdefault(int(kind), []).append(i)
+    made = {(row.path, row.axis) for row in rows if row.role == "out"}
     found = []
     for kind, where in members.items():
         where = sorted(where, key=lambda i: (rows[i].role != "out", rows[i].when, i))
-        group = _group([rows[i] for i in where], [np.where(kinds[roots[i]] == kind, roots[i], STAYS) for i in where])
+        own = [np.where(kinds[roots[i]] == kind, roots[i], STAYS) for i in where]
+        group = _group([rows[i] for i in where], own, made)
         if group.size > 1:
             found.append(((rows[where[0]].when, where[0]), group))
     return tuple(group for _, group in sorted(found, key=lambda pair: pair[0]))
@@ -85,7 +87,7 @@ def _kinds(roots: Sequence[np.ndarray], count: int) -> np.ndarray:
     return kinds.view(np.int64)
 
 
-def _group(rows: Sequence[Row], roots: Sequence[np.ndarray]) -> Group:
+def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], made: set[tuple[str, int]]) -> Group:
     first = roots[0][roots[0] != STAYS]
     units = first[np.sort(np.unique(first, return_index=True)[1])]  # in the order of the first member
     ordered = np.argsort(units)
@@ -98,23 +100,25 @@ def _group(rows: Sequence[Row], roots: Sequence[np.ndarray]) -> Group:
         name=f"{rows[0].path}:{rows[0].axis}",
         size=units.size,
         members=tuple((row.path, row.axis) for row in rows),
-        description=_describe([row for row in rows if row.role == "out"], first.size // units.size),
+        description=_describe([row for row in rows if row.role == "out"], first.size // units.size, made),
         roles=tuple(row.role for row in rows),
         units=tuple(places(root) for root in roots),
     )
 
 
-def _describe(made: Sequence[Row], width: int) -> str:
+def _describe(rows: Sequence[Row], width: int, made: set[tuple[str, int]]) -> str:
     """What units are, by the products that make them: features of one layer, heads, the width of a residual path."""
-    if not made:
+    if not rows:
         return "entries that no product makes"
-    modules = list(dict.fromkeys(row.module for row in made))
+    first = rows[0]
+    modules = list(dict.fromkeys(row.module for row in rows))
     parents = {module.rpartition("/")[0] for module in modules}
     names = ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else "")
     together = len(modules) <= 3 and len(parents) == 1
-    if made[0].rank == 3 and made[0].axis == 1 or (width > 1 and len(modules) > 1 and together):
+    by_head = first.rank == 3 and {(first.path, 1), (first.path, 2)} <= made  # a kernel (inputs, heads, head width)
+    if by_head and first.axis == 1 or (width > 1 and len(modules) > 1 and together):
         return f"heads of {parents.pop() or names}" if together else f"heads of {names}"
-    if made[0].rank == 3 and together:
+    if by_head and together:
         return f"head width of {names}"
     if len(modules) > 1:
         return f"residual width, made by {names}"

@@ -50,6 +50,7 @@ class Labels:
     choices: dict[Place, Choice] = field(default_factory=dict)
     notes: list[tuple[np.ndarray, str]] = field(default_factory=list)
     _pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    _passed_over: set[int] = field(default_factory=set)
     _edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     _pending: int = 0
     _root: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
@@ -74,6 +75,11 @@ class Labels:
         """These entries stay."""
         if labels.size > 1 or (labels.size and labels[0] != STAYS):
             self._pins.append((labels, reason))
+
+    def pass_over(self, labels: np.ndarray, reason: str) -> None:
+        """These entries stay, as others at a place that offers a choice are cut."""
+        self._passed_over.add(len(self._pins))
+        self.pin(labels, reason)
 
     def tie(self, left: np.ndarray, right: np.ndarray) -> None:
         """Entries at the same place of both arrays go together."""
@@ -109,12 +115,15 @@ class Labels:
         return {place: self.preferred(choice.candidates) for place, choice in self.choices.items()}
 
     def ambiguous(self) -> list[str]:
-        """What is done at the places where more than one axis could be cut."""
-        return [
-            words
-            for candidates, words in self.choices.values()
-            if sum(self.live(labels) for labels in candidates.values()) > 1
-        ]
+        """What is done at the places where more than one axis could be cut, if the choices did not rule them out."""
+        pins = [labels for i, (labels, _) in enumerate(self._pins) if i not in self._passed_over]
+        component = _components(self.count, self._edges, pins)
+
+        def free(labels: np.ndarray) -> bool:
+            return bool(np.any(component[labels] != component[STAYS]))
+
+        choices = self.choices.values()
+        return list(dict.fromkeys(words for axes, words in choices if sum(map(free, axes.values())) > 1))
 
     def why(self, labels: np.ndarray) -> list[str]:
         """The reasons for which entries stay, each once, in the program's order."""

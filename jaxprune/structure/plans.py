@@ -16,8 +16,16 @@ Plan: TypeAlias = Mapping[Any, Any]
 Units: TypeAlias = dict[str, np.ndarray]
 
 
-def resolve(plan: Plan, groups: Sequence[Group], why_pinned: Callable[[str, int], str]) -> Units:
+def resolve(
+    plan: Plan, groups: Sequence[Group], why_pinned: Callable[[str, int], str], from_front: Callable[[str, int], int]
+) -> Units:
     """The units that stay, for each group that the plan names.
+
+    Args:
+      plan: as the user wrote it.
+      groups: what can be removed.
+      why_pinned: says why an axis of a parameter stays.
+      from_front: the number of an axis that may be counted from the back.
 
     Raises:
       ValueError: a group that there is not; an axis that stays, with the reason; entries that go together, but of which
@@ -31,7 +39,7 @@ def resolve(plan: Plan, groups: Sequence[Group], why_pinned: Callable[[str, int]
         if isinstance(name, str) and name in by_name:
             found = {name: _flags(value, by_name[name].size, f"group {name!r}")}
         elif isinstance(name, tuple) and len(name) == 2:
-            found = _of_axis(name, value, groups, why_pinned)
+            found = _of_axis((name[0], from_front(*name)), value, groups, why_pinned)
         else:
             raise ValueError(f"there is no group {key!r}; there are {list(by_name)}")
         for one, flags in found.items():
@@ -64,7 +72,7 @@ def _flags(value: Any, size: int, what: str) -> np.ndarray:
 def _of_axis(key: tuple[str, int], value: Any, groups: Sequence[Group], why_pinned: Callable[[str, int], str]) -> Units:
     """The units of an axis of a parameter, given which of its entries stay."""
     path, axis = key
-    reasons = why_pinned(path, axis)  # also says if there is no such axis
+    reasons = why_pinned(path, axis)
     found = [
         (group, units) for group in groups for m, units in zip(group.members, group.units, strict=True) if m == key
     ]

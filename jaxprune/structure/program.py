@@ -27,13 +27,14 @@ def is_literal(atom: Any) -> bool:
 
 
 def line_of(equation: Any) -> str:
-    """Where in the user's source an equation comes from: ``file.py:12 (function)``."""
+    """Where in the user's source an equation is: ``file.py:12 (function)``; empty inside functions of JAX itself."""
     return source_info_util.summarize(equation.source_info)
 
 
-def describe(equation: Any) -> str:
-    """The equation's operation and its line, for messages."""
-    return f"`{equation.primitive.name}` at {line_of(equation)}"
+def describe(equation: Any, caller: str = "") -> str:
+    """The equation's operation and its line, or else that of its caller, for messages."""
+    line = line_of(equation) or caller
+    return f"`{equation.primitive.name}`" + (f" at {line}" if line else "")
 
 
 def bind(equation: Any, values: Sequence[Any], **changed: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """Tracing and labelling a function at given input shapes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -28,12 +28,14 @@ class Traced:
       labels: what ties and pins them.
       rows: the axes of the parameters.
       out_tree: structure of what the function returns.
+      ambiguous: the places where more than one axis could be cut, in words.
     """
 
     scope: Scope
     labels: Labels
     rows: list[groups.Row]
     out_tree: Any
+    ambiguous: list[str] = field(default_factory=list)
 
 
 def structs(inputs: Any) -> Any:
@@ -53,8 +55,7 @@ def label(function: Callable[..., Any], params: Params, inputs: Any, trailing: b
     if not decided:
         return first
     second = _walk(traced, params, inputs, shape, free, Labels(trailing, decided))
-    second.labels.choices.update(first.labels.choices)
-    return second
+    return replace(second, ambiguous=first.labels.ambiguous())  # each walk has labels of its own
 
 
 def _walk(traced: Any, params: Params, inputs: Any, shape: Any, free: FreeOutput, labels: Labels) -> Traced:
@@ -97,9 +98,10 @@ def removed(traced: Traced, kept: dict[tuple[str, int], np.ndarray]) -> np.ndarr
     for row, root in zip(traced.rows, roots, strict=True):
         if (row.path, row.axis) in kept:
             gone[root[~kept[row.path, row.axis]]] = True
+    gone[STAYS] = False
     for row, root in zip(traced.rows, roots, strict=True):
         stays = kept.get((row.path, row.axis), np.ones(root.size, bool))
-        if np.any(bad := gone[root] & stays) or np.any(bad := ~stays & (root == STAYS)):
+        if np.any(bad := gone[root] == stays):
             reasons = "; ".join(traced.labels.why(row.labels[bad])) or "other entries"
             raise ValueError(
                 f"at these input shapes axis {row.axis} of {tree.show(row.path)} cannot be cut as planned; entries are "

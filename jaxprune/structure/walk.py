@@ -38,11 +38,20 @@ class Scope:
 
 @dataclass
 class Call:
-    """What a rule sees of the equation at hand, besides its operands' labels."""
+    """What a rule sees of the equation at hand, besides its operands' labels.
+
+    Attributes:
+      equation: as it was traced.
+      labels: all of them, to tie and pin.
+      place: where the equation stands, across the calls that lead to it.
+      caller: the line of the source from which its program is called.
+      children: the scopes of the programs that it calls, so far.
+    """
 
     equation: Any
     labels: Labels
     place: Place = ()
+    caller: str = ""
     children: list[Scope] = field(default_factory=list)
 
     @property
@@ -57,21 +66,26 @@ class Call:
 
     def pin(self, labels: np.ndarray, reason: str) -> None:
         """These entries stay, because of this equation."""
-        self.labels.pin(labels, f"{reason}: {program.describe(self.equation)}")
+        self.labels.pin(labels, f"{reason}: {program.describe(self.equation, self.caller)}")
+
+    def pass_over(self, labels: np.ndarray, reason: str) -> None:
+        """These entries stay, because of what was chosen at this equation."""
+        self.labels.pass_over(labels, f"{reason}: {program.describe(self.equation, self.caller)}")
 
     def fixed(self, size: int, reason: str) -> np.ndarray:
         """An axis of this equation's result whose entries stay."""
-        return self.labels.fixed(size, f"{reason}: {program.describe(self.equation)}")
+        return self.labels.fixed(size, f"{reason}: {program.describe(self.equation, self.caller)}")
 
     def enter(self, inner: Any, ins: Sequence[Axes], name: str = "") -> list[Axes]:
         """Walks a program that the equation calls; gives its results' labels."""
-        scope = walk(inner, ins, self.labels, (*self.place, name or len(self.children)))
+        line = program.line_of(self.equation) or self.caller
+        scope = walk(inner, ins, self.labels, (*self.place, name or len(self.children)), line)
         self.children.append(scope)
         return scope.out_axes
 
     def choose(self, part: Any, candidates: dict[int, np.ndarray], words: str) -> int | None:
         """The axis to cut, of several that cannot all be."""
-        words = f"{words}: {program.describe(self.equation)}" if words else ""
+        words = f"{words}: {program.describe(self.equation, self.caller)}" if words else ""
         return self.labels.choose((*self.place, part), candidates, words)
 
     def unknown(self, ins: Sequence[Axes], reason: str) -> list[Axes]:
@@ -82,8 +96,8 @@ class Call:
         return [tuple(self.fixed(size, reason) for size in shape) for shape in self.shapes]
 
 
-def walk(inner: Any, ins: Sequence[Axes], labels: Labels, place: Place = ()) -> Scope:
-    """Labels all values of a program, given the labels of its inputs."""
+def walk(inner: Any, ins: Sequence[Axes], labels: Labels, place: Place = (), caller: str = "") -> Scope:
+    """Labels all values of a program, given the labels of its inputs, and the place and line where it is called."""
     from jaxprune.structure.rules import RULES  # the rules of calls walk in their turn
 
     jaxpr = program.body(inner)
@@ -92,7 +106,7 @@ def walk(inner: Any, ins: Sequence[Axes], labels: Labels, place: Place = ()) -> 
         scope.axes[variable] = tuple(labels.fresh(size) for size in variable.aval.shape)
     scope.axes.update(zip(jaxpr.invars, ins, strict=True))
     for position, equation in enumerate(jaxpr.eqns):
-        call = Call(equation, labels, (*place, position))
+        call = Call(equation, labels, (*place, position), caller)
         operands = [scope.read(atom) for atom in equation.invars]
         rule = RULES.get(equation.primitive.name)
         if equation.effects and not (rule and rule.calls):

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import jax
+
 from jaxprune.structure.labels import Axes
 from jaxprune.structure.rules.base import Rule, run_whole
 from jaxprune.structure.walk import Call
@@ -9,14 +11,14 @@ from jaxprune.structure.walk import Call
 NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
 convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
-igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul mulhi name ne
-neg nextafter not or polygamma population_count pow random_gamma_grad real reduce_precision
-regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin
-sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor zeta
+igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul mulhi name
+ne neg nextafter not one_minus_square or polygamma polynomial population_count pow random_gamma_grad real
+reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
+shift_right_logical sign sin sinh sqrt square stage stop_gradient sub tan tanh threefry2x32 xor zeta
 """.split()
 
 #: What makes values from shapes and keys.
-DRAWN = "iota random_bits random_fold_in random_seed random_unwrap random_wrap".split()
+DRAWN = "empty iota random_bits random_fold_in random_seed random_unwrap random_wrap".split()
 
 
 def label(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -32,6 +34,13 @@ def label(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 def _one_by_one(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Several values that pass through unchanged."""
+    return list(ins)
+
+
+def _placed(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """Values that move to a device; one that is split over several devices has to keep its shape."""
+    if any(isinstance(place, jax.sharding.Sharding) for place in call.params["devices"]):
+        return call.unknown(ins, "placed with a sharding")
     return list(ins)
 
 
@@ -52,6 +61,7 @@ def _drawn(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 RULES = {
     **{name: Rule(label) for name in NAMES},
     "optimization_barrier": Rule(_one_by_one),
+    "device_put": Rule(_placed),
     "bitcast_convert_type": Rule(_bitcast),
     **{name: Rule(_drawn, run_whole) for name in DRAWN},
 }

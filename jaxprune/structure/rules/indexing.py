@@ -58,6 +58,20 @@ def _concatenate(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [tuple(joined if axis == along else labels for axis, labels in enumerate(ins[0]))]
 
 
+def _stack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    for other in ins[1:]:
+        for left, right in zip(ins[0], other, strict=True):
+            call.labels.tie(left, right)
+    along = call.params["axis"]
+    return [(*ins[0][:along], call.fixed(len(ins), "stacked along this axis"), *ins[0][along:])]
+
+
+def _unstack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    along = call.params["axis"]
+    call.pin(ins[0][along], "picks each of these entries alone")
+    return [(*ins[0][:along], *ins[0][along + 1 :])] * len(call.shapes)
+
+
 def _pad(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Entries of padding get labels of their own: any number of them can be left."""
     out = []
@@ -158,13 +172,17 @@ def _scatter(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [operand]
 
 
+SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split()
+
 RULES = {
     "slice": Rule(_slice, _run_slice),
     "split": Rule(_split, _run_split),
     "concatenate": Rule(_concatenate),
+    "stack": Rule(_stack),
+    "unstack": Rule(_unstack),
     "pad": Rule(_pad, _run_pad),
     "dynamic_slice": Rule(_dynamic_slice, _run_dynamic_slice),
     "dynamic_update_slice": Rule(_dynamic_update_slice),
     "gather": Rule(_gather, _run_gather),
-    **{name: Rule(_scatter) for name in ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max")},
+    **{name: Rule(_scatter) for name in SCATTERS},
 }

@@ -25,6 +25,17 @@ def _run_broadcast(site: Site, values: Sequence[Any]) -> list[Any]:
     return site.bind(values, shape=sizes(site.outs[0]))
 
 
+def _tile(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """All copies of an entry go with it; those of an axis of size 1 are alike, so any number of them can be left."""
+    repeated = zip(ins[0], call.params["reps"], strict=True)
+    return [tuple(call.labels.fresh(n) if labels.size == 1 else np.tile(labels, n) for labels, n in repeated)]
+
+
+def _run_tile(site: Site, values: Sequence[Any]) -> list[Any]:
+    whole = zip(site.ins[0], sizes(site.outs[0]), site.params["reps"], strict=True)
+    return site.bind(values, reps=tuple(size if flags.size == 1 else n for flags, size, n in whole))
+
+
 def _transpose(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [tuple(ins[0][axis] for axis in call.params["permutation"])]
 
@@ -67,17 +78,22 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[in
 
 
 def _merge(call: Call, run: int, axes: list[np.ndarray]) -> np.ndarray:
-    """The labels of several axes as one: those of the axis that may be cut, repeated; the others stay."""
+    """The labels of several axes as one: those of the axis that may be cut, repeated; the others stay.
+
+    Axes that all stay make one that stays: what is left out of it would not be 0 where the parameters are masked.
+    """
     if len(axes) == 1:
         return axes[0]
     grid = tuple(labels.size for labels in axes)
     live = {axis: labels for axis, labels in enumerate(axes) if call.labels.live(labels)}
     chosen = call.choose((run, "merge"), live, "merges axes that could each be cut")
     for axis, labels in enumerate(axes):
-        if axis != chosen:
+        if axis in live and axis != chosen:
+            call.pass_over(labels, "merged with an axis that is cut")
+        elif axis != chosen:
             call.pin(labels, "merged with an axis that can be cut" if live else "merged with other axes that stay")
     if chosen is None:
-        return call.fixed(math.prod(grid), "merges axes that stay")
+        return call.fixed(math.prod(grid), "merged from axes that stay")
     return _along(axes[chosen], grid, chosen).ravel()
 
 
@@ -121,6 +137,7 @@ def _run_reshape(site: Site, values: Sequence[Any]) -> list[Any]:
 
 RULES = {
     "broadcast_in_dim": Rule(_broadcast, _run_broadcast),
+    "tile": Rule(_tile, _run_tile),
     "transpose": Rule(_transpose),
     "squeeze": Rule(_squeeze),
     "rev": Rule(_reverse),

@@ -1,0 +1,416 @@
+"""Graphs of traced functions: plans, cutting of trees of every kind, and what is refused, with its reason."""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import zoo
+from flax import linen as nn
+from jax import lax
+from jax.experimental import io_callback, pallas
+from jax.sharding import PartitionSpec
+from test_structure_zoo import close
+
+from jaxprune.structure import trace
+
+
+def struct(*shape):
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
+
+def mlp(params, x):
+    h = jax.nn.relu(x @ params["first"]["kernel"] + params["first"]["bias"])
+    return h @ params["second"]["kernel"]
+
+
+SHAPES = {"first": {"kernel": struct(3, 6), "bias": struct(6)}, "second": {"kernel": struct(6, 2)}}
+X = struct(4, 3)
+
+
+@functools.cache
+def graph():
+    return trace(mlp, SHAPES, X)
+
+
+def between(middle, **options):
+    """A graph of two products with something in between, and why the units between them stay."""
+    shapes = {"first": struct(3, 6), "second": struct(6, 2)}
+    found = trace(lambda p, x: middle(x @ p["first"]) @ p["second"], shapes, X, **options)
+    return found, found.why_pinned("first", 1)
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_names_groups_in_several_ways():
+    (group,) = graph().groups
+    assert (group.name, group.size, group.description) == ("first/kernel:1", 6, "features of first")
+    assert group.members == (("first/kernel", 1), ("second/kernel", 0), ("first/bias", 0))
+    assert group.roles == ("out", "in", "")
+    wanted = np.array([True, False, True, True, False, False])
+    for key in (group, group.name, ("first/kernel", 1), ("first/kernel", -1), ("second/kernel", 0), ("first/bias", -1)):
+        for keep in (
+            [0, 2, 3],
+            (3, 0, 2, 2),
+            np.array([0, 2, 3], np.uint8),
+            wanted,
+            wanted.tolist(),
+            jnp.array(wanted),
+        ):
+            units = graph().resolve({key: keep})
+            assert list(units) == [group.name] and (units[group.name] == wanted).all()
+    both = graph().resolve({group: [0, 2, 3, 5], ("second/kernel", 0): [0, 1, 2, 3], ("first/bias", -1): wanted})
+    assert (both[group.name] == wanted).all()
+    kept = graph().kept({group: wanted})
+    assert kept.keys() == set(group.members) and all((flags == wanted).all() for flags in kept.values())
+    assert graph().kept({}) == graph().kept({group: range(6)}) == {}
+
+
+@pytest.mark.parametrize(
+    ("plan", "error", "message"),
+    [
+        ({"third:0": [0]}, ValueError, "there is no group 'third:0'; there are ['first/kernel:1']"),
+        ({3: [0]}, ValueError, "there is no group 3; there are ['first/kernel:1']"),
+        ({("third", 0): [0]}, ValueError, "there is no parameter 'third'; there are ['first/bias', 'first/kernel', "),
+        ({("first/bias", 1): [0]}, ValueError, "'first/bias' has 1 axes and no axis 1"),
+        ({("first/bias", -2): [0]}, ValueError, "'first/bias' has 1 axes and no axis -2"),
+        ({("first/kernel", 0): [0]}, ValueError, "cannot be cut: axis 1 of input[0]"),
+        ({("second/kernel", -1): [0]}, ValueError, "cannot be cut: axis 1 of the output"),
+        ({"first/kernel:1": []}, ValueError, "keeps none of the 6 units of group 'first/kernel:1'; at least 1 has to"),
+        ({"first/kernel:1": [0], ("first/bias", 0): [1]}, ValueError, "keeps none of the 6 units of group"),
+        ({"first/kernel:1": [0, 6]}, ValueError, "index 6 of group 'first/kernel:1' is out of range: it has 6 units"),
+        ({"first/kernel:1": [-1]}, ValueError, "index -1 of group 'first/kernel:1' is out of range"),
+        ({"first/kernel:1": [True] * 5}, ValueError, "has shape (5,); it needs (6,), one flag a unit"),
+        ({"first/kernel:1": [0.5]}, TypeError, "must hold indices or a bool mask, got [0.5]"),
+        ({"first/kernel:1": 3}, TypeError, "must hold indices or a bool mask, got 3"),
+    ],
+)
+def test_plans_that_are_refused(plan, error, message):
+    for use in (graph().resolve, graph().apply, lambda plan: graph().cut(SHAPES, plan)):
+        with pytest.raises(error, match=re.escape(message)):
+            use(plan)
+
+
+def test_a_traced_plan_is_refused():
+    with pytest.raises(TypeError, match="the plan for group 'first/kernel:1' is traced; shapes depend on it"):
+        jax.jit(lambda keep: graph().apply({"first/kernel:1": keep}))(jnp.ones(6, bool))
+
+
+def test_part_of_a_group_of_a_convolution_is_refused():
+    def function(params, x):
+        h = lax.conv_general_dilated(
+            x @ params["a"], params["k"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"), feature_group_count=2
+        )
+        return h.sum(1) @ params["b"]
+
+    found = trace(function, {"a": struct(3, 4), "k": struct(3, 2, 6), "b": struct(6, 2)}, struct(1, 5, 3))
+    assert [(group.size, len(group.members)) for group in found.groups] == [(2, 3)]
+    with pytest.raises(ValueError, match=r"entries \[3, 4, 5\] along axis 2 of 'k' can only be removed together, as"):
+        found.cut({}, {("k", 2): [0, 1, 2, 3]})
+    with pytest.raises(
+        ValueError, match="axis 1 of 'k' cannot be cut: the inputs of one group of a convolution, which"
+    ):
+        found.cut({}, {("k", 1): [0]})
+    assert found.resolve({("k", 2): [3, 4, 5]})["a:1"].tolist() == [False, True]
+
+
+def test_entries_without_their_like_have_to_stay():
+    shapes = {"a": struct(3, 7), "b": struct(3, 2)}
+    found = trace(lambda p, x: ((h := x @ p["a"])[:, :3] + h[:, 4:]) @ p["b"], shapes, X)
+    assert [(group.name, group.size) for group in found.groups] == [("a:1", 3)]
+    reason = "entries that make up a single unit, which has no like beside it"
+    assert found.why_pinned("a", 1) == reason
+    with pytest.raises(ValueError, match=f"entry 3 along axis 1 of 'a' has to stay: {reason}"):
+        found.resolve({("a", 1): [0, 1, 2, 4, 5, 6]})
+    assert found.why_pinned("b", 0) == ""
+
+
+def test_a_plan_from_masks():
+    (group,) = graph().groups
+    everything = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), SHAPES)
+    assert graph().plan_from(everything) == {}
+    made = {"first": {"kernel": np.ones((1, 6), bool), "bias": np.ones((), bool)}, "second": {"kernel": np.True_}}
+    made["first"]["kernel"][0, [1, 4]] = False
+    assert graph().plan_from(made)[group.name].tolist() == [True, False, True, True, False, True]
+    used = jax.tree.map(np.copy, everything)
+    used["second"]["kernel"][2] = False
+    used["second"]["kernel"][3, 0] = False  # not altogether
+    assert graph().plan_from(used)[group.name].tolist() == [True, True, False, True, True, True]
+    with pytest.raises(TypeError, match="mask 'first/bias' must be a concrete bool array"):
+        graph().plan_from(SHAPES | {"first": {"kernel": np.True_, "bias": np.ones(6)}})
+
+
+# --- cutting --------------------------------------------------------------------------------------------------------
+
+
+def test_cases_24_removal_behind_offsets():
+    """Cases, row 24: nonzero biases and BatchNorm offsets; row 25's flatten, at 4x4."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3))(x)))
+            x = nn.Dense(128)(x.reshape(x.shape[0], -1))
+            return nn.Dense(5)(x)
+
+    module, x = Net(), struct(2, 4, 4, 3)
+    shapes = jax.eval_shape(module.init, zoo.KEY, x)
+    found, params = trace(module.apply, shapes, x), zoo.fill(shapes)
+    keep = [0, 2, 3, 4, 6, 7]
+    plan = {("params/Conv_0/kernel", 3): keep}
+    small = found.cut(params, plan)
+    assert small["params"]["Dense_0"]["kernel"].shape == (96, 128)
+    rows = np.asarray(params["params"]["Dense_0"]["kernel"]).reshape(16, 8, 128)[:, keep].reshape(96, 128)
+    np.testing.assert_array_equal(small["params"]["Dense_0"]["kernel"], rows)
+    np.testing.assert_array_equal(
+        small["batch_stats"]["BatchNorm_0"]["mean"], params["batch_stats"]["BatchNorm_0"]["mean"][keep]
+    )
+    inputs = zoo.fill(x, 1)
+    masked = found.mask(params, plan)
+    np.testing.assert_array_equal(masked["params"]["BatchNorm_0"]["bias"][np.array([1, 5])], 0)
+    close(found.apply(plan)(small, inputs), module.apply(masked, inputs))
+
+
+def test_case_26_coupled_channels_are_cut_once_and_together():
+    def function(params, x):
+        h = x @ params["in"]
+        for layer in params["layers"]:
+            h = h + jnp.tanh(h @ layer["up"]) @ layer["down"]
+        return h @ params["out"]
+
+    layer = {"up": struct(64, 5), "down": struct(5, 64)}
+    found = trace(function, {"in": struct(3, 64), "layers": [layer, layer], "out": struct(64, 2)}, X)
+    (group,) = [group for group in found.groups if group.size == 64]
+    members = {("in", 1), ("out", 0), *((f"layers/{i}/{n}", a) for i in (0, 1) for n, a in (("up", 0), ("down", 1)))}
+    assert set(group.members) == members
+    assert group.description == "residual width, made by in, layers/0, layers/1"
+    kept = found.kept({group: range(45)})
+    assert kept.keys() == members and all(flags.sum() == 45 for flags in kept.values())
+
+
+def test_gradients_optimizer_states_and_masks_are_cut_alike_and_train_on():
+    params, x = zoo.fill(SHAPES), zoo.fill(X, 1)
+    keep = [0, 2, 5]
+    plan = {graph().groups[0]: keep}
+
+    def loss(function, params):
+        return (function(params, x) ** 2).sum()
+
+    optimizer = optax.chain(optax.clip_by_global_norm(1e6), optax.adam(1e-2), optax.trace(0.9))
+    gradient = jax.grad(lambda params: loss(mlp, params))(graph().mask(params, plan))
+    _, state = optimizer.update(gradient, optimizer.init(params))
+    small = graph().cut({"state": state, "gradient": gradient, "params": params, "step": 3}, plan)
+    assert small["step"] == 3 and small["state"][1][0].count.shape == ()
+    for tree in (small["params"], small["gradient"], small["state"][1][0].mu, small["state"][2].trace):
+        assert jax.tree.map(np.shape, tree) == {"first": {"bias": (3,), "kernel": (3, 3)}, "second": {"kernel": (3, 2)}}
+    np.testing.assert_array_equal(
+        small["state"][1][0].nu["first"]["kernel"], state[1][0].nu["first"]["kernel"][:, keep]
+    )
+    function = graph().apply(plan)
+    own = jax.grad(lambda params: loss(function, params))(small["params"])
+    close(own, small["gradient"])
+    updates, _ = optimizer.update(own, small["state"])
+    after = optax.apply_updates(small["params"], updates)
+    assert loss(function, after) < loss(function, small["params"])
+    masks = {"first": {"kernel": np.ones((1, 6), bool), "bias": np.True_}, "second": {"kernel": np.ones((6, 2), bool)}}
+    cut = graph().cut(masks, plan)
+    assert jax.tree.map(np.shape, cut) == {"first": {"bias": (), "kernel": (1, 3)}, "second": {"kernel": (3, 2)}}
+    assert all(isinstance(leaf, np.ndarray | np.bool_) for leaf in jax.tree.leaves(cut))
+
+
+def test_collections_are_cut_on_their_own():
+    model = zoo.MODELS["nnx cnn"]()
+    state = zoo.fill(model.params)
+    found = trace(model.function, model.params, *model.inputs(2))
+    cut = found.cut(state, {found.groups[0]: [1, 2]})
+    assert type(cut) is type(state) and cut["norm"]["mean"].get_value().shape == (2,)
+
+    shapes = {"params": {"a": {"kernel": struct(3, 6), "scale": struct(6)}}, "stats": {"a": {"mean": struct(6)}}}
+    shapes["params"]["b"] = {"kernel": struct(6, 2)}
+
+    def function(variables, x):
+        a, b = variables["params"]["a"], variables["params"]["b"]
+        return (x @ a["kernel"] * a["scale"] - variables["stats"]["a"]["mean"]) @ b["kernel"]
+
+    found = trace(function, shapes, X)
+    plan = {found.groups[0]: [4]}
+    cut = found.cut([zoo.fill(shapes["params"]), zoo.fill(shapes["stats"])], plan)
+    assert cut[0]["a"]["kernel"].shape == (3, 1) and cut[1]["a"]["mean"].shape == (1,)
+
+
+def test_trees_that_cannot_be_cut():
+    plan = {graph().groups[0]: [0, 1]}
+    params = zoo.fill(SHAPES)
+    with pytest.raises(ValueError, match="no part of the tree is like the parameters, whose structure is PyTreeDef"):
+        graph().cut((1.0, params["first"]["kernel"]), plan)
+    narrow = params | {"second": {"kernel": np.ones((5, 2))}}
+    with pytest.raises(ValueError, match=r"leaf 'second/kernel' has shape \(5, 2\), but was traced with \(6, 2\)"):
+        graph().cut(narrow, plan)
+    with pytest.raises(ValueError, match=r"leaf 'second/kernel' has shape \(5, 2\), but was traced with \(6, 2\)"):
+        graph().mask(narrow, plan)
+    layer = {"w": struct(4, 4)}
+    alike = trace(lambda p, x: jnp.sin(x @ p["a"]["w"]) @ p["b"]["w"], {"a": layer, "b": layer}, struct(2, 4))
+    with pytest.raises(ValueError, match="is like several parts of the parameters; give it inside a tree like all of"):
+        alike.cut({"mu": {"w": np.ones((4, 4))}}, {alike.groups[0]: [0]})
+
+
+def test_the_small_function_takes_cut_parameters_alone():
+    params, x = zoo.fill(SHAPES), zoo.fill(X)
+    plan = {graph().groups[0]: [0, 1]}
+    small = graph().apply(plan)
+    with pytest.raises(
+        ValueError, match=r"leaf 'first/bias' has shape \(6,\); graph.cut\(params, plan\) gives it \(2,\)"
+    ):
+        small(params, x)
+    with pytest.raises(ValueError, match="the parameters have the structure .* expected PyTreeDef"):
+        small({"first": params["first"]}, x)
+
+
+# --- what stays -----------------------------------------------------------------------------------------------------
+
+
+MESH = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+PINNED = {
+    "combined in order along this axis: `cumsum`": lambda h: jnp.cumsum(h, 1),
+    "sorted along this axis: `sort`": lambda h: jnp.sort(h, 1),
+    "sorted along this axis: `top_k`": lambda h: lax.top_k(h, 6)[0],
+    "the result is a position along this axis: `argmax`": lambda h: h * jnp.argmax(h, 1)[:, None],
+    "indexed by positions known at run time: `gather`": lambda h: h[:, jnp.arange(6)[::-1]],
+    "written at positions known at run time: `scatter": lambda h: h.at[:, 2].set(0),
+    "sliced at a position known at run time: `dynamic_slice`": lambda h: jnp.tile(
+        lax.dynamic_slice(h, (0, jnp.int32(h[0, 0])), (4, 3)), (1, 2)
+    ),
+    "written at a position known at run time: `dynamic_update_slice`": lambda h: lax.dynamic_update_slice(
+        h, jnp.ones((4, 3)), (0, jnp.int32(h[0, 0]))
+    ),
+    "picks this entry alone: `slice`": lambda h: h + h[:, 2:3],
+    "picks each of these entries alone: `unstack`": lambda h: jnp.stack(jnp.unstack(h, axis=1), 1),
+    "the steps of a scan: `scan`": lambda h: lax.scan(lambda carry, row: (carry + row, row), jnp.zeros(4), h.T)[1].T,
+    "combined in windows along this axis: `reduce_window_max`": lambda h: lax.reduce_window(
+        h, -jnp.inf, lax.max, (1, 2), (1, 1), "SAME"
+    ),
+    "padded between entries, or by a negative width: `pad`": lambda h: lax.pad(h, 0.0, ((0, 0, 0), (0, -5, 1)))[:, :6],
+    "a Fourier transform along this axis: `fft`": lambda h: jnp.abs(jnp.fft.fft(h)),
+    "no rule for this operation: `cholesky`": lambda h: h @ lax.linalg.cholesky(h.T @ h + jnp.eye(6)),
+    "no rule for this operation: `pure_callback`": lambda h: jax.pure_callback(np.sin, struct(4, 6), h),
+    "has the effect IO: `io_callback`": lambda h: io_callback(np.sin, struct(4, 6), h),
+    "has the effect Debug: `debug_print`": lambda h: (jax.debug.print("{}", h), h)[1],
+    "no rule for this operation: `pallas_call`": lambda h: pallas.pallas_call(
+        lambda ref, out: out.__setitem__(..., ref[...] * 2), struct(4, 6), interpret=True
+    )(h),
+    "no rule for this operation: `shard_map`": lambda h: jax.shard_map(
+        jnp.sin, mesh=MESH, in_specs=PartitionSpec("d"), out_specs=PartitionSpec("d")
+    )(h),
+    "a reshape of an empty array: `reshape`": lambda h: h + h[:0].reshape(6, 0).sum(1),
+}
+
+
+@pytest.mark.parametrize("reason", PINNED)
+def test_why_units_stay_with_the_line_of_the_source(reason):
+    found, why = between(PINNED[reason])
+    lines = Path(__file__).read_text().splitlines()
+    (first,) = [part for part in why.split("; ") if part.startswith(reason)][:1] or [why]
+    assert first.startswith(reason)
+    line = re.search(r"test_structure\.py:(\d+)", first)
+    assert line and "lambda" in "".join(lines[int(line[1]) - 3 : int(line[1]) + 1]), first
+    assert not any(("first", 1) in group.members for group in found.groups if group.size == 6)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        found.resolve({("first", 1): [0]})
+
+
+def test_operations_without_a_rule_run_on():
+    """What a callback and a body for several devices need whole stays whole; the rest can be cut."""
+
+    def function(params, x):
+        h = jax.pure_callback(np.sin, struct(4, 5), x @ params["a"])
+        spec = PartitionSpec("d")
+        h = jax.shard_map(jnp.sin, mesh=MESH, in_specs=spec, out_specs=spec)(h)
+        return jnp.tanh(h @ params["b"]) @ params["c"]
+
+    shapes = {"a": struct(3, 5), "b": struct(5, 6), "c": struct(6, 2)}
+    found, params, x = trace(function, shapes, X), zoo.fill(shapes), zoo.fill(X, 1)
+    (group,) = found.groups
+    plan = {group: [1, 4]}
+    close(found.apply(plan)(found.cut(params, plan), x), function(found.mask(params, plan), x))
+
+
+def test_outputs_stay_unless_they_are_free():
+    def function(params, x):
+        h = x @ params["a"]
+        return h @ params["b"], {"seen": h.mean(0), "also": h[:1]}
+
+    shapes = {"a": struct(3, 6), "b": struct(6, 2)}
+    assert trace(function, shapes, X).groups == ()
+    assert "axis 0 of the output '1/seen'" in trace(function, shapes, X, free_output="1/also").why_pinned("a", 1)
+    for free in ("1/*", ["1/seen", "1/also"], lambda path, output: path.startswith("1") and output.ndim > 0):
+        found = trace(function, shapes, X, free_output=free)
+        plan = {found.groups[0]: [2, 3]}
+        out, seen = jax.eval_shape(found.apply(plan), found.cut(zoo.fill(shapes), plan), X)
+        assert out.shape == (4, 2) and jax.tree.map(np.shape, seen) == {"also": (1, 2), "seen": (2,)}
+    with pytest.raises(ValueError, match=r"free_output '2/\*' matches none of the outputs \['0', '1/also', '1/seen'\]"):
+        trace(function, shapes, X, free_output="2/*")
+
+
+def test_shapes_that_tie_axes_otherwise_are_refused():
+    def function(params, x):
+        h = x @ params["a"]
+        return (jnp.cumsum(h, 1) if x.shape[0] > 4 else h) @ params["b"]
+
+    shapes = {"a": struct(3, 6), "b": struct(6, 2)}
+    found = trace(function, shapes, X)
+    plan = {found.groups[0]: [0, 1]}
+    small, params = found.apply(plan), found.cut(zoo.fill(shapes), plan)
+    assert small(params, np.ones((2, 3), np.float32)).shape == (2, 2)
+    message = "at these input shapes axis 1 of 'a' cannot be cut as planned; entries are tied to combined in order"
+    with pytest.raises(ValueError, match=message):
+        small(params, np.ones((5, 3), np.float32))
+
+
+def test_symbolic_dimensions_are_refused():
+    (batch,) = jax.export.symbolic_shape("batch")
+    with pytest.raises(ValueError, match=r"symbolic dimensions cannot be traced: \[1\]\[0\] has shape \(batch, 3\)"):
+        trace(mlp, SHAPES, jax.ShapeDtypeStruct((batch, 3), np.float32))
+
+
+def test_unknown_options_and_parameters():
+    with pytest.raises(ValueError, match="split must be 'leading' or 'trailing', got 'middle'"):
+        trace(mlp, SHAPES, X, split="middle")
+    with pytest.raises(ValueError, match="there is no parameter 'third'; there are"):
+        graph().why_pinned("third", 0)
+    with pytest.raises(ValueError, match="'first/bias' has 1 axes and no axis 1"):
+        graph().why_pinned("first/bias", 1)
+    assert graph().why_pinned("first/bias", -1) == "" == graph().why_pinned("first/bias", 0)
+
+
+def test_one_axis_of_several_is_cut_and_the_choice_is_reported():
+    def function(params, x):
+        h = jnp.sin((x @ params["a"]).reshape(4, 3, 2))
+        return h.reshape(4, 6) @ params["b"]
+
+    shapes = {"a": struct(3, 6), "b": struct(6, 2)}
+    for split, size, units in (("leading", 3, [0, 0, 1, 1, 2, 2]), ("trailing", 2, [0, 1, 0, 1, 0, 1])):
+        found = trace(function, shapes, X, split=split)
+        (group,) = found.groups
+        assert (group.size, group.units[0].tolist()) == (size, units)
+        assert [words.partition(": `reshape` at ")[0] for words in found.ambiguous] == [
+            "splits an axis into (3, 2)",
+            "merges axes that could each be cut",
+        ]
+        assert all("test_structure.py:" in words for words in found.ambiguous)
+    assert not graph().ambiguous
+
+
+def test_weights_are_not_needed_and_scalars_will_do():
+    def function(params, x, scale):
+        return mlp(params, x) * scale
+
+    one, other = trace(function, SHAPES, X, struct()), trace(function, zoo.fill(SHAPES), zoo.fill(X), 2.0)
+    assert one.groups == other.groups == graph().groups
+    plan = {one.groups[0]: [0, 3]}
+    small = one.cut(zoo.fill(SHAPES), plan)
+    close(one.apply(plan)(small, zoo.fill(X), 2.0), other.apply(plan)(small, zoo.fill(X), 2.0))
