@@ -1,0 +1,136 @@
+"""Checkpoints in several formats, leaf by leaf: opened without reading the arrays, written one array after the other.
+
+A format is one module with ``NAME``, ``SUFFIXES``, ``recognizes(path, start)``, ``read(path)`` and ``write(path,
+leaves)``, and a place in ``FORMATS``; reading goes by what is in a file, writing by the suffix.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from jaxprune.checkpoints import artifact, msgpack, npz, orbax, safetensors
+from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
+from jaxprune.checkpoints.names import nested
+from jaxprune.checkpoints.writing import check_output, replacing
+
+__all__ = ["Checkpoint", "CheckpointError", "Leaf", "check_output", "format_for", "nested", "open", "replacing", "write"]
+
+#: In the order in which a file is offered to them.
+FORMATS: tuple[ModuleType, ...] = (orbax, artifact, safetensors, npz, msgpack)
+
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive that is no .npz, perhaps one of PyTorch: load it there and save it as safetensors",
+    b"\x80\x02": "a pickle, which may run code when it is read: load it where it is from and save it as safetensors",
+    b"\x80\x04": "a pickle, which may run code when it is read: load it where it is from and save it as safetensors",
+    b"\x89HDF": "an HDF5 file: load it where it is from and save it as .npz or safetensors",
+    b"GGUF": "a GGUF file, which is not read here",
+    b"version https://git-lfs": "the stand-in for a large file that was not fetched: fetch it with git lfs pull",
+}
+
+
+class Checkpoint(NamedTuple):
+    """What :func:`open` returns.
+
+    Attributes:
+      path: of the file or folder.
+      format: "safetensors", "npz", "msgpack", "orbax" or "jaxprune".
+      leaves: by name, in the order of the file; nothing of them is read yet.
+    """
+
+    path: Path
+    format: str
+    leaves: Mapping[str, Leaf]
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes on the disk."""
+        files = self.path.rglob("*") if self.path.is_dir() else [self.path]
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def open(path: str | os.PathLike[str]) -> Checkpoint:
+    """Opens a checkpoint: names, shapes and dtypes are there at once, each array when its ``read()`` is called.
+
+    Args:
+      path: a ``.safetensors`` or ``.npz`` file, a msgpack file of Flax, an Orbax folder, or a file of
+        :func:`jaxprune.save`; told apart by what is in it.
+
+    Returns:
+      A :class:`Checkpoint`; the file must stay as it is as long as that is used.
+
+    Raises:
+      CheckpointError: no such file; it is foreign, cut short or damaged. ImportError: a format needs a library that is
+        not installed.
+
+    >>> import numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(folder + "/weights.npz", **{"Dense_0/kernel": np.ones((2, 3)), "step": np.int32(7)})
+    ...     opened = open(folder + "/weights.npz")
+    ...     opened.format, opened.leaves["Dense_0/kernel"].shape, opened.leaves["step"].read()
+    ('npz', (2, 3), array(7, dtype=int32))
+    """
+    found = Path(path)
+    if not found.exists():
+        raise CheckpointError(f"{found}: no such file or folder")
+    start = b""
+    if found.is_file():
+        with found.open("rb") as file:
+            start = file.read(2**16)
+    for candidate in FORMATS:
+        if candidate.recognizes(found, start):
+            return Checkpoint(found, candidate.NAME, candidate.read(found))
+    raise CheckpointError(f"{found}: {_why_not(found, start)}")
+
+
+def write(path: str | os.PathLike[str], leaves: Mapping[str, Any], *, force: bool = False) -> int:
+    """Writes leaves to a checkpoint, in the format that its suffix names, one after the other; all or nothing.
+
+    Args:
+      path: ends in .safetensors, .npz, .msgpack, .orbax (a folder), .jp or .jaxprune.
+      leaves: by name; :class:`Leaf`, as :func:`open` gives them, or arrays. Formats of trees cut the names at ``/``, or
+        at ``.`` if none has a ``/``.
+      force: replace what is there.
+
+    Returns:
+      Bytes on the disk.
+
+    Raises:
+      CheckpointError: an unknown suffix, a path that exists, a dtype or names that the format cannot hold. OSError.
+
+    >>> import numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write(folder + "/weights.safetensors", {"kernel": np.eye(2)})
+    ...     open(folder + "/weights.safetensors").leaves["kernel"].read().tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    chosen = format_for(path)
+    known = {name: leaf if isinstance(leaf, Leaf) else of_array(name, leaf) for name, leaf in leaves.items()}
+    with replacing(path, force=force) as beside:
+        chosen.write(beside, known)
+    return Checkpoint(Path(path), chosen.NAME, known).file_bytes
+
+
+def format_for(path: str | os.PathLike[str]) -> ModuleType:
+    """The format that a suffix names."""
+    suffix = Path(path).suffix
+    for candidate in FORMATS:
+        if suffix in candidate.SUFFIXES:
+            return candidate
+    known = [suffix for candidate in FORMATS for suffix in candidate.SUFFIXES]
+    raise CheckpointError(f"{path}: no format has the suffix {suffix!r}; there are {', '.join(sorted(known))}")
+
+
+def _why_not(path: Path, start: bytes) -> str:
+    """What a file seems to be instead."""
+    if not start:
+        return "an empty file"
+    if path.suffix == ".npz" and start[:2] == b"PK":
+        return "no .npz archive, or one that was cut short; copy it again"
+    if any(path.suffix in candidate.SUFFIXES for candidate in FORMATS):
+        return f"its content is not that of a {path.suffix} file: damaged, or of another kind"
+    for mark, kind in _FOREIGN.items():
+        if start.startswith(mark):
+            return kind
+    return "no checkpoint that is known here: .safetensors, .npz, msgpack of Flax, an Orbax folder or a jaxprune file"
