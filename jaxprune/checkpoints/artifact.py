@@ -28,16 +28,20 @@ def recognizes(path: Path, start: bytes) -> bool:
 def read(path: Path) -> dict[str, Leaf]:
     """The leaves; records (a ``QArray``) are the dense arrays that they stand for, random keys their integers."""
     try:
-        opened = open_artifact(path)
-        found: dict[str, Leaf] = {}
-        for unit in decoding.units(opened.root, opened.stored):
-            name, again = unit.node.path or "array", 1
-            while name in found:
-                again += 1
-                name = f"{unit.node.path}#{again}"
-            found[name] = _leaf(path, name, unit)
+        return leaves_of(open_artifact(path), str(path))
     except ArtifactError as error:
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def leaves_of(opened: Compressed, path: str) -> dict[str, Leaf]:
+    """The leaves of what is compressed; ``path`` is for messages."""
+    found: dict[str, Leaf] = {}
+    for unit in decoding.units(opened.root, opened.stored):
+        name, again = unit.node.path or "array", 1
+        while name in found:
+            again += 1
+            name = f"{unit.node.path}#{again}"
+        found[name] = _leaf(path, name, unit)
     return found
 
 
@@ -88,14 +92,14 @@ def nested_paths(leaves: dict[str, Any]) -> dict[str, Any]:
         return dict(leaves)
 
 
-def _leaf(path: Path, name: str, unit: decoding.Unit) -> Leaf:
+def _leaf(path: str, name: str, unit: decoding.Unit) -> Leaf:
     head = arrays.head(unit.parts[0][1].read(arrays.LONGEST_HEAD))
     kind = unit.node.kind or {}
     dtype = np.dtype(getattr(jnp, kind["dtype"])) if "dtype" in kind else head.dtype
     return Leaf(name, head.shape, dtype, partial(_decoded, path, unit))
 
 
-def _decoded(path: Path, unit: decoding.Unit) -> np.ndarray:
+def _decoded(path: str, unit: decoding.Unit) -> np.ndarray:
     try:
         array = decoding.decode_all([unit], sum(part.size for _, part in unit.parts), None, False)[0]
     except ArtifactError as error:
