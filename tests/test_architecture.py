@@ -35,7 +35,8 @@ LAYERS = (
     ("order", "uniform", "clustering", "deadzone", "rotation", "viterbi"),
     ("saliency", "masks", "quantization", "rate_distortion", "trellis", "codebook", "allocation", "schedules"),
     ("pruning", "sweeps", "training", "sizes", "curves", "artifact"),
-    ("reports",),
+    ("reports", "checkpoints"),
+    ("cli",),
     ("__init__",),
 )
 LAYER = {module: number for number, layer in enumerate(LAYERS) for module in layer}

@@ -15,19 +15,29 @@ from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
 from jaxprune.checkpoints.names import nested
 from jaxprune.checkpoints.writing import check_output, replacing
 
-__all__ = ["Checkpoint", "CheckpointError", "Leaf", "check_output", "format_for", "nested", "open", "replacing", "write"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Leaf",
+    "check_output",
+    "format_for",
+    "nested",
+    "open",
+    "replacing",
+    "write",
+]
 
 #: In the order in which a file is offered to them.
 FORMATS: tuple[ModuleType, ...] = (orbax, artifact, safetensors, npz, msgpack)
 
-_FOREIGN = {
-    b"PK\x03\x04": "a zip archive that is no .npz, perhaps one of PyTorch: load it there and save it as safetensors",
-    b"\x80\x02": "a pickle, which may run code when it is read: load it where it is from and save it as safetensors",
-    b"\x80\x04": "a pickle, which may run code when it is read: load it where it is from and save it as safetensors",
+_PICKLE = "a pickle, which may run code when it is read: load it where it is from and save it as safetensors"
+_FOREIGN = {  # how some files begin that are not read here
+    **{b"\x80" + bytes([protocol]): _PICKLE for protocol in range(2, 6)},
     b"\x89HDF": "an HDF5 file: load it where it is from and save it as .npz or safetensors",
     b"GGUF": "a GGUF file, which is not read here",
     b"version https://git-lfs": "the stand-in for a large file that was not fetched: fetch it with git lfs pull",
 }
+_ZIP = "a zip archive that is no .npz, perhaps one of PyTorch: load it there and save it as safetensors"
 
 
 class Checkpoint(NamedTuple):
@@ -78,6 +88,9 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
     if found.is_file():
         with found.open("rb") as file:
             start = file.read(2**16)
+    foreign = [kind for mark, kind in _FOREIGN.items() if start.startswith(mark)]
+    if foreign:
+        raise CheckpointError(f"{found}: {foreign[0]}")
     for candidate in FORMATS:
         if candidate.recognizes(found, start):
             return Checkpoint(found, candidate.NAME, candidate.read(found))
@@ -130,7 +143,6 @@ def _why_not(path: Path, start: bytes) -> str:
         return "no .npz archive, or one that was cut short; copy it again"
     if any(path.suffix in candidate.SUFFIXES for candidate in FORMATS):
         return f"its content is not that of a {path.suffix} file: damaged, or of another kind"
-    for mark, kind in _FOREIGN.items():
-        if start.startswith(mark):
-            return kind
+    if start[:4] == b"PK\x03\x04":
+        return _ZIP
     return "no checkpoint that is known here: .safetensors, .npz, msgpack of Flax, an Orbax folder or a jaxprune file"

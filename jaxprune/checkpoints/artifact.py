@@ -48,7 +48,9 @@ def leaves_of(opened: Compressed, path: str) -> dict[str, Leaf]:
 def write(path: Path, leaves: Leaves) -> None:
     """Codes one leaf after the other without loss; what they take in the file is held in memory, not the arrays."""
     tried = coders.default(sum(leaf.size for leaf in leaves.values()))
-    write_compressed(path, assemble(leaves, ((name, code(leaf.read(), name, use=tried)) for name, leaf in leaves.items())))
+    write_compressed(
+        path, assemble(leaves, ((name, code(leaf.read(), name, use=tried)) for name, leaf in leaves.items()))
+    )
 
 
 def write_compressed(path: Path, compressed: Compressed) -> None:

@@ -60,8 +60,8 @@ def describe(array: np.ndarray) -> Facts:
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     zeros = nan = inf = 0
     absmax, first, constant, digest = 0.0, None, True, hashlib.blake2b(digest_size=16)
-    for part in chunks(np.ascontiguousarray(array)):
-        digest.update(part.view(np.uint8))
+    for part in chunks(array):
+        digest.update(part.tobytes())
         values = widened(part)
         zeros += part.size - int(np.count_nonzero(values))
         first = values[0] if first is None else first

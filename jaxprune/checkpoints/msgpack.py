@@ -1,4 +1,4 @@
-"""Flax's msgpack files: a map of maps, with an extension for arrays. Their places are found first, without reading them.
+"""Flax's msgpack files: a map of maps, with an extension for arrays. Their places are found first, unread.
 
 As ``flax.serialization.to_bytes`` writes, and ``msgpack_restore`` reads, with arrays of more than a gigabyte in pieces.
 """
@@ -20,7 +20,21 @@ SUFFIXES = (".msgpack",)
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # Flax's extension types
 _PIECES = "__msgpack_chunked_array__"
 _DEEPEST = 64
-_SIZES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}  # of lengths
+_SIZES = {
+    0xC4: 1,
+    0xC5: 2,
+    0xC6: 4,
+    0xC7: 1,
+    0xC8: 2,
+    0xC9: 4,
+    0xD9: 1,
+    0xDA: 2,
+    0xDB: 4,
+    0xDC: 2,
+    0xDD: 4,
+    0xDE: 2,
+    0xDF: 4,
+}  # of lengths
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | dict(zip(range(0xCC, 0xD4), (1, 2, 4, 8) * 2, strict=True))
 
 
@@ -33,10 +47,12 @@ class _Place(NamedTuple):
 
 
 def recognizes(path: Path, start: bytes) -> bool:
-    """Whether it may be one: it begins with a map, or an extension."""
+    """Whether it may be one: it begins with a map whose first key is text, or is called so and has an extension."""
     first = start[0] if start else 0
-    maps = 0x80 <= first <= 0x8F or first in (0xDE, 0xDF)
-    return path.is_file() and (maps or (path.suffix in SUFFIXES and 0xC7 <= first <= 0xD8))
+    skipped = 1 if 0x81 <= first <= 0x8F else {0xDE: 3, 0xDF: 5}.get(first, len(start))
+    key = start[skipped : skipped + 1]
+    text = bool(key) and (0xA0 <= key[0] <= 0xBF or key[0] in (0xD9, 0xDA, 0xDB))
+    return path.is_file() and (text or (path.suffix in SUFFIXES and 0xC7 <= first <= 0xD8))
 
 
 def read(path: Path) -> dict[str, Leaf]:
@@ -50,7 +66,7 @@ def read(path: Path) -> dict[str, Leaf]:
         if end != len(mapped):
             raise ValueError(f"{len(mapped) - end} bytes follow its end")
         found = names.flat(_joined(mapped, tree))
-    except (IndexError, ValueError, KeyError, TypeError) as error:
+    except (IndexError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: no msgpack file of Flax, or one that was cut short: {error}") from error
     return {name: leaf._replace(name=name) for name, leaf in found.items() if leaf is not None}
 
@@ -170,6 +186,8 @@ def _lazy(data: mmap.mmap, place: _Place) -> Leaf:
     """The extension holds a list of the shape, the dtype's name and the bytes; these come last."""
     shape, at = _scan(data, place.start + 1, 0)
     name, at = _scan(data, at, 0)
+    if type(shape) is not list or not all(isinstance(part, _Place) for part in [*shape, name]):
+        raise ValueError("an array without a shape or a dtype")
     dtype = dtype_of(data[name.start : name.stop].decode())
     sizes = tuple(int(_unpack(data, part)) for part in shape)
     number = int(np.prod(sizes, dtype=object))

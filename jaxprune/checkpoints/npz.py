@@ -3,7 +3,9 @@
 So ``numpy.load(path)[name]["bfloat16"].view(ml_dtypes.bfloat16)`` is the array, without this library as well.
 """
 
+import tokenize
 import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +17,16 @@ from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of
 NAME = "npz"
 SUFFIXES = (".npz",)
 _END = ".npy"
+# What zipfile, and NumPy's parser of headers, make of damaged bytes.
+_FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 
 def recognizes(path: Path, start: bytes) -> bool:
@@ -33,7 +45,7 @@ def read(path: Path) -> dict[str, Leaf]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(_END): _leaf(path, archive, name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except _FAULTS as error:
         raise CheckpointError(f"{path}: no .npz archive, or one that was cut short: {error}; copy it again") from error
 
 
@@ -53,10 +65,11 @@ def _leaf(path: Path, archive: zipfile.ZipFile, name: str) -> Leaf:
     with archive.open(name) as file:
         shape, stored = _header(path, name, file)
     where = f"{path}: leaf {name.removesuffix(_END)!r}"
-    if stored.names:
-        if len(stored.names) > 1:
-            raise CheckpointError(f"{where} is a table of {stored.names}, not an array of numbers")
-        dtype = dtype_of(stored.names[0])
+    fields = list(stored.names or ())
+    if fields:
+        if len(fields) > 1:
+            raise CheckpointError(f"{where} is a table of {', '.join(fields)}, not an array of numbers")
+        dtype = dtype_of(fields[0])
         if dtype.itemsize != stored.itemsize:
             raise CheckpointError(f"{where} has {stored.itemsize} bytes for each {dtype}")
     elif stored == np.dtype("V2"):
@@ -78,7 +91,7 @@ def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np
         if version not in formats:
             raise ValueError(f"version {version} of the .npy format")
         shape, _, dtype = formats[version](file)
-    except ValueError as error:
+    except (ValueError, *_FAULTS) as error:
         raise CheckpointError(f"{path}: {name!r} in it is no array of numbers: {error}") from error
     return shape, dtype
 
@@ -87,6 +100,6 @@ def _read(path: Path, name: str, dtype: np.dtype) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (ValueError, *_FAULTS) as error:
         raise CheckpointError(f"{path}: leaf {name.removesuffix(_END)!r} is damaged: {error}") from error
     return array.view(dtype) if array.dtype.kind == "V" else array.astype(dtype, copy=False)

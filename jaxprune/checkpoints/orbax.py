@@ -30,7 +30,7 @@ def read(path: Path) -> dict[str, Leaf]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder}: a damaged Orbax checkpoint: {error}") from error
     if tree is None:
-        raise CheckpointError(f"{folder}: an Orbax checkpoint of something that is no tree of arrays")
+        raise CheckpointError(f"{folder}: a damaged Orbax checkpoint, or one of something that is no tree of arrays")
     tree = getattr(tree, "tree", tree)
     found, treedef = jax.tree.flatten(tree)
     positions = names.flat(jax.tree.unflatten(treedef, range(len(found))))
@@ -44,11 +44,18 @@ def read(path: Path) -> dict[str, Leaf]:
 
 def write(path: Path, leaves: Leaves) -> None:
     """Writes all leaves at once, as Orbax does: they are in memory together."""
+    ocp = _library()
     empty = [name for name, leaf in leaves.items() if not leaf.size]
     if empty:
         raise CheckpointError(f"leaf {empty[0]!r} has no entries, which Orbax does not store; write .safetensors")
+    store = importlib.import_module("tensorstore")  # what Orbax writes with
+    for name, leaf in leaves.items():
+        try:
+            store.dtype(leaf.dtype.name)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"leaf {name!r}: {leaf.dtype} does not go into Orbax; write .npz") from error
     tree = names.nested({name: np.array(leaf.read()) for name, leaf in leaves.items()})
-    _library().PyTreeCheckpointer().save(path.absolute(), tree)
+    ocp.PyTreeCheckpointer().save(path.absolute(), tree)
 
 
 def _library() -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
 
-COMMANDS = ("inspect", "sweep", "compress", "decompress", "diff", "convert")
+COMMANDS = ("inspect", "sweep", "compress", "shrink", "decompress", "diff", "convert")
 
 _ABOUT = """\
 Looks into checkpoints and makes them small. Reads and writes .safetensors, .npz, msgpack of Flax, Orbax folders and the

@@ -35,7 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--axis", type=int, metavar="AXIS", help=recipe.KEYS["axis"])
     group.add_argument("--block-size", type=int, metavar="SIZE", help=recipe.KEYS["block_size"])
     group.add_argument("--side", choices=("float16", "int8"), help=recipe.TOP_KEYS["side"])
-    group.add_argument("--where", action="append", metavar="PATTERN", help="only leaves of these names; may be repeated")
+    group.add_argument(
+        "--where", action="append", metavar="PATTERN", help="only leaves of these names; may be repeated"
+    )
     group.add_argument("--exclude", action="append", metavar="PATTERN", help="leaves to leave alone; may be repeated")
 
 
@@ -43,9 +45,8 @@ def run(args: argparse.Namespace) -> None:
     """Compresses, writes, verifies and prints before and after."""
     suffix = checkpoints.check_output(args.output, force=args.force).suffix
     if suffix not in artifact.SUFFIXES:
-        raise ValueError(
-            f"{args.output}: compress writes jaxprune files; end the name in .jp (decompress makes {suffix or 'others'})"
-        )
+        others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
+        raise ValueError(f"{args.output}: compress writes jaxprune files, so end the name in .jp{others}")
     said = recipe.from_options(args)
     if args.recipe and said:
         raise ValueError(f"--recipe says everything: put {', '.join(said)} into {args.recipe} instead")

@@ -77,7 +77,9 @@ def _row(leaf: Leaf, facts: inspection.Facts, marked: bool) -> dict[str, Any]:
 
 
 def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in ("parameters", "bytes", "zeros", "nan", "inf")}
+    total: dict[str, Any] = {
+        key: sum(row[key] for row in rows) for key in ("parameters", "bytes", "zeros", "nan", "inf")
+    }
     floating = [row["absmax"] for row in rows if "entropy_8" in row]
     total["absmax"] = max(floating, default=0.0)
     for bits in inspection.WIDTHS:

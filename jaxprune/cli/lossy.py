@@ -1,6 +1,6 @@
 """What a recipe does to leaves, one at a time: masks first, then codes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def masked(array: np.ndarray, name: str, treatment: Treatment, cut: ranking.Cut 
         return np.where(ranking.mask(array, cut), array, np.zeros((), array.dtype))
     if treatment.n_of_m is not None:
         scores = {name: np.abs(array.astype(np.float32))}
-        kept = masks.n_of_m(scores, *treatment.n_of_m, axis=treatment.n_of_m_axis, where=lambda *_: True)
+        kept = masks.n_of_m(scores, *treatment.n_of_m, axis=treatment.n_of_m_axis, where=_everything)
         return np.where(np.asarray(kept[name]), array, np.zeros((), array.dtype))
     return array
 
@@ -74,15 +74,22 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
 
 def _options(treatment: Treatment | None) -> dict[str, Any]:
     """What :func:`jaxprune.compress` is told; every leaf that it is given is meant, or none."""
-    if treatment is None or (treatment.bits is None and treatment.codebook is None):
-        chosen = treatment is not None
-        return {"where": lambda *_: chosen}
-    where: Callable[..., bool] = lambda *_: True  # noqa: E731
+    if treatment is None:
+        return {"where": _nothing}
     if treatment.codebook is not None:
-        return {"codebook": treatment.codebook, "where": where}
+        return {"codebook": treatment.codebook, "where": _everything}
+    if treatment.bits is None:
+        return {"where": _everything}
     spec = QuantSpec(axis=treatment.axis, block_size=treatment.block_size)
-    bits = int(treatment.bits) if treatment.bits == int(treatment.bits or 0) else treatment.bits
-    return {"bits": bits, "quantizer": treatment.quantizer, "spec": spec, "where": where}
+    return {"bits": treatment.bits, "quantizer": treatment.quantizer, "spec": spec, "where": _everything}
+
+
+def _everything(path: str, leaf: Any) -> bool:
+    return True
+
+
+def _nothing(path: str, leaf: Any) -> bool:
+    return False
 
 
 def _supported(array: np.ndarray) -> np.ndarray:

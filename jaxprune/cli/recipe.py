@@ -1,11 +1,11 @@
 """What happens to each leaf: a recipe from options or from a TOML file.
 
-    sparsity = 0.5                    # top: all chosen leaves
-    bits = 4
-    exclude = ["*LayerNorm*"]
+sparsity = 0.5                    # top: all chosen leaves
+bits = 4
+exclude = ["*LayerNorm*"]
 
-    ["*attention*"]                   # a section: the leaves of a pattern; later sections win
-    bits = 8
+["*attention*"]                   # a section: the leaves of a pattern; later sections win
+bits = 8
 """
 
 import argparse

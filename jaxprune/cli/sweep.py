@@ -28,9 +28,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("checkpoint", help="any format")
     parser.add_argument("--sparsity", default="0,0.5,0.75,0.9", metavar="S,S,...", help="default: %(default)s")
-    parser.add_argument("--bits", default="none,8,4,2", metavar="B,B,...", help="none for no codes; default: %(default)s")
+    parser.add_argument(
+        "--bits", default="none,8,4,2", metavar="B,B,...", help="none for no codes; default: %(default)s"
+    )
     parser.add_argument("--scope", choices=("global", "leaf"), default="global", help="of the ranking; default: global")
-    parser.add_argument("--axis", type=int, metavar="AXIS", help="keep a scale for each index along it; else one a leaf")
+    parser.add_argument(
+        "--axis", type=int, metavar="AXIS", help="keep a scale for each index along it; else one a leaf"
+    )
     parser.add_argument("--where", action="append", default=[], metavar="PATTERN", help="only leaves of these names")
     parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="leaves to leave alone")
     parser.add_argument("--eval", metavar="MODULE:FUNCTION", help="called with the parameters of each setting")
