@@ -13,19 +13,9 @@ from typing import Any, NamedTuple
 from jaxprune.checkpoints import artifact, msgpack, npz, orbax, safetensors
 from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
 from jaxprune.checkpoints.names import nested
-from jaxprune.checkpoints.writing import check_output, replacing
+from jaxprune.checkpoints.writing import replacing
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "Leaf",
-    "check_output",
-    "format_for",
-    "nested",
-    "open",
-    "replacing",
-    "write",
-]
+__all__ = ["Checkpoint", "CheckpointError", "Leaf", "nested", "open", "write"]
 
 #: In the order in which a file is offered to them.
 FORMATS: tuple[ModuleType, ...] = (orbax, artifact, safetensors, npz, msgpack)

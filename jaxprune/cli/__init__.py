@@ -5,6 +5,7 @@ Each command is a module with ``HELP``, ``EXAMPLES``, ``configure(parser)`` and 
 """
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from importlib import import_module
 from types import FrameType
 
 COMMANDS = ("inspect", "sweep", "compress", "shrink", "decompress", "diff", "convert")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _ABOUT = """\
 Looks into checkpoints and makes them small. Reads and writes .safetensors, .npz, msgpack of Flax, Orbax folders and the
@@ -102,6 +105,8 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+        if error.errno in _FULL:
+            text = f"{text}; nothing was written: make room, or write elsewhere"
     known = isinstance(error, OSError | ValueError | TypeError | ImportError)
     text = text if known and text else f"{type(error).__name__}: {text}"
     text = text if known else f"{text} (JAXPRUNE_DEBUG=1 shows where)"

@@ -6,7 +6,7 @@ from typing import Any
 from jaxprune import checkpoints
 from jaxprune.artifact import Compressed, decoding
 from jaxprune.artifact import read as open_artifact
-from jaxprune.checkpoints import Checkpoint, CheckpointError, artifact
+from jaxprune.checkpoints import Checkpoint, CheckpointError, artifact, writing
 from jaxprune.cli import diff, lossy, output, recipe
 
 HELP = "make a small file: prune, quantize or share weights, and code what is left"
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compresses, writes, verifies and prints before and after."""
-    suffix = checkpoints.check_output(args.output, force=args.force).suffix
+    suffix = writing.check_output(args.output, force=args.force).suffix
     if suffix not in artifact.SUFFIXES:
         others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
         raise ValueError(f"{args.output}: compress writes jaxprune files, so end the name in .jp{others}")
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
     progress = output.progress_wanted(args)
     made = lossy.coded(opened.leaves, wanted, progress)
-    with checkpoints.replacing(args.output, force=args.force) as beside:
+    with writing.replacing(args.output, force=args.force) as beside:
         artifact.write_compressed(beside, made)
         rows = _verified(opened, made, str(beside), wanted, progress)
         after = beside.stat().st_size

@@ -3,6 +3,7 @@
 import argparse
 
 from jaxprune import checkpoints
+from jaxprune.checkpoints import writing
 from jaxprune.cli import output
 
 HELP = "write the same leaves in another format"
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
 def copy(args: argparse.Namespace, opened: checkpoints.Checkpoint) -> None:
     """Writes the leaves to the output, and prints both sizes."""
-    checkpoints.check_output(args.output, force=args.force)
+    writing.check_output(args.output, force=args.force)
     written = checkpoints.write(args.output, opened.leaves, force=args.force)
     found = {
         "path": args.output,

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from jaxprune.checkpoints import replacing
+from jaxprune.checkpoints.writing import replacing
 
 
 def library() -> Any:

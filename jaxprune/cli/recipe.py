@@ -85,8 +85,10 @@ def resolve(said: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> Recipe:
     top = {key: value for key, value in said.items() if not isinstance(value, dict)}
     sections = {key: value for key, value in said.items() if isinstance(value, dict)}
     _check(top, KEYS | TOP_KEYS, "the recipe" if sections else "")
-    chosen = selection.choose(leaves, _patterns(top, "where"), _patterns(top, "exclude"))
     base = {key: top[key] for key in KEYS if key in top}
+    where, exclude = _patterns(top, "where"), _patterns(top, "exclude")
+    lossless = not (base or sections or where or exclude)
+    chosen = selection.eligible(leaves) if lossless else selection.choose(leaves, where, exclude)
     found: dict[str, dict[str, Any]] = {name: base | {"section": 0} for name in chosen}
     for number, (pattern, section) in enumerate(sections.items(), 1):
         _check(section, KEYS | _SECTION_KEYS, f'section ["{pattern}"]')

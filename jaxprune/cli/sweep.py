@@ -8,6 +8,7 @@ import numpy as np
 
 import jaxprune as jp
 from jaxprune import checkpoints
+from jaxprune.checkpoints import writing
 from jaxprune.cli import loading, output, plotting, selection, trials
 
 HELP = "try sparsities and bit widths: error and bytes, or a metric of your own"
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if None in sparsities:
         raise ValueError("--sparsity none: write 0, which prunes nothing")
     if args.png:
-        checkpoints.check_output(args.png, force=args.force)
+        writing.check_output(args.png, force=args.force)
         plotting.library()
     evaluate = loading.function(args.eval) if args.eval else None
     opened = checkpoints.open(args.checkpoint)
