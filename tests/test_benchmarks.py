@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NAMES = (
     *("fake_quant", "global_prune", "limits", "n_of_m", "scaling", "select", "small_files", "sweep", "thresholds"),
-    *("training_methods", "training_speed"),
+    *("training_methods", "training_speed", "command_line"),
 )
 
 

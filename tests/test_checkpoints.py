@@ -162,6 +162,30 @@ def test_records_of_an_artifact_are_the_arrays_that_they_stand_for(tmp_path):
     assert same(checkpoints.open(tmp_path / "bare.jp").leaves["array"].read(), kernel)
 
 
+def test_an_index_of_several_files(tmp_path):
+    checkpoints.write(tmp_path / "1.safetensors", {"b": np.ones(2), "a": np.zeros(3)})
+    checkpoints.write(tmp_path / "2.safetensors", {"c": np.arange(4)})
+    index = tmp_path / "model.safetensors.index.json"
+
+    def opened(**places):
+        index.write_text(json.dumps({"weight_map": places}))
+        return checkpoints.open(index)
+
+    found = opened(a="1.safetensors", c="2.safetensors")
+    assert found.format == "safetensors index" and list(found.leaves) == ["a", "c"]
+    assert same(found.leaves["c"].read(), np.arange(4))
+    assert found.file_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="there is no '3.safetensors' beside it"):
+        opened(a="3.safetensors")
+    with pytest.raises(CheckpointError, match="there is no '../1.safetensors' beside it"):
+        opened(a="../1.safetensors")
+    with pytest.raises(CheckpointError, match="leaf 'x' is not in 1.safetensors"):
+        opened(x="1.safetensors")
+    index.write_text('{"weight_map": 3}')
+    with pytest.raises(CheckpointError, match="no index of safetensors files, or a damaged one"):
+        checkpoints.open(index)
+
+
 @pytest.mark.parametrize("suffix", FILES)
 def test_one_leaf_is_read_without_the_others(tmp_path, suffix):
     """All of a file but its header, its end and one leaf is overwritten: that leaf still reads."""
@@ -420,6 +444,7 @@ def test_ranking_is_that_of_prune(monkeypatch, scope):
 
 def test_a_format_is_one_module():
     for module in checkpoints.FORMATS:
-        assert {"NAME", "SUFFIXES", "recognizes", "read", "write"} <= set(vars(module)), module
+        assert {"NAME", "SUFFIXES", "recognizes", "read"} <= set(vars(module)), module
+        assert bool(module.SUFFIXES) == hasattr(module, "write"), module
     assert msgpack in checkpoints.FORMATS and npz in checkpoints.FORMATS
     assert len(list(pathlib.Path(checkpoints.__file__).parent.glob("*.py"))) >= len(checkpoints.FORMATS)

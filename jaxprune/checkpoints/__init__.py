@@ -1,7 +1,8 @@
 """Checkpoints in several formats, leaf by leaf: opened without reading the arrays, written one array after the other.
 
 A format is one module with ``NAME``, ``SUFFIXES``, ``recognizes(path, start)``, ``read(path)`` and ``write(path,
-leaves)``, and a place in ``FORMATS``; reading goes by what is in a file, writing by the suffix.
+leaves)``, and a place in ``FORMATS``; reading goes by what is in a file, writing by the suffix. Without suffixes it is
+only read; one of several files lists them by ``files(path)``.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from jaxprune.checkpoints import artifact, msgpack, npz, orbax, safetensors
+from jaxprune.checkpoints import artifact, msgpack, npz, orbax, safetensors, sharded
 from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
 from jaxprune.checkpoints.names import nested
 from jaxprune.checkpoints.writing import replacing
@@ -18,7 +19,7 @@ from jaxprune.checkpoints.writing import replacing
 __all__ = ["Checkpoint", "CheckpointError", "Leaf", "nested", "open", "write"]
 
 #: In the order in which a file is offered to them.
-FORMATS: tuple[ModuleType, ...] = (orbax, artifact, safetensors, npz, msgpack)
+FORMATS: tuple[ModuleType, ...] = (orbax, artifact, safetensors, sharded, npz, msgpack)
 
 _PICKLE = "a pickle, which may run code when it is read: load it where it is from and save it as safetensors"
 _FOREIGN = {  # how some files begin that are not read here
@@ -35,27 +36,23 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       path: of the file or folder.
-      format: "safetensors", "npz", "msgpack", "orbax" or "jaxprune".
+      format: "safetensors", "safetensors index", "npz", "msgpack", "orbax" or "jaxprune".
       leaves: by name, in the order of the file; nothing of them is read yet.
+      file_bytes: bytes on the disk, of all files that it is made of.
     """
 
     path: Path
     format: str
     leaves: Mapping[str, Leaf]
-
-    @property
-    def file_bytes(self) -> int:
-        """Bytes on the disk."""
-        files = self.path.rglob("*") if self.path.is_dir() else [self.path]
-        return sum(file.stat().st_size for file in files if file.is_file())
+    file_bytes: int
 
 
 def open(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens a checkpoint: names, shapes and dtypes are there at once, each array when its ``read()`` is called.
 
     Args:
-      path: a ``.safetensors`` or ``.npz`` file, a msgpack file of Flax, an Orbax folder, or a file of
-        :func:`jaxprune.save`; told apart by what is in it.
+      path: a ``.safetensors`` or ``.npz`` file, a ``.safetensors.index.json`` beside the files that it names, a msgpack
+        file of Flax, an Orbax folder, or a file of :func:`jaxprune.save`; told apart by what is in it.
 
     Returns:
       A :class:`Checkpoint`; the file must stay as it is as long as that is used.
@@ -83,7 +80,7 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{found}: {foreign[0]}")
     for candidate in FORMATS:
         if candidate.recognizes(found, start):
-            return Checkpoint(found, candidate.NAME, candidate.read(found))
+            return Checkpoint(found, candidate.NAME, candidate.read(found), _bytes(found, candidate))
     raise CheckpointError(f"{found}: {_why_not(found, start)}")
 
 
@@ -112,7 +109,7 @@ def write(path: str | os.PathLike[str], leaves: Mapping[str, Any], *, force: boo
     known = {name: leaf if isinstance(leaf, Leaf) else of_array(name, leaf) for name, leaf in leaves.items()}
     with replacing(path, force=force) as beside:
         chosen.write(beside, known)
-    return Checkpoint(Path(path), chosen.NAME, known).file_bytes
+    return _bytes(Path(path), chosen)
 
 
 def format_for(path: str | os.PathLike[str]) -> ModuleType:
@@ -125,6 +122,12 @@ def format_for(path: str | os.PathLike[str]) -> ModuleType:
     raise CheckpointError(f"{path}: no format has the suffix {suffix!r}; there are {', '.join(sorted(known))}")
 
 
+def _bytes(path: Path, chosen: ModuleType) -> int:
+    """What all files of a checkpoint take on the disk."""
+    files = chosen.files(path) if hasattr(chosen, "files") else path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def _why_not(path: Path, start: bytes) -> str:
     """What a file seems to be instead."""
     if not start:
@@ -135,4 +138,4 @@ def _why_not(path: Path, start: bytes) -> str:
         return f"its content is not that of a {path.suffix} file: damaged, or of another kind"
     if start[:4] == b"PK\x03\x04":
         return _ZIP
-    return "no checkpoint that is known here: .safetensors, .npz, msgpack of Flax, an Orbax folder or a jaxprune file"
+    return "no checkpoint that is known here: .safetensors (or its index), .npz, msgpack of Flax, Orbax or jaxprune"

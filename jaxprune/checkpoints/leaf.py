@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ class Leaf(NamedTuple):
     Attributes:
       name: as in the file, such as ``params/Dense_0/kernel`` or ``encoder.layer.0.weight``.
       shape, dtype: of the array.
-      read: gives the array, in host memory or mapped from the file, perhaps read-only; reads no other leaf.
+      read: gives the array, in host memory, perhaps read-only; reads no other leaf.
     """
 
     name: str
@@ -57,6 +58,19 @@ def dtype_of(name: str) -> np.dtype:
     if found.kind in "OSUMm":
         raise CheckpointError(f"dtype {name[:40]!r} holds no numbers")
     return found
+
+
+def from_file(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    """An array whose entries stand in a file, little-endian, from ``offset`` on.
+
+    It is read, not mapped: a map would keep what was read of the file in the memory of the process.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    found = np.fromfile(path, np.uint8, size, offset=offset)
+    if len(found) < size:
+        raise CheckpointError(f"{path}: it became shorter while it was read; copy it again")
+    array = found.view(dtype.newbyteorder("<") if dtype.isbuiltin == 1 else dtype).reshape(shape)
+    return array.astype(dtype, copy=False)
 
 
 def chunks(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune.checkpoints import names
-from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of
+from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of, from_file
 
 NAME = "msgpack"
 SUFFIXES = (".msgpack",)
@@ -65,7 +65,7 @@ def read(path: Path) -> dict[str, Leaf]:
         tree, end = _scan(mapped, 0, 0)
         if end != len(mapped):
             raise ValueError(f"{len(mapped) - end} bytes follow its end")
-        found = names.flat(_joined(mapped, tree))
+        found = names.flat(_joined(path, mapped, tree))
     except (IndexError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: no msgpack file of Flax, or one that was cut short: {error}") from error
     return {name: leaf._replace(name=name) for name, leaf in found.items() if leaf is not None}
@@ -148,30 +148,30 @@ def _take(data: mmap.mmap, at: int, length: int) -> bytes:
     return data[at : at + length]
 
 
-def _joined(data: mmap.mmap, node: Any) -> Any:
+def _joined(path: Path, data: mmap.mmap, node: Any) -> Any:
     """The tree with a leaf for each array, of one piece or of several."""
     if isinstance(node, dict) and _PIECES in node:
         shape = tuple(int(_unpack(data, part)) for part in node["shape"].values())
-        pieces = [_array(data, node["chunks"][str(i)]) for i in range(len(node["chunks"]))]
+        pieces = [_array(path, data, node["chunks"][str(i)]) for i in range(len(node["chunks"]))]
         if len({piece.dtype for piece in pieces}) != 1 or sum(p.size for p in pieces) != int(np.prod(shape)):
             raise ValueError("an array whose pieces do not fit together")
         read = partial(_concatenated, pieces, shape)
         return Leaf("", shape, pieces[0].dtype, read)
     if isinstance(node, dict):
-        return {key: _joined(data, below) for key, below in node.items()}
+        return {key: _joined(path, data, below) for key, below in node.items()}
     if isinstance(node, list):
-        return [_joined(data, below) for below in node]
-    return _array(data, node)
+        return [_joined(path, data, below) for below in node]
+    return _array(path, data, node)
 
 
 def _concatenated(pieces: list[Leaf], shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([piece.read() for piece in pieces]).reshape(shape)
 
 
-def _array(data: mmap.mmap, place: _Place) -> Any:
+def _array(path: Path, data: mmap.mmap, place: _Place) -> Any:
     """The leaf of an array, or None for what holds no numbers."""
     if place.kind in (_ARRAY, _SCALAR):
-        return _lazy(data, place)
+        return _lazy(path, data, place)
     if place.kind == _COMPLEX:
         value: Any = complex(*(_unpack(data, part) for part in _scan(data, place.start, 0)[0]))
     elif place.kind is None:
@@ -182,7 +182,7 @@ def _array(data: mmap.mmap, place: _Place) -> Any:
     return None if value is None else Leaf("", (), array.dtype, lambda: array)
 
 
-def _lazy(data: mmap.mmap, place: _Place) -> Leaf:
+def _lazy(path: Path, data: mmap.mmap, place: _Place) -> Leaf:
     """The extension holds a list of the shape, the dtype's name and the bytes; these come last."""
     shape, at = _scan(data, place.start + 1, 0)
     name, at = _scan(data, at, 0)
@@ -195,12 +195,7 @@ def _lazy(data: mmap.mmap, place: _Place) -> Leaf:
     if data[place.start] != 0x93 or not at < begin <= at + 5:
         raise ValueError(f"an array of shape {sizes} and dtype {dtype} in {place.stop - at} bytes")
 
-    def read() -> np.ndarray:
-        if not number:
-            return np.empty(sizes, dtype)
-        return np.frombuffer(data, dtype, number, begin).reshape(sizes)
-
-    return Leaf("", sizes, dtype, read)
+    return Leaf("", sizes, dtype, partial(from_file, path, dtype, sizes, begin))
 
 
 def _unpack(data: mmap.mmap, place: _Place) -> Any:

@@ -1,20 +1,18 @@
-"""Safetensors files: a JSON header, then the arrays. Leaves are mapped from the file and read when they are touched.
+"""Safetensors files: a JSON header, then the arrays. Leaves are read when they are asked for.
 
 The library of that name cannot give NumPy arrays of 8 bits a float, nor write without all arrays in memory; the format
 is plain enough to do both here. A dtype that it has no name for is written as integers, and named in the metadata.
 """
 
 import json
-import mmap
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, chunks, dtype_of
+from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, chunks, dtype_of, from_file
 
 NAME = "safetensors"
 SUFFIXES = (".safetensors",)
@@ -42,11 +40,9 @@ def read(path: Path) -> dict[str, Leaf]:
         others = json.loads(metadata.get(_KEY, "{}"))
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged: its metadata make no sense") from error
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    size = os.path.getsize(path)
     entries = sorted(header.items(), key=lambda item: _start(path, *item))
-    return {name: _leaf(path, name, entry, others.get(name), begin, size, mapped) for name, entry in entries}
+    return {name: _leaf(path, name, entry, others.get(name), begin, size) for name, entry in entries}
 
 
 def write(path: Path, leaves: Leaves) -> None:
@@ -100,7 +96,7 @@ def _start(path: Path, name: str, entry: Any) -> int:
     return offsets[0]
 
 
-def _leaf(path: Path, name: str, entry: Any, other: Any, begin: int, size: int, mapped: mmap.mmap) -> Leaf:
+def _leaf(path: Path, name: str, entry: Any, other: Any, begin: int, size: int) -> Leaf:
     shape, code, (first, last) = entry.get("shape"), entry.get("dtype"), entry["data_offsets"]
     if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
         raise CheckpointError(f"{path}: damaged: leaf {name[:80]!r} has shape {str(shape)[:40]}")
@@ -115,16 +111,4 @@ def _leaf(path: Path, name: str, entry: Any, other: Any, begin: int, size: int, 
         raise CheckpointError(
             f"{path}: cut short: it has {size:,} bytes, and leaf {name[:80]!r} ends at {begin + last:,}; copy it again"
         )
-    return leaf._replace(read=_reading(mapped, dtype, begin + first, tuple(shape)))
-
-
-def _reading(mapped: mmap.mmap, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
-    count = int(np.prod(shape, dtype=object))
-    little = dtype.newbyteorder("<") if dtype.kind != "V" else dtype
-    return partial(_mapped, mapped, little, count, offset, shape)
-
-
-def _mapped(mapped: mmap.mmap, dtype: np.dtype, count: int, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-    if count == 0:
-        return np.empty(shape, dtype)
-    return np.frombuffer(mapped, dtype, count, offset).reshape(shape)
+    return leaf._replace(read=partial(from_file, path, dtype, leaf.shape, begin + first))

@@ -82,13 +82,13 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser("jaxprune", description=_ABOUT, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"jaxprune {__version__}")
-    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    added = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     modules = {name: import_module(f"jaxprune.cli.{name}") for name in COMMANDS}
     for name, module in modules.items():
         command = added.add_parser(
             name,
             help=module.HELP,
-            description=(module.__doc__ or "").split(": ", 1)[1].strip(),
+            description=module.HELP[0].upper() + module.HELP[1:] + ".",
             epilog=_END.format(examples=module.EXAMPLES),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -9,6 +9,8 @@ from jaxprune.artifact import read as open_artifact
 from jaxprune.checkpoints import Checkpoint, CheckpointError, artifact, writing
 from jaxprune.cli import diff, lossy, output, recipe
 
+_LOST = 0.9  # relative error; 1 is that of zeros alone
+
 HELP = "make a small file: prune, quantize or share weights, and code what is left"
 EXAMPLES = """\
   jaxprune compress model.safetensors -o model.jp --sparsity 0.5 --bits 4
@@ -108,9 +110,14 @@ def _text(found: dict[str, Any]) -> str:
     head = ("leaf", "shape", "before", "after", "smaller", "zeros", "bits/weight", "rel. error")
     rows = [_cells(row, row["name"], output.shape(row["shape"])) for row in found["leaves"]]
     lines = [output.table(head, rows, _cells(found["total"], "total", ""), left=2), ""]
-    empty = [row["name"] for row in found["leaves"] if row["removed"] and row["zeros_after"] == row["size"]]
-    if empty:
-        lines += [f"Nothing is left of {', '.join(empty)}: exclude it, or try --scope leaf, --axis 0 or more bits.", ""]
+    lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
+    if lost:
+        some = f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
+        lines += [
+            f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {some}",
+            "Try a scale for each unit (--axis -1 for Flax, 0 for PyTorch), --scope leaf, more bits, or --exclude.",
+            "",
+        ]
     smaller = output.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join([*lines, f"{found['path']}: {smaller}. Read back: every leaf is as it was coded."])
 

@@ -24,7 +24,9 @@ which compress works on by default (floating, rank 2 and more), and all other le
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("checkpoint", help=".safetensors, .npz, msgpack of Flax, Orbax folder or jaxprune file")
+    parser.add_argument(
+        "checkpoint", help=".safetensors (or its index), .npz, msgpack of Flax, Orbax folder or jaxprune file"
+    )
     parser.add_argument("--where", action="append", default=[], metavar="PATTERN", help="only leaves of these names")
 
 

@@ -24,7 +24,7 @@ KEYS = {
     "bits": "width of the codes, 1 to 16; mean bits a weight for the quantizers rd and trellis",
     "codebook": "number of values that the weights of a leaf share; instead of bits",
     "quantizer": '"uniform", "rd" (rate and distortion) or "trellis"',
-    "axis": "the axis that keeps a scale for each index, such as -1; otherwise one scale a leaf",
+    "axis": "the axis with a scale for each index: -1 for units of Flax, 0 for those of PyTorch; else one a leaf",
     "block_size": "consecutive weights of the input axis that share a scale",
 }
 TOP_KEYS = {
