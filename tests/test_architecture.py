@@ -12,6 +12,7 @@ import jaxprune
 from jaxprune import (
     allocation,
     artifact,
+    checkpoints,
     codebook,
     masks,
     quantization,
@@ -35,7 +36,8 @@ LAYERS = (
     ("order", "uniform", "clustering", "deadzone", "rotation", "viterbi"),
     ("saliency", "masks", "quantization", "rate_distortion", "trellis", "codebook", "allocation", "schedules"),
     ("pruning", "sweeps", "training", "sizes", "curves", "artifact", "structure"),
-    ("reports",),
+    ("reports", "checkpoints"),
+    ("cli",),
     ("__init__",),
 )
 LAYER = {module: number for number, layer in enumerate(LAYERS) for module in layer}
@@ -115,7 +117,7 @@ def test_all_but_training_needs_jax_and_numpy_alone():
 
 def public_functions():
     documented = (allocation, artifact, codebook, masks, quantization, rate_distortion, saliency, schedules, trellis)
-    for module in (jaxprune, *documented, training):
+    for module in (jaxprune, checkpoints, *documented, training):
         for name in getattr(module, "__all__", ()):
             if inspect.isfunction(value := getattr(module, name)):
                 yield f"{module.__name__}.{name}", value

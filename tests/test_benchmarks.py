@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = (
-    *("fake_quant", "global_prune", "limits", "n_of_m", "scaling", "select", "shrink", "small_files"),
+    *("command_line", "fake_quant", "global_prune", "limits", "n_of_m", "scaling", "select", "shrink", "small_files"),
     *("sweep", "thresholds", "training_methods", "training_speed"),
 )
 

@@ -1,0 +1,101 @@
+"""Orbax checkpoints: a folder, whose metadata name the leaves. Each leaf is restored alone."""
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.checkpoints import names
+from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of
+
+NAME = "orbax"
+SUFFIXES = (".orbax",)
+_MARKS = ("_METADATA", "manifest.ocdbt")
+
+
+def recognizes(path: Path, start: bytes) -> bool:
+    """Whether it is a folder."""
+    return path.is_dir()
+
+
+def read(path: Path) -> dict[str, Leaf]:
+    """The leaves, as the metadata list them; text and empty entries are left out."""
+    folder = _item(path)
+    try:
+        tree = _library().PyTreeCheckpointer().metadata(folder.absolute()).item_metadata
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder}: a damaged Orbax checkpoint: {error}") from error
+    if tree is None:
+        raise CheckpointError(f"{folder}: a damaged Orbax checkpoint, or one of something that is no tree of arrays")
+    tree = getattr(tree, "tree", tree)
+    found, treedef = jax.tree.flatten(tree)
+    positions = names.flat(jax.tree.unflatten(treedef, range(len(found))))
+    leaves = {}
+    for name, i in positions.items():
+        if i is not None and getattr(found[i], "dtype", None) is not None:
+            read = _reading(folder, treedef, i)
+            leaves[name] = Leaf(name, tuple(found[i].shape), dtype_of(np.dtype(found[i].dtype).name), read)
+    return leaves
+
+
+def write(path: Path, leaves: Leaves) -> None:
+    """Writes all leaves at once, as Orbax does: they are in memory together."""
+    ocp = _library()
+    empty = [name for name, leaf in leaves.items() if not leaf.size]
+    if empty:
+        raise CheckpointError(f"leaf {empty[0]!r} has no entries, which Orbax does not store; write .safetensors")
+    store = importlib.import_module("tensorstore")  # what Orbax writes with
+    for name, leaf in leaves.items():
+        try:
+            store.dtype(leaf.dtype.name)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"leaf {name!r}: {leaf.dtype} does not go into Orbax; write .npz") from error
+    tree = names.nested({name: np.array(leaf.read()) for name, leaf in leaves.items()})
+    ocp.PyTreeCheckpointer().save(path.absolute(), tree)
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("orbax.checkpoint")
+    except ImportError as error:
+        raise ImportError("Orbax is needed for its folders: pip install orbax-checkpoint") from error
+
+
+def _item(path: Path) -> Path:
+    """The folder of the tree itself: a manager keeps it in a folder for each step and item."""
+    if _is_item(path):
+        return path
+    below = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    items = [folder for folder in below if _is_item(folder)]
+    if len(items) == 1:
+        return items[0]
+    steps = [folder.name for folder in below if any(_is_item(item) for item in folder.iterdir() if item.is_dir())]
+    inside = [folder.name for folder in items] or steps
+    if inside:
+        raise CheckpointError(f"{path}: holds several checkpoints; name one, such as {path / inside[-1]}")
+    raise CheckpointError(f"{path}: a folder, but no Orbax checkpoint; name the file in it")
+
+
+def _is_item(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in _MARKS)
+
+
+def _reading(folder: Path, treedef: Any, position: int) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        ocp = _library()
+        wanted = [ocp.PLACEHOLDER] * treedef.num_leaves
+        wanted[position] = 0
+        how = [ocp.RestoreArgs(restore_type=np.ndarray)] * treedef.num_leaves
+        args = ocp.args.PyTreeRestore(
+            item=jax.tree.unflatten(treedef, wanted), restore_args=jax.tree.unflatten(treedef, how)
+        )
+        try:
+            return np.asarray(jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder.absolute(), args=args))[position])
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder}: an array is missing or damaged: {error}") from error
+
+    return read

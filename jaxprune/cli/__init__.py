@@ -1,0 +1,113 @@
+"""The command line: ``jaxprune inspect | sweep | compress | shrink | decompress | diff | convert``.
+
+Each command is a module with ``HELP``, ``EXAMPLES``, ``configure(parser)`` and ``run(args)``, and a name in
+``COMMANDS``. Arguments are read by argparse: it is part of Python and does all that is needed here.
+"""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+
+COMMANDS = ("inspect", "sweep", "compress", "shrink", "decompress", "diff", "convert")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_ABOUT = """\
+Looks into checkpoints and makes them small. Reads and writes .safetensors, .npz, msgpack of Flax, Orbax folders and the
+files of jaxprune.save (.jp); a format is told by what is in a file, that of an output by its suffix."""
+_END = """\
+examples:
+{examples}
+
+exit codes: 0 done, 1 it failed (one line on stderr says why), 2 wrong arguments, 130 interrupted
+JAXPRUNE_DEBUG=1 shows the traceback of a failure."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+      argv: the arguments after the name of the program; None for those of the process.
+
+    Returns:
+      0 if all went well, 1 if it failed, 2 for arguments that make no sense, 130 if it was interrupted.
+
+    >>> main(["convert"])
+    2
+    """
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as done:  # --help, or wrong arguments
+        return int(done.code or 0)
+    debug = bool(os.environ.get("JAXPRUNE_DEBUG"))
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            import_module(f"jaxprune.cli.{args.command}").run(args)
+            sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        print("jaxprune: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"jaxprune {args.command}: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def run() -> int:
+    """The console script: :func:`main`, with a request to end treated as an interrupt, so that nothing is left."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    return main()
+
+
+def _parser() -> argparse.ArgumentParser:
+    from jaxprune import __version__
+
+    parser = argparse.ArgumentParser("jaxprune", description=_ABOUT, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"jaxprune {__version__}")
+    added = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    modules = {name: import_module(f"jaxprune.cli.{name}") for name in COMMANDS}
+    for name, module in modules.items():
+        command = added.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP[0].upper() + module.HELP[1:] + ".",
+            epilog=_END.format(examples=module.EXAMPLES),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.configure(command)
+        command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        command.add_argument("--quiet", action="store_true", help="no progress bar (never drawn but on a terminal)")
+    firsts = [module.EXAMPLES.splitlines()[0] for module in modules.values()]
+    parser.epilog = _END.format(examples="\n".join(firsts))
+    return parser
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong, in one line of at most 500 characters."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+        if error.errno in _FULL:
+            text = f"{text}; nothing was written: make room, or write elsewhere"
+    known = isinstance(error, OSError | ValueError | TypeError | ImportError)
+    text = text if known and text else f"{type(error).__name__}: {text}"
+    text = text if known else f"{text} (JAXPRUNE_DEBUG=1 shows where)"
+    return text if len(text) <= 500 else text[:497] + "..."

@@ -1,0 +1,135 @@
+"""``jaxprune compress``: makes a small file of a checkpoint, reads it back, and says what it cost."""
+
+import argparse
+from typing import Any
+
+from jaxprune import checkpoints
+from jaxprune.artifact import Compressed, decoding
+from jaxprune.artifact import read as open_artifact
+from jaxprune.checkpoints import Checkpoint, CheckpointError, artifact, writing
+from jaxprune.cli import diff, lossy, output, recipe
+
+_LOST = 0.9  # relative error; 1 is that of zeros alone
+
+HELP = "make a small file: prune, quantize or share weights, and code what is left"
+EXAMPLES = """\
+  jaxprune compress model.safetensors -o model.jp --sparsity 0.5 --bits 4
+  jaxprune compress model.safetensors -o model.jp --bits 8 --exclude '*embeddings*'
+  jaxprune compress model.msgpack -o model.jp --n-of-m 2:4 --bits 8 --axis -1
+  jaxprune compress model.safetensors -o model.jp --recipe recipe.toml
+  jaxprune compress model.safetensors -o model.jp          (without loss)"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("checkpoint", help="any format")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write, such as model.jp")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--recipe", metavar="FILE", help="a TOML file of these options, with sections for patterns")
+    group = parser.add_argument_group("what is lost", "Without any of these, nothing is.")
+    group.add_argument("--sparsity", type=float, metavar="S", help=recipe.KEYS["sparsity"])
+    group.add_argument("--n-of-m", metavar="N:M", help=recipe.KEYS["n_of_m"])
+    group.add_argument("--n-of-m-axis", type=int, metavar="AXIS", help=recipe.KEYS["n_of_m_axis"])
+    group.add_argument("--scope", choices=("global", "leaf"), help=recipe.TOP_KEYS["scope"] + " (default: global)")
+    group.add_argument("--bits", type=float, metavar="B", help=recipe.KEYS["bits"])
+    group.add_argument("--codebook", type=int, metavar="K", help=recipe.KEYS["codebook"])
+    group.add_argument("--quantizer", choices=("uniform", "rd", "trellis"), help=recipe.KEYS["quantizer"])
+    group.add_argument("--axis", type=int, metavar="AXIS", help=recipe.KEYS["axis"])
+    group.add_argument("--block-size", type=int, metavar="SIZE", help=recipe.KEYS["block_size"])
+    group.add_argument("--side", choices=("float16", "int8"), help=recipe.TOP_KEYS["side"])
+    group.add_argument(
+        "--where", action="append", metavar="PATTERN", help="only leaves of these names; may be repeated"
+    )
+    group.add_argument("--exclude", action="append", metavar="PATTERN", help="leaves to leave alone; may be repeated")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compresses, writes, verifies and prints before and after."""
+    suffix = writing.check_output(args.output, force=args.force).suffix
+    if suffix not in artifact.SUFFIXES:
+        others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
+        raise ValueError(f"{args.output}: compress writes jaxprune files, so end the name in .jp{others}")
+    said = recipe.from_options(args)
+    if args.recipe and said:
+        raise ValueError(f"--recipe says everything: put {', '.join(said)} into {args.recipe} instead")
+    opened = checkpoints.open(args.checkpoint)
+    wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
+    progress = output.progress_wanted(args)
+    made = lossy.coded(opened.leaves, wanted, progress)
+    with writing.replacing(args.output, force=args.force) as beside:
+        artifact.write_compressed(beside, made)
+        rows = _verified(opened, made, str(beside), wanted, progress)
+        after = beside.stat().st_size
+    found = {
+        "path": args.output,
+        "verified": True,
+        "bytes_before": opened.file_bytes,
+        "bytes_after": after,
+        "leaves": rows,
+        "total": _total(rows),
+    }
+    output.show(args, found, _text(found))
+
+
+def _verified(
+    opened: Checkpoint, made: Compressed, path: str, wanted: recipe.Recipe, progress: bool
+) -> list[dict[str, Any]]:
+    """Reads the file back: the bytes are those that were made, every leaf decodes, the untouched ones are equal."""
+    back = open_artifact(path)
+    if back.root != made.root:
+        raise CheckpointError("the file reads back with another structure; the disk or the memory is faulty")
+    for written, kept in zip(back.stored, made.stored, strict=True):
+        if bytes(written.data()) != bytes(kept.data()):
+            raise CheckpointError("the file reads back with other bytes; the disk or the memory is faulty")
+    sizes = {u.node.path: sum(part.size for _, part in u.parts) for u in decoding.units(back.root, back.stored)}
+    leaves = artifact.leaves_of(back, path)
+
+    def row(name: str) -> dict[str, Any]:
+        found = diff.measured(opened.leaves[name], leaves[name])
+        if name not in wanted.treatments and not wanted.side and not found["equal"]:
+            raise CheckpointError(f"leaf {name!r} reads back changed, though nothing was to happen to it")
+        sized = {"bytes_before": opened.leaves[name].nbytes, "bytes_after": sizes[name]}
+        return found | sized | {"treatment": _said(wanted.treatments.get(name))}
+
+    return decoding.in_parallel(row, list(opened.leaves), "read back", progress)
+
+
+def _said(treatment: recipe.Treatment | None) -> dict[str, Any] | None:
+    """The treatment without what is as usual."""
+    if treatment is None:
+        return None
+    usual = recipe.Treatment()._asdict() | {"section": treatment.section}
+    return {key: value for key, value in treatment._asdict().items() if value != usual[key]} or None
+
+
+def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return diff.total(rows) | {key: sum(row[key] for row in rows) for key in ("bytes_before", "bytes_after")}
+
+
+def _text(found: dict[str, Any]) -> str:
+    head = ("leaf", "shape", "before", "after", "smaller", "zeros", "bits/weight", "rel. error")
+    rows = [_cells(row, row["name"], output.shape(row["shape"])) for row in found["leaves"]]
+    lines = [output.table(head, rows, _cells(found["total"], "total", ""), left=2), ""]
+    lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
+    if lost:
+        some = f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
+        lines += [
+            f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {some}",
+            "Try a scale for each unit (--axis -1 for Flax, 0 for PyTorch), --scope leaf, more bits, or --exclude.",
+            "",
+        ]
+    smaller = output.smaller(found["bytes_before"], found["bytes_after"])
+    return "\n".join([*lines, f"{found['path']}: {smaller}. Read back: every leaf is as it was coded."])
+
+
+def _cells(row: dict[str, Any], name: str, shape: str) -> tuple[str, ...]:
+    return (
+        name,
+        shape,
+        f"{row['bytes_before']:,}",
+        f"{row['bytes_after']:,}",
+        output.times(row["bytes_before"], row["bytes_after"]),
+        f"{row['zeros_after'] / max(row['size'], 1):.1%}",
+        f"{8 * row['bytes_after'] / max(row['size'], 1):.2f}",
+        f"{row['relative_error']:.2e}" if row["relative_error"] else "0",
+    )

@@ -1,0 +1,126 @@
+"""``jaxprune diff``: how far two checkpoints are apart, and what one of them lacks; across formats."""
+
+import argparse
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxprune import checkpoints
+from jaxprune.checkpoints import Leaf, comparison, names
+from jaxprune.cli import output
+from jaxprune.progress import bar
+
+HELP = "the error of each leaf, and what was removed"
+EXAMPLES = """\
+  jaxprune diff model.safetensors model.jp
+  jaxprune diff before.msgpack after.npz --json
+  jaxprune diff model.safetensors model.jp --changed       (leave out equal leaves)"""
+
+_NOTES = """\
+rel. error: L2 norm of after - before over that of before; of the total, over all floating leaves.
+removed: entries that became 0; units: indices along the last axis that became 0 altogether."""
+_COUNTS = ("size", "zeros_before", "zeros_after", "removed", "units_removed", "changed")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("before", help="any format")
+    parser.add_argument("after", help="any format; a.b and a/b are the same leaf")
+    parser.add_argument("--changed", action="store_true", help="list only leaves that differ")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compares leaf by leaf."""
+    old, new = checkpoints.open(args.before), checkpoints.open(args.after)
+    before, after = _by_path(old.leaves), _by_path(new.leaves)
+    both = [path for path in before if path in after]
+    if not both:
+        raise ValueError(
+            f"{args.before} and {args.after} have no leaf in common: {_few(list(before))} against {_few(list(after))}"
+        )
+    rows, shapes = [], []
+    with bar(output.progress_wanted(args), "leaves", 0, len(both)) as finished:
+        for number, path in enumerate(both, 1):
+            if before[path].shape == after[path].shape:
+                rows.append(measured(before[path], after[path]))
+            else:
+                shapes.append({"name": path, "before": list(before[path].shape), "after": list(after[path].shape)})
+            finished(number)
+    found = {
+        "before": {"path": args.before, "format": old.format, "file_bytes": old.file_bytes},
+        "after": {"path": args.after, "format": new.format, "file_bytes": new.file_bytes},
+        "equal": all(row["equal"] for row in rows) and len(rows) == len(before) == len(after),
+        "leaves": rows,
+        "shapes": shapes,
+        "only_before": [path for path in before if path not in after],
+        "only_after": [path for path in after if path not in before],
+        "total": total(rows),
+    }
+    output.show(args, found, _text(found, args.changed))
+
+
+def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over all leaves; the error over the floating ones, for indices would outweigh any weight."""
+    floating = [row for row in rows if row["floating"]]
+    errors = sum(row["squared_error"] for row in floating), sum(row["squared_norm"] for row in floating)
+    largest = max((row["max_error"] for row in floating), default=0.0)
+    counts = {key: sum(row[key] for row in rows) for key in _COUNTS}
+    return counts | {"relative_error": comparison.relative(*errors), "max_error": largest}
+
+
+def measured(before: Leaf, after: Leaf) -> dict[str, Any]:
+    """What is known of a leaf when both its arrays have been read."""
+    found = comparison.compare(before.read(), after.read())
+    return {
+        "name": before.name,
+        "shape": list(before.shape),
+        "dtype": before.dtype.name,
+        "dtype_after": after.dtype.name,
+        "floating": bool(jnp.issubdtype(before.dtype, jnp.inexact)),
+        "relative_error": found.relative_error,
+        **found._asdict(),
+    }
+
+
+def _by_path(leaves: Any) -> dict[str, Leaf]:
+    paths = names.paths(leaves)
+    return {paths[name]: leaf for name, leaf in leaves.items()}
+
+
+def _few(some: list[str]) -> str:
+    return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "")
+
+
+def _text(found: dict[str, Any], changed: bool) -> str:
+    head = ("leaf", "shape", "dtype", "rel. error", "max error", "zeros before", "after", "removed", "units")
+    rows = [row for row in found["leaves"] if not (changed and row["equal"])]
+    cells = [_cells(row, row["name"], output.shape(row["shape"]), _dtypes(row)) for row in rows]
+    lines = [output.table(head, cells, _cells(found["total"], "total", "", ""), left=3), "", _NOTES, ""]
+    for row in found["shapes"]:
+        lines.append(f"{row['name']}: {output.shape(row['before'])} before, {output.shape(row['after'])} after")
+    for key, name in (("only_before", found["before"]["path"]), ("only_after", found["after"]["path"])):
+        if found[key]:
+            lines.append(f"only in {name}: {', '.join(found[key])}")
+    equal = sum(row["equal"] for row in found["leaves"])
+    sizes = found["before"]["file_bytes"], found["after"]["file_bytes"]
+    lines.append(f"{equal} of {len(found['leaves'])} leaves are equal to the bit. {output.smaller(*sizes)}")
+    return "\n".join(lines)
+
+
+def _dtypes(row: dict[str, Any]) -> str:
+    same = row["dtype"] == row["dtype_after"]
+    return row["dtype"] if same else f"{row['dtype']} -> {row['dtype_after']}"
+
+
+def _cells(row: dict[str, Any], name: str, shape: str, dtype: str) -> tuple[str, ...]:
+    return (
+        name,
+        shape,
+        dtype,
+        f"{row['relative_error']:.2e}" if row["relative_error"] else "0",
+        f"{row['max_error']:.2e}" if row["max_error"] else "0",
+        f"{row['zeros_before']:,}",
+        f"{row['zeros_after']:,}",
+        f"{row['removed']:,}",
+        f"{row['units_removed']:,}",
+    )

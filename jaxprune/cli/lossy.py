@@ -1,0 +1,103 @@
+"""What a recipe does to leaves, one at a time: masks first, then codes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import masks
+from jaxprune.artifact import Compressed, coders, compress
+from jaxprune.artifact.decoding import in_parallel
+from jaxprune.base import QuantSpec
+from jaxprune.checkpoints import Leaf, artifact, ranking
+from jaxprune.cli.recipe import Recipe, Treatment
+
+_TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their leaves
+
+
+def pruning(leaves: Mapping[str, Leaf], recipe: Recipe) -> dict[str, ranking.Cut]:
+    """Where each leaf is cut that has a sparsity; leaves of one section are ranked together if the scope is global."""
+    groups: dict[Any, dict[str, Leaf]] = {}
+    for name in artifact.tree_order(recipe.treatments):
+        treatment = recipe.treatments[name]
+        if treatment.sparsity is not None:
+            key = (treatment.section, treatment.sparsity) if recipe.scope == "global" else name
+            groups.setdefault(key, {})[name] = leaves[name]
+    found: dict[str, ranking.Cut] = {}
+    for group in groups.values():
+        sparsity = recipe.treatments[next(iter(group))].sparsity
+        assert sparsity is not None
+        found |= ranking.cuts(group, sparsity)
+    return found
+
+
+def masked(array: np.ndarray, name: str, treatment: Treatment, cut: ranking.Cut | None) -> np.ndarray:
+    """The array with 0 where the treatment removes weights."""
+    if cut is not None:
+        return np.where(ranking.mask(array, cut), array, np.zeros((), array.dtype))
+    if treatment.n_of_m is not None:
+        scores = {name: np.abs(array.astype(np.float32))}
+        kept = masks.n_of_m(scores, *treatment.n_of_m, axis=treatment.n_of_m_axis, where=_everything)
+        return np.where(np.asarray(kept[name]), array, np.zeros((), array.dtype))
+    return array
+
+
+def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compressed:
+    """All leaves, those of the recipe with its losses, coded one by one; their arrays are never in memory together."""
+    cuts = pruning(leaves, recipe)
+    order = artifact.tree_order(leaves)
+    tried = coders.default(sum(leaf.size for leaf in leaves.values()))
+
+    def array_of(name: str) -> np.ndarray:
+        treatment = recipe.treatments.get(name)
+        array = leaves[name].read()
+        return array if treatment is None else masked(array, name, treatment, cuts.get(name))
+
+    def alone(name: str) -> tuple[str, Compressed]:
+        options = {"use": tried, "side": recipe.side, **_options(recipe.treatments.get(name))}
+        return name, artifact.code(_supported(array_of(name)), name, **options)
+
+    together: dict[Treatment, list[str]] = {}
+    for name in order:
+        treatment = recipe.treatments.get(name)
+        if treatment is not None and treatment.bits is not None and treatment.quantizer in _TOGETHER:
+            together.setdefault(Treatment(bits=treatment.bits, quantizer=treatment.quantizer), []).append(name)
+    parts: list[tuple[str, Compressed]] = []
+    for treatment, some in together.items():
+        tree = artifact.nested_paths({name: array_of(name) for name in some})
+        group = compress(tree, **{"use": tried, "side": recipe.side, **_options(treatment)})
+        parts += [(name, group) for name in some]
+    rest = [name for name in order if name not in dict(parts)]
+    return artifact.assemble(order, parts + in_parallel(alone, rest, "leaves", progress))
+
+
+def _options(treatment: Treatment | None) -> dict[str, Any]:
+    """What :func:`jaxprune.compress` is told; every leaf that it is given is meant, or none."""
+    if treatment is None:
+        return {"where": _nothing}
+    if treatment.codebook is not None:
+        return {"codebook": treatment.codebook, "where": _everything}
+    if treatment.bits is None:
+        return {"where": _everything}
+    spec = QuantSpec(axis=treatment.axis, block_size=treatment.block_size)
+    return {"bits": treatment.bits, "quantizer": treatment.quantizer, "spec": spec, "where": _everything}
+
+
+def _everything(path: str, leaf: Any) -> bool:
+    return True
+
+
+def _nothing(path: str, leaf: Any) -> bool:
+    return False
+
+
+def _supported(array: np.ndarray) -> np.ndarray:
+    """In the machine's own byte order."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False) if array.dtype.isbuiltin == 1 else array
+
+
+def as_jax(array: np.ndarray) -> Any:
+    """In a dtype that masks and quantizers take: floats of 16 or 32 bits."""
+    wide = array.dtype.name not in ("float16", "bfloat16", "float32")
+    return jnp.asarray(array.astype(np.float32) if wide else array)

@@ -1,0 +1,80 @@
+"""What commands show: tables and JSON on stdout, everything else on stderr."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def show(args: Any, facts: dict[str, Any], text: str) -> None:
+    """Prints the facts as JSON if that is asked for, else the text."""
+    print(json.dumps(plain(facts), indent=1, allow_nan=False) if args.json else text)
+
+
+def note(text: str) -> None:
+    """A line on stderr that is no result."""
+    print(f"jaxprune: {text}", file=sys.stderr)
+
+
+def progress_wanted(args: Any) -> bool:
+    """Whether bars are drawn: to people alone, and where ``rich``, which draws them, is installed."""
+    if args.quiet or not sys.stderr.isatty():
+        return False
+    try:
+        import rich.progress  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it; numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None, left: int = 1) -> str:
+    """Columns in line, the first ``left`` of them to the left, and a last row below a rule."""
+    lines = [list(head), *map(list, rows), *([list(total)] if total else [])]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    drawn = [
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    rule = "-" * max(map(len, drawn))
+    body = [drawn[0], rule, *drawn[1 : len(rows) + 1]] + ([rule, drawn[-1]] if total else [])
+    return "\n".join(line.rstrip() for line in body)
+
+
+def size(number: int | float) -> str:
+    """Bytes for people, in powers of 1,000.
+
+    >>> size(999), size(90868376), size(12e9)
+    ('999 B', '90.9 MB', '12.0 GB')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{int(number)} B"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """A shape such as ``3x3x16``."""
+    return "x".join(map(str, sizes)) or "scalar"
+
+
+def times(before: int, after: int) -> str:
+    """How much smaller, such as ``12.3x``."""
+    return f"{before / after:.1f}x" if after else "-"
+
+
+def smaller(before: int, after: int) -> str:
+    """Both sizes, and their ratio in words."""
+    words = f"{times(before, after)} smaller" if after <= before else f"{times(after, before)} larger"
+    return f"{before:,} bytes before, {after:,} after: {words}"

@@ -1,0 +1,107 @@
+"""``jaxprune shrink``: cuts whole units out of a network, so that its arrays become smaller."""
+
+import argparse
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from jaxprune import checkpoints
+from jaxprune.checkpoints import names, writing
+from jaxprune.checkpoints.leaf import dtype_of
+from jaxprune.cli import loading, output
+
+HELP = "cut whole units out of the network that --apply names"
+EXAMPLES = """\
+  jaxprune shrink model.msgpack --apply my_model:apply --input-shape 1,28,28,1 --sparsity 0.5 -o small.msgpack
+  jaxprune shrink model.safetensors --apply my_model:apply --input-shape 1,128:int32 --sparsity 0.3 -o small.safetensors
+  jaxprune shrink model.npz --apply my_model:apply --inputs batch.npz --sparsity 0.5 --round-to 8 -o small.npz
+
+  my_model.py has a function apply(params, *inputs) -> outputs; params is a tree of dicts."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("checkpoint", help="any format")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="the file to write; its suffix is the format"
+    )
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--apply", required=True, metavar="MODULE:FUNCTION", help="the forward function")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument(
+        "--input-shape", action="append", metavar="N,N,...[:DTYPE]", help="of an input; repeated for several"
+    )
+    given.add_argument("--inputs", metavar="FILE", help="a checkpoint of the inputs, in their order, such as batch.npz")
+    parser.add_argument(
+        "--sparsity", type=float, required=True, metavar="S", help="fraction of units to cut, in [0, 1]"
+    )
+    parser.add_argument("--scope", choices=("global", "leaf"), default="global", help="of the ranking; default: global")
+    parser.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1")
+    parser.add_argument("--min-keep", type=int, default=1, metavar="N", help="units that stay at least; default: 1")
+    parser.add_argument(
+        "--allow-inexact", action="store_true", help="also cut where the outputs change for more than that"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Traces, cuts and writes."""
+    writing.check_output(args.output, force=args.force)
+    checkpoints.format_for(args.output)
+    apply = loading.function(args.apply)
+    inputs = _read(args.inputs) if args.inputs else tuple(_zeros(text) for text in args.input_shape)
+    shrink = getattr(jp, "shrink", None)
+    if shrink is None:
+        raise ValueError("this version of jaxprune cannot shrink; install a newer one")
+    opened = checkpoints.open(args.checkpoint)
+    params = checkpoints.nested({name: jnp.asarray(leaf.read()) for name, leaf in opened.leaves.items()})
+    options = {key: getattr(args, key) for key in ("round_to", "min_keep", "scope", "allow_inexact")}
+    shrunk = shrink(apply, params, inputs, args.sparsity, **options)
+    by_path = {path: name for name, path in names.paths(opened.leaves).items()}
+    leaves = {by_path[path]: np.asarray(leaf) for path, leaf in names.flat(shrunk.params).items()}
+    written = checkpoints.write(args.output, leaves, force=args.force)
+    rows = [
+        {"name": name, "before": list(opened.leaves[name].shape), "after": list(leaf.shape)}
+        for name, leaf in leaves.items()
+    ]
+    before = sum(leaf.size for leaf in opened.leaves.values())
+    found = {
+        "path": args.output,
+        "bytes_before": opened.file_bytes,
+        "bytes_after": written,
+        "parameters_before": before,
+        "parameters_after": sum(leaf.size for leaf in leaves.values()),
+        "leaves": rows,
+    }
+    output.show(args, found, _text(found))
+
+
+def _zeros(text: str) -> jax.Array:
+    """An input of a shape: what is cut depends on the program alone, not on what goes in."""
+    sizes, _, dtype = text.partition(":")
+    try:
+        shape = tuple(int(part) for part in sizes.replace("x", ",").split(",") if part)
+    except ValueError as error:
+        raise ValueError(
+            f"--input-shape {text!r}: write numbers between commas, such as 1,28,28,1 or 1,128:int32"
+        ) from error
+    return jnp.zeros(shape, dtype_of(dtype or "float32"))
+
+
+def _read(path: str) -> tuple[jax.Array, ...]:
+    return tuple(jnp.asarray(leaf.read()) for leaf in checkpoints.open(path).leaves.values())
+
+
+def _text(found: dict[str, Any]) -> str:
+    rows = [
+        (row["name"], output.shape(row["before"]), output.shape(row["after"]), f"{math.prod(row['after']):,}")
+        for row in found["leaves"]
+    ]
+    counts = f"{found['parameters_before']:,} parameters before, {found['parameters_after']:,} after"
+    sizes = output.smaller(found["bytes_before"], found["bytes_after"])
+    return "\n".join(
+        [output.table(("leaf", "before", "after", "parameters"), rows, left=3), "", counts, f"{found['path']}: {sizes}"]
+    )

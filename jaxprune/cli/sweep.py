@@ -1,0 +1,115 @@
+"""``jaxprune sweep``: many sparsities and bit widths at once, to choose from."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxprune as jp
+from jaxprune import checkpoints
+from jaxprune.checkpoints import writing
+from jaxprune.cli import loading, output, plotting, selection, trials
+
+HELP = "try sparsities and bit widths: error and bytes, or a metric of your own"
+EXAMPLES = """\
+  jaxprune sweep model.safetensors
+  jaxprune sweep model.safetensors --sparsity 0,0.5,0.8,0.9 --bits none,8,4 --png curves.png
+  jaxprune sweep model.msgpack --eval my_model:accuracy --bits 8,6,4 --json
+
+  my_model.py has a function accuracy(params) -> number, larger is better; params is a tree of dicts."""
+
+_NOTES = """\
+bytes: ceil(kept * bits / 8) a leaf, and a mask of a bit a weight, and 4 a scale; other leaves as they are. Files of
+jaxprune compress are smaller. rel. error: L2 norm of the change over that of the weights, over all chosen leaves.
+* is on the front: nothing else has at most these bytes and a better {metric}."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("checkpoint", help="any format")
+    parser.add_argument("--sparsity", default="0,0.5,0.75,0.9", metavar="S,S,...", help="default: %(default)s")
+    parser.add_argument(
+        "--bits", default="none,8,4,2", metavar="B,B,...", help="none for no codes; default: %(default)s"
+    )
+    parser.add_argument("--scope", choices=("global", "leaf"), default="global", help="of the ranking; default: global")
+    parser.add_argument(
+        "--axis", type=int, metavar="AXIS", help="keep a scale for each index along it; else one a leaf"
+    )
+    parser.add_argument("--where", action="append", default=[], metavar="PATTERN", help="only leaves of these names")
+    parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="leaves to leave alone")
+    parser.add_argument("--eval", metavar="MODULE:FUNCTION", help="called with the parameters of each setting")
+    parser.add_argument("--png", metavar="FILE", help="draw the curves (needs matplotlib)")
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Tries each setting and prints a row for each."""
+    sparsities = _numbers(args.sparsity, "--sparsity", 0, 1)
+    widths = _numbers(args.bits, "--bits", 1, 16)
+    if None in sparsities:
+        raise ValueError("--sparsity none: write 0, which prunes nothing")
+    if args.png:
+        writing.check_output(args.png, force=args.force)
+        plotting.library()
+    evaluate = loading.function(args.eval) if args.eval else None
+    opened = checkpoints.open(args.checkpoint)
+    chosen = selection.choose(opened.leaves, args.where, args.exclude)
+    trial = trials.Trial(opened.leaves, chosen, args.scope, args.axis, output.progress_wanted(args))
+    rows = trials.curves(trial, [float(s) for s in sparsities if s is not None], widths)
+    metric = "rel. error"
+    if evaluate is not None:
+        metric = args.eval.partition(":")[2]
+        for row, value in zip(rows, trials.evaluated(trial, rows, evaluate), strict=True):
+            row["metric"] = value
+    _mark_front(rows)
+    found = {
+        "path": args.checkpoint,
+        "scope": args.scope,
+        "bytes": sum(leaf.nbytes for leaf in opened.leaves.values()),
+        "chosen": chosen,
+        "settings": rows,
+    }
+    if args.png:
+        plotting.draw(Path(args.png), rows, metric, args.force)
+    output.show(args, found, _text(found, metric))
+
+
+def _numbers(text: str, option: str, low: float, high: float) -> list[float | None]:
+    """Numbers between commas; None for the word none."""
+    found: list[float | None] = []
+    for part in text.split(","):
+        try:
+            number = None if part.strip() == "none" else float(part)
+        except ValueError as error:
+            raise ValueError(f"{option} {text!r}: {part!r} is no number; write them between commas") from error
+        if number is not None and not low <= number <= high:
+            raise ValueError(f"{option} must be in [{low:g}, {high:g}], got {number:g}")
+        found.append(number)
+    return found
+
+
+def _mark_front(rows: list[dict[str, Any]]) -> None:
+    quality = [row["metric"] if "metric" in row else -row["relative_error"] for row in rows]
+    front = jp.pareto_front({}, cost=[row["bytes"] for row in rows], metric=np.asarray(quality))
+    for i, row in enumerate(rows):
+        row["front"] = bool(i in front)
+
+
+def _text(found: dict[str, Any], metric: str) -> str:
+    rows = found["settings"]
+    head = ["", "sparsity", "bits", "bytes", "smaller", "rel. error"] + ([metric] if "metric" in rows[0] else [])
+    cells = [
+        [
+            "*" if row["front"] else "",
+            f"{row['sparsity']:g}",
+            "-" if row["bits"] is None else f"{row['bits']:g}",
+            f"{row['bytes']:,}",
+            output.times(found["bytes"], row["bytes"]),
+            f"{row['relative_error']:.4f}",
+            *([f"{row['metric']:.6g}"] if "metric" in row else []),
+        ]
+        for row in rows
+    ]
+    title = f"{found['path']}: {len(found['chosen'])} leaves chosen, {found['bytes']:,} bytes as arrays"
+    return "\n".join([title, "", output.table(head, cells), "", _NOTES.format(metric=metric)])

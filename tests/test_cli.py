@@ -1,0 +1,557 @@
+"""The command line: what it prints against plain NumPy, and what it says when something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from jaxprune import checkpoints, cli
+from jaxprune.checkpoints import artifact
+from jaxprune.checkpoints.leaf import of_array
+from jaxprune.cli import output, recipe, selection
+
+RNG = np.random.default_rng(0)
+KERNELS = ("model.a.weight", "model.b.weight", "model.c.weight")
+LEAVES = {
+    "model.a.weight": RNG.normal(size=(8, 12)).astype(np.float32),
+    "model.a.bias": RNG.normal(size=12).astype(np.float32),
+    "model.b.weight": RNG.normal(size=(8, 12)).astype(np.float32),
+    "model.c.weight": RNG.normal(size=(12, 4)).astype(ml_dtypes.bfloat16),
+    "model.norm.scale": np.ones(12, np.float32),
+    "model.ids": np.arange(9, dtype=np.int64),
+}
+LEAVES["model.a.weight"][:, 3] = 0
+LEAVES["model.b.weight"][2] = 0
+BYTES = sum(leaf.nbytes for leaf in LEAVES.values())
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A checkpoint in an empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    checkpoints.write("model.safetensors", LEAVES)
+    return "model.safetensors"
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs a command that succeeds, and gives what it prints."""
+
+    def run(*argv):
+        code, found = cli.main(argv), capsys.readouterr()
+        assert code == 0, found.err
+        assert not found.err
+        return json.loads(found.out) if "--json" in argv else found.out
+
+    return run
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that fails, and gives the line that it prints; nothing may be left in the folder."""
+
+    def run(*argv, code=1):
+        before = sorted(os.listdir())
+        assert cli.main(argv) == code
+        found = capsys.readouterr()
+        assert found.out == "" and sorted(os.listdir()) == before
+        lines = found.err.strip().splitlines()
+        assert len(lines) == 1 or code == 2, found.err
+        return lines[-1]
+
+    return run
+
+
+def wide(name):
+    return LEAVES[name].astype(np.float64)
+
+
+def entropy(codes):
+    counts = np.unique(codes, return_counts=True)[1]
+    return -np.sum(counts / codes.size * np.log2(counts / codes.size))
+
+
+def codes_of(array, bits):
+    top = np.float32(2 ** (bits - 1) - 1)
+    array = array.astype(np.float32)
+    return np.rint(array / (np.abs(array).max() / top))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# inspect
+
+
+def test_inspect_against_numpy(model, call):
+    found = call("inspect", model, "--json")
+    assert (found["path"], found["format"], found["file_bytes"]) == (model, "safetensors", os.path.getsize(model))
+    rows = {row["name"]: row for row in found["leaves"]}
+    assert list(rows) == list(LEAVES)
+    for name, leaf in LEAVES.items():
+        row = rows[name]
+        assert (row["shape"], row["dtype"]) == (list(leaf.shape), leaf.dtype.name)
+        assert (row["parameters"], row["bytes"]) == (leaf.size, leaf.nbytes)
+        assert (row["zeros"], row["nan"], row["inf"]) == (np.sum(wide(name) == 0), 0, 0)
+        assert row["absmax"] == np.abs(wide(name)).max() and row["selected"] == (name in KERNELS)
+        assert ("entropy_8" in row) == (name != "model.ids")
+        for bits in (8, 4) if "entropy_8" in row else ():
+            coded = entropy(codes_of(leaf, bits))
+            assert row[f"entropy_{bits}"] == pytest.approx(coded, rel=1e-9, abs=1e-12)
+            assert row[f"fixed_bytes_{bits}"] == np.ceil(leaf.size * bits / 8) + 4
+            assert row[f"coded_bytes_{bits}"] == np.ceil(leaf.size * row[f"entropy_{bits}"] / 8) + 4
+    total = found["total"]
+    assert (total["parameters"], total["bytes"]) == (sum(leaf.size for leaf in LEAVES.values()), BYTES)
+    assert total["zeros"] == sum(np.sum(leaf == 0) for leaf in LEAVES.values())
+    assert total["absmax"] == max(np.abs(wide(name)).max() for name in LEAVES if name != "model.ids")
+    rest = sum(leaf.nbytes for name, leaf in LEAVES.items() if name not in KERNELS)
+    for key in ("fixed_bytes_8", "coded_bytes_8", "fixed_bytes_4", "coded_bytes_4"):
+        assert total[key] == rest + sum(rows[name][key] for name in KERNELS)
+
+
+def test_inspect_warns(tmp_path, call):
+    twice = RNG.normal(size=(3, 4))
+    odd = np.array([np.nan, np.inf, 1.0, np.nan], np.float32)
+    leaves = {
+        "zeros": np.zeros(5),
+        "odd": odd,
+        "b": twice,
+        "a": twice,
+        "ones": np.ones(4),
+        "more": np.ones(4),
+        **LEAVES,
+    }
+    checkpoints.write(tmp_path / "odd.npz", leaves)
+    assert call("inspect", str(tmp_path / "odd.npz"), "--json")["warnings"] == [
+        "zeros: all 5 entries are 0",
+        "odd: 2 NaN and 1 infinite of 4 entries",
+        "model.a.weight: 1 of 12 units (last axis) have zeros alone",
+        "model.b.weight: 1 of 8 rows (first axis) have zeros alone",
+        "b, a: the same array 2 times",
+    ]
+    text = call("inspect", str(tmp_path / "odd.npz"), "--where", "odd")
+    assert "Warnings\n  odd: 2 NaN" in text and "zeros: all" not in text
+
+
+def test_inspect_draws_a_table(model, call):
+    lines = call("inspect", model).splitlines()
+    assert lines[0] == f"model.safetensors: safetensors, {output.size(os.path.getsize(model))}, 6 leaves"
+    kernel = LEAVES["model.a.weight"]
+    row = next(line for line in lines if "a.weight" in line)
+    assert row.split()[:8] == ["*", "model.a.weight", "8x12", "float32", "96", "384", "8", "0"]
+    assert row.split()[8:11] == [f"{np.abs(kernel).max():.4g}"] + [
+        f"{entropy(codes_of(kernel, b)):.2f}" for b in (8, 4)
+    ]
+    assert any(line.split()[:3] == ["total", f"{sum(x.size for x in LEAVES.values())}", f"{BYTES:,}"] for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# compress, decompress, diff, convert
+
+
+def test_compress_decompress_diff(model, call):
+    found = call("compress", model, "-o", "small.jp", "--sparsity", "0.5", "--bits", "4", "--json")
+    params = {name: LEAVES[name] for name in KERNELS}
+    wanted = jp.fake_quant(jp.prune(params, 0.5).params, 4)
+    loaded = jp.load("small.jp")
+    assert set(loaded) == set(LEAVES)
+    for name, leaf in LEAVES.items():
+        np.testing.assert_array_equal(loaded[name], np.asarray(wanted.get(name, leaf)))
+        assert loaded[name].dtype == leaf.dtype
+    assert found["verified"] and found["bytes_after"] == os.path.getsize("small.jp")
+    assert found["bytes_before"] == os.path.getsize(model)
+    sizes = {leaf.path: leaf.nbytes for leaf in jp.artifact.read("small.jp").report().leaves}
+    assert {row["name"]: row["bytes_after"] for row in found["leaves"]} == sizes
+    told = {row["name"]: row["treatment"] for row in found["leaves"]}
+    assert told == {name: {"sparsity": 0.5, "bits": 4.0} if name in KERNELS else None for name in LEAVES}
+
+    call("decompress", "small.jp", "-o", "dense.npz")
+    with np.load("dense.npz") as dense:
+        assert set(dense.files) == set(LEAVES)  # names with dots, as they were
+        assert all(np.array_equal(dense[name], loaded[name]) for name in LEAVES if name != "model.c.weight")
+
+    apart = call("diff", model, "dense.npz", "--json")
+    assert not apart["equal"] and apart["only_before"] == apart["only_after"] == apart["shapes"] == []
+    error = norm = removed = 0
+    for row in apart["leaves"]:
+        old, new = wide(row["name"]), np.asarray(loaded[row["name"]]).astype(np.float64)
+        assert row["zeros_before"] == np.sum(old == 0) and row["zeros_after"] == np.sum(new == 0)
+        assert row["removed"] == np.sum((old != 0) & (new == 0)) and row["changed"] == np.sum(old != new)
+        assert row["max_error"] == np.abs(old - new).max() and row["equal"] == (row["name"] not in KERNELS)
+        relative = np.linalg.norm(old - new) / np.linalg.norm(old)
+        assert row["relative_error"] == pytest.approx(relative, rel=1e-12)
+        removed += row["removed"]
+        if row["name"] != "model.ids":
+            error, norm = error + np.sum((old - new) ** 2), norm + np.sum(old**2)
+    assert apart["total"]["relative_error"] == pytest.approx(np.sqrt(error / norm), rel=1e-12)
+    assert apart["total"]["removed"] == removed and apart["total"]["size"] == sum(x.size for x in LEAVES.values())
+    for row, other in zip(found["leaves"], apart["leaves"], strict=True):
+        assert row["relative_error"] == other["relative_error"]
+    assert call("diff", "small.jp", "dense.npz", "--json")["equal"]
+    text = call("diff", model, "dense.npz", "--changed")
+    assert "model.a.weight" in text and "model.a.bias" not in text and "3 of 6 leaves are equal to the bit" in text
+
+
+def test_compress_loses_nothing_unless_told(model, call):
+    text = call("compress", model, "-o", "same.jp")
+    assert f"{os.path.getsize('same.jp'):,} after" in text and "Read back: every leaf is as it was coded" in text
+    assert call("diff", model, "same.jp", "--json")["equal"]
+    checkpoints.write("integers.npz", {"ids": np.arange(5)})
+    call("compress", "integers.npz", "-o", "integers.jp")
+    call("compress", model, "-o", "side.jp", "--side", "float16")
+    loaded = jp.load("side.jp")
+    np.testing.assert_array_equal(loaded["model.a.weight"], LEAVES["model.a.weight"])
+    np.testing.assert_array_equal(loaded["model.a.bias"], LEAVES["model.a.bias"].astype(np.float16).astype(np.float32))
+
+
+def test_a_recipe(model, call):
+    (
+        text := """
+sparsity = 0.25
+bits = 4
+axis = -1
+exclude = "*c*"
+
+["model.*"]
+n_of_m = "2:4"
+
+["model/b/*"]
+codebook = 3
+sparsity = 0.75
+"""
+    )
+    with open("recipe.toml", "w") as file:
+        file.write(text)
+    found = call("compress", model, "-o", "small.jp", "--recipe", "recipe.toml", "--json")
+    told = {row["name"]: row["treatment"] for row in found["leaves"] if row["treatment"]}
+    assert told == {
+        "model.a.weight": {"n_of_m": [2, 4], "bits": 4.0, "axis": -1},
+        "model.b.weight": {"codebook": 3, "sparsity": 0.75, "axis": -1},
+    }
+    loaded, a, b = jp.load("small.jp"), LEAVES["model.a.weight"], LEAVES["model.b.weight"]
+    kept = np.sort(np.abs(a).reshape(2, 4, 12), 1)[:, 2:3]
+    pruned = np.where(np.abs(a).reshape(2, 4, 12) >= kept, a.reshape(2, 4, 12), 0).reshape(8, 12)
+    scale = (np.abs(pruned).max(0) / np.float32(7))[None]
+    codes = np.divide(pruned, scale, where=scale > 0, out=np.zeros_like(pruned))
+    np.testing.assert_array_equal(loaded["model.a.weight"], np.rint(codes) * scale)
+    assert len(np.unique(loaded["model.b.weight"])) == 3 and np.sum(np.asarray(loaded["model.b.weight"]) == 0) == 72
+    assert np.abs(b)[np.asarray(loaded["model.b.weight"]) == 0].max() <= np.sort(np.abs(b).ravel())[71]
+    np.testing.assert_array_equal(loaded["model.c.weight"], LEAVES["model.c.weight"])
+
+
+def test_a_recipe_is_resolved_as_documented():
+    leaves = {name: of_array(name, leaf) for name, leaf in LEAVES.items()}
+    said = {"sparsity": 0.5, "scope": "leaf", "model.a.*": {"skip": True}, "*.b.*": {"bits": 3}}
+    wanted = recipe.resolve(said, leaves)
+    assert set(wanted.treatments) == {"model.b.weight", "model.c.weight"} and wanted.scope == "leaf"
+    assert wanted.treatments["model.b.weight"] == recipe.Treatment(sparsity=0.5, bits=3)
+    assert recipe.resolve({"*.b.*": {"sparsity": 0.1}}, leaves).treatments["model.b.weight"].section == 1
+    with pytest.raises(ValueError, match=r"""section \["x"\]: unknown key 'sparsty'; there are sparsity, n_of_m"""):
+        recipe.resolve({"x": {"sparsty": 1}}, leaves)
+    with pytest.raises(ValueError, match="bits and codebook exclude each other"):
+        recipe.resolve({"bits": 4, "codebook": 3}, leaves)
+    for wrong, said in (
+        ({"bits": "4"}, "bits is '4': width of the codes"),
+        ({"bits": True}, "bits is True"),
+        ({"sparsity": 50}, r"sparsity must be in \[0, 1\], got 50"),
+        ({"quantizer": "best"}, "quantizer is 'best'; it may be uniform, rd, trellis"),
+        ({"n_of_m": "4:2"}, "n_of_m is '4:2'; write N:M"),
+        ({"where": 3}, "where is 3; write a pattern or a list"),
+        ({"where": ["*a*"], "exclude": ["*a*"]}, "the patterns leave no leaf"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            recipe.resolve(wrong, leaves)
+
+
+def test_quantizers_that_see_all_leaves(model, call):
+    call("compress", model, "-o", "rd.jp", "--bits", "3", "--quantizer", "rd", "--exclude", "*c.weight")
+    loaded = jp.load("rd.jp")
+    tree = {name: LEAVES[name] for name in KERNELS[:2]}
+    wanted = jp.compress(tree, bits=3, quantizer="rd").decompress()
+    for name in LEAVES:
+        np.testing.assert_array_equal(loaded[name], wanted.get(name, LEAVES[name]))
+
+
+def test_nested_names_come_back_as_trees(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints.write(
+        "model.npz", {"params/Dense_0/kernel": LEAVES["model.a.weight"], "params/Dense_0/bias": np.ones(12)}
+    )
+    call("compress", "model.npz", "-o", "model.jp", "--bits", "8", "--where", "Dense_0/*")
+    assert jp.load("model.jp")["params"]["Dense_0"]["kernel"].shape == (8, 12)
+    call("convert", "model.jp", "model.msgpack")
+    assert call("diff", "model.jp", "model.msgpack", "--json")["equal"]
+
+
+def test_convert_and_diff_across_formats(model, call):
+    for suffix in (".npz", ".msgpack", ".orbax", ".jp"):
+        found = call("convert", model, f"model{suffix}", "--json")
+        assert found["leaves"] == 6 and found["bytes_after"] == checkpoints.open(f"model{suffix}").file_bytes
+        assert call("diff", model, f"model{suffix}", "--json")["equal"]
+    call("convert", "model.msgpack", "back.safetensors")
+    assert set(checkpoints.open("back.safetensors").leaves) == {name.replace(".", "/") for name in LEAVES}
+    checkpoints.write("other.npz", {"model.a.bias": np.ones(3), "model.ids": LEAVES["model.ids"], "new": np.ones(2)})
+    found = call("diff", model, "other.npz", "--json")
+    assert found["shapes"] == [{"name": "model/a/bias", "before": [12], "after": [3]}]
+    assert found["only_after"] == ["new"] and len(found["only_before"]) == 4 and not found["equal"]
+    text = call("diff", model, "other.npz")
+    assert "model/a/bias: 12 before, 3 after" in text and "only in other.npz: new" in text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sweep, shrink
+
+MODULE = """
+import jax.numpy as jnp
+
+def kept(params):
+    return jnp.sum(params["model"]["a"]["weight"] != 0)
+
+def words(params):
+    return "many"
+
+def apply(params, x):
+    return x @ params["model"]["a"]["weight"]
+"""
+
+
+def test_sweep_against_numpy(model, call):
+    argv = ("sweep", model, "--sparsity", "0,0.5", "--bits", "none,8,3", "--exclude", "*c.weight")
+    found = call(*argv, "--json", "--png", "curve.png")
+    assert open("curve.png", "rb").read(8) == b"\x89PNG\r\n\x1a\n"
+    tree = {name: LEAVES[name] for name in KERNELS[:2]}
+    rest = BYTES - sum(leaf.nbytes for leaf in tree.values())
+    norm = sum(np.sum(wide(name) ** 2) for name in tree)
+    rows = found["settings"]
+    assert [(row["sparsity"], row["bits"]) for row in rows] == [(s, b) for s in (0, 0.5) for b in (None, 8, 3)]
+    for row in rows:
+        pruned, masks = jp.prune(tree, row["sparsity"])
+        after = pruned if row["bits"] is None else jp.fake_quant(pruned, row["bits"])
+        size = jp.report(tree, after, masks=masks, bits=row["bits"]).total.coded_bytes
+        error = sum(np.sum((wide(name) - np.asarray(after[name], np.float64)) ** 2) for name in tree)
+        assert row["bytes"] == size + rest
+        assert row["relative_error"] == pytest.approx(np.sqrt(error / norm), rel=1e-5, abs=1e-9)
+    best = [not any(o["bytes"] <= r["bytes"] and o["relative_error"] < r["relative_error"] for o in rows) for r in rows]
+    assert [row["front"] for row in rows] == best
+    assert "* is on the front" in call(*argv)
+
+
+def test_sweep_with_a_metric(model, call, fails):
+    with open("metrics_of_test.py", "w") as file:
+        file.write(MODULE)
+    argv = ("sweep", model, "--sparsity", "0.25,0.75", "--bits", "none", "--scope", "leaf", "--eval")
+    found = call(*argv, "metrics_of_test:kept", "--json")
+    assert [row["metric"] for row in found["settings"]] == [96 - 24, 24]
+    assert "returned many, not a number" in fails(*argv, "metrics_of_test:words")
+    assert "has no 'best'; it has kept, words, apply" in fails(*argv, "metrics_of_test:best")
+    assert "module 'nowhere' cannot be imported from" in fails(*argv, "nowhere:best")
+    assert "names no function; write module:function" in fails(*argv, "metrics_of_test.kept")
+    sys.modules.pop("metrics_of_test")
+
+
+class Shrunk(NamedTuple):
+    params: dict
+    apply: object = None
+    plan: object = None
+    report: object = None
+
+
+def test_shrink_calls_the_library(model, call, fails, monkeypatch):
+    with open("metrics_of_test.py", "w") as file:
+        file.write(MODULE)
+    asked = {}
+
+    def shrink(apply, params, inputs, sparsity, **options):
+        asked.update(options, sparsity=sparsity, outputs=apply(params, *inputs).shape)
+        smaller = {**params["model"], "a": {"weight": params["model"]["a"]["weight"][:, :5], "bias": np.ones(5)}}
+        return Shrunk({"model": smaller})
+
+    monkeypatch.setattr(jp, "shrink", shrink, raising=False)
+    argv = ("shrink", model, "--apply", "metrics_of_test:apply", "--sparsity", "0.5", "-o")
+    found = call(*argv, "small.safetensors", "--input-shape", "2,8", "--round-to", "4", "--json")
+    assert asked == {
+        "round_to": 4,
+        "min_keep": 1,
+        "scope": "global",
+        "allow_inexact": False,
+        "sparsity": 0.5,
+        "outputs": (2, 12),
+    }
+    assert checkpoints.open("small.safetensors").leaves["model.a.weight"].shape == (8, 5)
+    assert found["parameters_before"] - found["parameters_after"] == 7 * 8 + 7
+    checkpoints.write("inputs.npz", {"x": np.ones((3, 8), np.float32)})
+    assert "8x12    8x5" in call(*argv, "small.npz", "--inputs", "inputs.npz") and asked["outputs"] == (3, 12)
+    assert "write numbers between commas" in fails(*argv, "other.npz", "--input-shape", "a,b")
+    sys.modules.pop("metrics_of_test")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what goes wrong
+
+
+def test_errors_are_one_line_that_says_what_to_do(model, fails, call):
+    call("compress", model, "-o", "small.jp")
+    cut = open(model, "rb").read()[:-100]
+    with open("cut.safetensors", "wb") as file:
+        file.write(cut)
+    with open("notes.txt", "w") as file:
+        file.write("hello")
+    with open("bad.toml", "w") as file:
+        file.write("bits = ")
+    with open("key.toml", "w") as file:
+        file.write("bit = 4")
+    checkpoints.write("other.npz", {"x": np.ones(3)})
+    expected = {
+        ("inspect", "none.npz"): "none.npz: no such file or folder",
+        ("inspect", "cut.safetensors"): "cut.safetensors: cut short: it has",
+        ("inspect", "notes.txt"): "notes.txt: no checkpoint that is known here",
+        ("inspect", model, "--where", "x*"): "pattern 'x*' matches none of the 6 leaves that can be chosen: "
+        "model.a.weight, model.a.bias, model.b.weight, ... (jaxprune inspect lists them",
+        ("compress", model, "-o", "small.jp"): "small.jp exists; choose another name, or --force to replace it",
+        ("compress", model, "-o", "none/small.jp"): "there is no folder none; make it first",
+        ("compress", model, "-o", "s.npz"): "end the name in .jp; jaxprune decompress makes .npz of it",
+        ("compress", model, "-o", "s.jp", "--exclude", "*bias"): "pattern '*bias' matches none of the 3 leaves",
+        ("compress", model, "-o", "s.jp", "--sparsity", "50"): "sparsity must be in [0, 1], got 50",
+        ("compress", model, "-o", "s.jp", "--bits", "nan"): "bits must be in [1, 16], got nan",
+        (
+            "compress",
+            model,
+            "-o",
+            "s.jp",
+            "--n-of-m",
+            "2:5",
+        ): "leaf 'model.a.weight': axis -2 has length 8, not a multiple",
+        ("compress", model, "-o", "s.jp", "--recipe", "none.toml"): "none.toml: No such file or directory",
+        ("compress", model, "-o", "s.jp", "--recipe", "bad.toml"): "bad.toml is no TOML file",
+        ("compress", model, "-o", "s.jp", "--recipe", "key.toml"): "unknown key 'bit'; there are sparsity",
+        (
+            "compress",
+            model,
+            "-o",
+            "s.jp",
+            "--recipe",
+            "key.toml",
+            "--bits",
+            "4",
+        ): "--recipe says everything: put bits into",
+        ("compress", "other.npz", "-o", "s.jp", "--bits", "4"): "only floating arrays of rank 2 and more",
+        ("decompress", model, "-o", "d.npz"): "is dense already (safetensors); jaxprune convert",
+        ("decompress", "small.jp", "-o", "d.txt"): "no format has the suffix '.txt'",
+        ("convert", model, "other.npz"): "other.npz exists",
+        (
+            "diff",
+            model,
+            "other.npz",
+        ): "have no leaf in common: model/a/weight, model/a/bias, model/b/weight, ... against x",
+        ("sweep", model, "--bits", "4;8"): "--bits '4;8': '4;8' is no number",
+        ("sweep", model, "--sparsity", "2"): "--sparsity must be in [0, 1], got 2",
+    }
+    for argv, said in expected.items():
+        assert said in fails(*argv), argv
+        assert fails(*argv).startswith(f"jaxprune {argv[0]}: ")
+    assert "--bits" in fails("compress", model, "-o", "s.jp", "--bits", "four", code=2)
+    assert "invalid choice: 'shrnk'" in fails("shrnk", code=2)
+
+
+def test_a_full_disk_and_an_interrupt_leave_nothing(model, fails, monkeypatch):
+    def full(path, made):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifact, "write_compressed", full)
+    said = fails("compress", model, "-o", "small.jp")
+    assert said == "jaxprune compress: No space left on device; nothing was written: make room, or write elsewhere"
+
+    def interrupted(path, made):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifact, "write_compressed", interrupted)
+    assert fails("compress", model, "-o", "small.jp", code=130) == "jaxprune: interrupted"
+
+
+def test_what_does_not_read_back_is_not_kept(model, fails, monkeypatch):
+    def damaged(path, made):
+        data = bytearray(made.to_bytes())
+        data[-20] ^= 1
+        path.write_bytes(data)
+
+    monkeypatch.setattr(artifact, "write_compressed", damaged)
+    assert "the checksum is wrong" in fails("compress", model, "-o", "small.jp")
+
+
+def test_a_fault_of_the_program_is_one_line_too(model, fails, monkeypatch, capsys):
+    monkeypatch.setattr(selection, "eligible", lambda leaves: 1 / 0)
+    said = fails("inspect", model)
+    assert said == "jaxprune inspect: ZeroDivisionError: division by zero (JAXPRUNE_DEBUG=1 shows where)"
+    monkeypatch.setenv("JAXPRUNE_DEBUG", "1")
+    assert cli.main(["inspect", model]) == 1 and "Traceback" in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys):
+    for argv in ([], *([name] for name in cli.COMMANDS)):
+        assert cli.main([*argv, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert f"examples:\n  jaxprune {argv[0] if argv else 'inspect'} " in text and "exit codes: 0 done" in text
+    assert cli.main(["--version"]) == 0 and jp.__version__ in capsys.readouterr().out
+
+
+def test_output_helpers():
+    assert output.plain({1: [np.float32(0.5), float("nan"), np.int64(3)]}) == {"1": [0.5, None, 3]}
+    assert output.smaller(10, 5) == "10 bytes before, 5 after: 2.0x smaller"
+    assert output.smaller(5, 10) == "5 bytes before, 10 after: 2.0x larger"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the real process
+
+
+def process(*argv, **options):
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, **options)
+
+
+def test_the_real_process(model):
+    run = process("-m", "jaxprune.cli", "inspect", model, "--json")
+    assert (run.returncode, run.stderr) == (0, "")  # no bar where no terminal is
+    assert json.loads(run.stdout)["total"]["bytes"] == BYTES
+    run = process("-m", "jaxprune.cli", "inspect", "none.npz", "--json")
+    assert (run.returncode, run.stdout) == (
+        1,
+        "",
+    ) and run.stderr == "jaxprune inspect: none.npz: no such file or folder\n"
+
+
+def test_the_real_process_on_a_full_disk(model):
+    before = sorted(os.listdir())
+    program = (
+        "import resource, sys\n"
+        "from jaxprune import cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"sys.argv[1:] = ['convert', {model!r}, 'model.npz']\n"
+        "sys.exit(cli.run())\n"
+    )
+    run = process("-c", program)
+    assert run.returncode == 1 and run.stderr.count("\n") == 1, run.stderr
+    assert "nothing was written: make room" in run.stderr and sorted(os.listdir()) == before
+
+
+def test_a_request_to_end_leaves_nothing(tmp_path):
+    """The process sends itself the signal when half a file is written."""
+    program = (
+        "import os, signal, sys, numpy as np\n"
+        "from jaxprune import checkpoints, cli\n"
+        "checkpoints.write('model.npz', {'a': np.ones(9)})\n"
+        "def stop(path, leaves):\n"
+        "    path.write_bytes(b'half')\n"
+        f"    os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
+        "checkpoints.npz.write = stop\n"
+        "sys.argv[1:] = ['convert', 'model.npz', 'other.npz']\n"
+        "sys.exit(cli.run())\n"
+    )
+    run = process("-c", program, cwd=tmp_path)
+    assert (run.returncode, run.stderr, os.listdir(tmp_path)) == (130, "jaxprune: interrupted\n", ["model.npz"])
