@@ -127,9 +127,9 @@ def _left_out(found: Frontier) -> str:
     """What the chart does not show."""
     below = int((found.metric[found.finite] < found.lowest).sum())
     without = int((~found.finite).sum())
-    parts = [f"{below:,} settings below {found.lowest:.4g} are not drawn."] if below else []
-    parts += [f"{without:,} settings without a finite cost and metric are left out."] if without else []
-    return " ".join(parts)
+    parts = [f"{below:,} below {found.lowest:.4g}"] if below else []
+    parts += [f"{without:,} without a finite cost and metric"] if without else []
+    return f"Not drawn: {', '.join(parts)}." if parts else ""
 
 
 def _front_table(found: Frontier) -> Element:
@@ -164,7 +164,7 @@ def _leaves(report: "Report") -> Element:
 
 def _scrolling(content: Element, label: str) -> Element:
     """A box that scrolls sideways, by the keyboard as well."""
-    return element("div", content, class_="scrolling", role="region", aria_label=f"table of {label}", tabindex="0")
+    return element("section", content, class_="scrolling", aria_label=f"table of {label}", tabindex="0")
 
 
 def _weights(report: "Report") -> list[Element]:

@@ -83,7 +83,7 @@ class Report:
         ...     written = jp.report(weights, jp.quantize(weights, 4)).to_html(
         ...         folder + "/report.html", sweep=result, settings=settings, chosen=1
         ...     )
-        ...     written.name, "4 bits" in written.read_text()
+        ...     written.name, "chosen: bits 4" in written.read_text()
         ('report.html', True)
         """
         found = None
