@@ -3,7 +3,8 @@
 Trains a small convolutional network on scikit-learn's digits (1,797 real scans, part of the package), then compresses
 it in some 400 ways: global sparsity times bit width, and a row each of three more masks (by threshold, by the entropy
 of a unit's weights, by the fraction of zeros in a unit). Settings are chosen on the validation images, and the
-accuracies printed are those of the test images. Draws digits_pareto.png in the current folder.
+accuracies printed are those of the test images. Draws digits_pareto.png in the current folder, and writes what there
+is to see about the setting it recommends to report.html.
 
     python examples/digits_pareto.py            # --short for a quick look
 """
@@ -160,7 +161,17 @@ for i in front[::-1]:
 setting = {name: values[best] for name, values in settings.items()}
 small, masks = jax.jit(compress)(setting, params)
 print("\nThe recommended one, leaf by leaf:\n")
-print(jp.report(params, small, masks=masks, bits=setting["bits"], spec=SPEC), end="\n\n")
+report = jp.report(params, small, masks=masks, bits=setting["bits"], spec=SPEC)
+print(report, end="\n\n")
+report.to_html(
+    "report.html",
+    title="A digits network, compressed",
+    sweep=result,
+    settings=settings,
+    metric="validation",
+    chosen=best,
+    baseline=dense_validation,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The picture: what the choice saw, and the two test accuracies that matter.
@@ -220,7 +231,7 @@ top.set_xticks([], minor=True)
 top.set_xlabel("of the dense size")
 axes.set_title(f"{len(names)} ways to compress one trained network, one compiled program", loc="left", pad=12)
 figure.savefig("digits_pareto.png", dpi=120)
-print("drew digits_pareto.png")
+print("drew digits_pareto.png, wrote report.html")
 
 chosen = ",".join(f"{name}:{value}" for name, value in describe(best).items())
 print(

@@ -112,7 +112,7 @@ def sweep(
     array([3, 2, 1], dtype=int32)
     """
     axis = _check(fn, batch_size, mesh, axis)
-    settings = _host_settings(settings)
+    settings = host_settings(settings)
     count = jax.tree.leaves(settings)[0].shape[0]
     placed = _sweep_program.place(args, mesh)
     program, width = _sweep_program.plan(fn, settings, placed, batch_size, mesh, axis)
@@ -152,7 +152,7 @@ def _check(fn: Any, batch_size: int | None, mesh: Mesh | None, axis: str | None)
     return names[0] if axis is None else axis
 
 
-def _host_settings(settings: Any) -> Any:
+def host_settings(settings: Any) -> Any:
     """The settings as NumPy arrays of JAX's dtypes with equal leading axes; lists of numbers become arrays."""
     settings = tree_map_with_path(_host_setting, settings, is_leaf=_is_numbers)
     lengths = {"settings" + keystr(path): leaf.shape[0] for path, leaf in tree_leaves_with_path(settings)}
@@ -211,7 +211,7 @@ def pareto_front(result: Any, *, cost: Any, metric: Any) -> np.ndarray:
     >>> pareto_front({"bytes": [4, 1, 2, 3], "accuracy": [0.9, 0.5, 0.8, 0.7]}, cost="bytes", metric="accuracy")
     array([1, 2, 0])
     """
-    costs, metrics = _column(result, "cost", cost), _column(result, "metric", metric)
+    costs, metrics = column(result, "cost", cost), column(result, "metric", metric)
     if costs.shape != metrics.shape:
         raise ValueError(f"cost and metric must have equal lengths, got {costs.size} and {metrics.size}")
     order = np.flatnonzero(~(np.isnan(costs) | np.isnan(metrics)))
@@ -223,7 +223,7 @@ def pareto_front(result: Any, *, cost: Any, metric: Any) -> np.ndarray:
     return order[unbeaten]
 
 
-def _column(result: Any, role: str, value: Any) -> np.ndarray:
+def column(result: Any, role: str, value: Any) -> np.ndarray:
     """Values by name or as given, in float64, which holds every narrower dtype exactly."""
     if isinstance(value, str):
         fields = result if isinstance(result, Mapping) else getattr(result, "_asdict", lambda: vars(result))()

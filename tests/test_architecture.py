@@ -17,8 +17,10 @@ from jaxprune import (
     masks,
     quantization,
     rate_distortion,
+    reports,
     saliency,
     schedules,
+    structure,
     training,
     trellis,
 )
@@ -116,8 +118,8 @@ def test_all_but_training_needs_jax_and_numpy_alone():
 
 
 def public_functions():
-    documented = (allocation, artifact, codebook, masks, quantization, rate_distortion, saliency, schedules, trellis)
-    for module in (jaxprune, checkpoints, *documented, training):
+    documented = (allocation, artifact, codebook, masks, quantization, rate_distortion, reports, saliency, schedules)
+    for module in (jaxprune, checkpoints, *documented, structure, training, trellis):
         for name in getattr(module, "__all__", ()):
             if inspect.isfunction(value := getattr(module, name)):
                 yield f"{module.__name__}.{name}", value

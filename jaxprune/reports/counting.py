@@ -1,12 +1,7 @@
-"""What was removed, what is left and what it costs: a table for people, integers for programs.
-
-:func:`report` counts on the host, in integers of any size; :func:`coded_bytes` is the same count inside a jitted sweep.
-The formula of the bytes is in :mod:`jaxprune.sizes`.
-"""
+"""Counting, on the host: what is left of each leaf, what it costs and how far off it is."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -17,76 +12,11 @@ from jax.core import Tracer
 from jaxprune import sizes, tree
 from jaxprune.base import Masks, Params, QArray, QuantSpec, Setting, Where
 from jaxprune.quantization import dequantize
-from jaxprune.sizes import coded_bytes
-
-__all__ = ["Report", "Row", "coded_bytes", "report"]
+from jaxprune.reports import measures
+from jaxprune.reports.rows import Row
+from jaxprune.reports.summary import Report
 
 _PLAIN = QuantSpec()
-
-_HEADER = ("leaf", "parameters", "sparsity", "zeros", "bits", "dense bytes", "coded bytes", "rel. error", "max error")
-_FOOTER = """\
-coded = ceil(kept * bits / 8) + mask + 4 a scale (+ 4 a zero point if asymmetric), in bytes for each leaf; a mask takes
-1 bit a parameter, 1 bit a unit where whole units are removed, nothing where nothing is. An entropy coder gets below it.
-sparsity: what masks remove, of the parameters under a mask. zeros: of all parameters, whatever made them.
-The bits of the total are coded bits a parameter; rel. error is |after - before| / |before| in the L2 norm."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One leaf, or all of them.
-
-    Attributes:
-      path: of the leaf; empty for a bare array, "total" for the last row.
-      parameters: entries.
-      masked: entries of them under a mask; 0 of a leaf that is left alone.
-      removed: entries that the mask removes.
-      zeros: entries that are 0 afterwards, natural zeros included.
-      bits: width of a code or of the dtype; of the total, coded bits divided by parameters.
-      dense_bytes: size before, as the arrays are.
-      coded_bytes: size after, by the formula of :mod:`jaxprune.sizes`.
-      relative_error: L2 norm of ``after - before`` over that of ``before`` (its finite entries); inf if only that is 0.
-      max_error: largest ``abs(after - before)``, in the units of the parameters.
-    """
-
-    path: str
-    parameters: int
-    masked: int
-    removed: int
-    zeros: int
-    bits: float
-    dense_bytes: int
-    coded_bytes: int
-    relative_error: float
-    max_error: float
-
-    @property
-    def mask_sparsity(self) -> float:
-        """Fraction that masks remove, of the parameters under a mask; as ``masks.sparsity_of``."""
-        return self.removed / self.masked if self.masked else 0.0
-
-    @property
-    def zero_fraction(self) -> float:
-        """Fraction of zeros, of all parameters."""
-        return self.zeros / self.parameters if self.parameters else 0.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """A row for each leaf and one for all. ``print`` shows the table, :meth:`to_dict` gives what is in it."""
-
-    rows: tuple[Row, ...]
-    total: Row
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, ready for ``json.dumps``: ``{"rows": [{...}, ...], "total": {...}}``."""
-
-        def record(row: Row) -> dict[str, Any]:
-            return asdict(row) | {"mask_sparsity": row.mask_sparsity, "zero_fraction": row.zero_fraction}
-
-        return {"rows": [record(row) for row in self.rows], "total": record(self.total)}
-
-    def __str__(self) -> str:
-        return _table(self)
 
 
 def report(
@@ -156,12 +86,12 @@ def _matched(before: Params, after: Params) -> tuple[tree.Selection, tree.Select
 def _row(
     path: str, before: np.ndarray, after: np.ndarray, mask: np.ndarray, bits: Any, scales: int
 ) -> tuple[Row, float, float]:
-    """The row of one leaf, its squared error and the square of its norm."""
+    """The row of one leaf, and what it adds to the squared error and the squared norm of all."""
     if np.any((after != 0) & ~mask):
         raise ValueError(f"leaf {tree.show(path)} has values under its mask that are not 0; apply_masks(after, masks)")
     width = 8 * after.dtype.itemsize if bits is None else math.floor(bits + 0.5)
     kept, entries = (int(n) for n in sizes.mask_cost(mask, after.size, np, np.int64))
-    squared_error, squared_norm, largest = _errors(before, after)
+    squared_error, squared_norm, largest = measures.errors(before, after)
     row = Row(
         path=path,
         parameters=after.size,
@@ -173,18 +103,11 @@ def _row(
         coded_bytes=sizes.leaf_bytes(kept, width, entries, scales),
         relative_error=_ratio(squared_error, squared_norm),
         max_error=largest,
+        histogram=measures.histogram(before, after),
     )
+    if not jnp.issubdtype(before.dtype, jnp.inexact):
+        return row, 0.0, 0.0  # indices and keys are large numbers, next to which no weight would count
     return row, squared_error, squared_norm
-
-
-def _errors(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
-    """Sum of squared differences, sum of squares before, largest difference. NaN in both places is no difference."""
-    wide = np.complex128 if jnp.issubdtype(before.dtype, jnp.complexfloating) else np.float64
-    old, new = before.astype(wide), after.astype(wide)
-    same = (old == new) | (np.isnan(old) & np.isnan(new))
-    difference = np.abs(np.subtract(old, new, where=~same, out=np.zeros_like(old)))
-    norm = np.abs(old[np.isfinite(old)])
-    return float(np.sum(difference**2)), float(np.sum(norm**2)), float(np.max(difference, initial=0.0))
 
 
 def _ratio(squared_error: float, squared_norm: float) -> float:
@@ -218,32 +141,3 @@ def _host(leaf: Any) -> np.ndarray:
     if tree.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return np.asarray(jax.random.key_data(leaf))
     return np.asarray(leaf if tree.is_array(leaf) else jnp.asarray(leaf))
-
-
-def _table(report: Report) -> str:
-    lines = [_HEADER, *(_cells(row, f"{row.bits:g}") for row in report.rows)]
-    lines.append(_cells(report.total, f"{report.total.bits:.2f}"))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
-    body = []
-    for name, *numbers in lines:
-        numbers = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-        body.append("  ".join([name.ljust(widths[0]), *numbers]))
-    rule = "-" * len(body[0])
-    total = report.total
-    share = f" ({total.coded_bytes / total.dense_bytes:.1%} of dense)" if total.dense_bytes else ""
-    summary = f"dense {total.dense_bytes:,} bytes, coded {total.coded_bytes:,} bytes{share}"
-    return "\n".join([body[0], rule, *body[1:-1], rule, body[-1], "", summary, _FOOTER])
-
-
-def _cells(row: Row, bits: str) -> tuple[str, ...]:
-    return (
-        row.path or "(array)",
-        f"{row.parameters:,}",
-        f"{row.mask_sparsity:.4f}",
-        f"{row.zero_fraction:.4f}",
-        bits,
-        f"{row.dense_bytes:,}",
-        f"{row.coded_bytes:,}",
-        f"{row.relative_error:.2e}",
-        f"{row.max_error:.2e}",
-    )

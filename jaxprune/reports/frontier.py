@@ -1,0 +1,88 @@
+"""What a sweep has found: the cost and the metric of each setting, which of them nothing beats, which was chosen."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.sweeps import column, host_settings, pareto_front
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Attributes:
+    cost: float64 [N], lower is better.
+    metric: float64 [N], higher is better.
+    front: indices [K] of the settings that no other beats, by ascending cost.
+    cost_name: what the cost is called.
+    metric_name: what the metric is called.
+    settings: for each name the values [N].
+    chosen: index of one setting, or None.
+    baseline: the metric before compression, or None.
+    """
+
+    cost: np.ndarray
+    metric: np.ndarray
+    front: np.ndarray
+    cost_name: str
+    metric_name: str
+    settings: dict[str, np.ndarray]
+    chosen: int | None
+    baseline: float | None
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Which settings can be drawn: bool [N]."""
+        return np.isfinite(self.cost) & np.isfinite(self.metric)
+
+    @property
+    def lowest(self) -> float:
+        """The metric from which on settings are drawn: those that have lost nearly everything would fill the picture.
+
+        Four times as far below the best as the median is; what was chosen is always in.
+        """
+        metrics = self.metric[self.finite]
+        lowest = max(float(metrics.min()), float(metrics.max() - 4 * (metrics.max() - np.median(metrics))))
+        if self.chosen is not None and self.finite[self.chosen]:
+            lowest = min(lowest, float(self.metric[self.chosen]))
+        return lowest
+
+    def describe(self, index: int) -> str:
+        """The setting in words: ``sparsity 0.5, bits 4``."""
+        if not self.settings:
+            return f"setting {index}"
+        return ", ".join(f"{name} {value[index]:.6g}" for name, value in self.settings.items())
+
+
+def find(sweep: Any, *, cost: Any, metric: Any, settings: Any, chosen: int | None, baseline: float | None) -> Frontier:
+    """Checks what :meth:`jaxprune.Report.to_html` is given about a sweep, and finds the front."""
+    costs, metrics = column(sweep, "cost", cost), column(sweep, "metric", metric)
+    front = pareto_front(None, cost=costs, metric=metrics)
+    names = _name(cost, "cost"), _name(metric, "metric")
+    found = Frontier(costs, metrics, front, *names, _named(settings, costs.size), chosen, baseline)
+    if not found.finite.any():
+        raise ValueError("no setting of the sweep has a finite cost and metric")
+    if chosen is not None and not 0 <= operator.index(chosen) < costs.size:
+        raise ValueError(f"chosen must be an index in [0, {costs.size - 1}], got {chosen}")
+    return found
+
+
+def _name(value: Any, role: str) -> str:
+    return value if isinstance(value, str) else role
+
+
+def _named(settings: Any, count: int) -> dict[str, np.ndarray]:
+    """The settings that are one number each, by path."""
+    if settings is None:
+        return {}
+    held = host_settings(settings)
+    parts = [{key: held[key]} for key in settings] if isinstance(settings, Mapping) else [held]  # in the order given
+    keyed = [pair for part in parts for pair in jax.tree_util.tree_flatten_with_path(part)[0]]
+    named = {jax.tree_util.keystr(path, simple=True, separator="/") or "setting": values for path, values in keyed}
+    for name, values in named.items():
+        if values.shape != (count,):
+            raise ValueError(f"settings: {name!r} must have shape ({count},), as the sweep has, got {values.shape}")
+    return named

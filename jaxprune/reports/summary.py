@@ -1,0 +1,116 @@
+"""The report itself: rows and a total, and the ways to look at them."""
+
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jaxprune.reports import frontier, notebook, page, plots, text
+from jaxprune.reports.rows import Row
+
+
+@dataclass(frozen=True)
+class Report:
+    """A row for each leaf and one for all.
+
+    ``print`` shows a table, a notebook shows one with bars, :meth:`plot` draws it, :meth:`to_html` writes a page, and
+    :meth:`to_dict` gives what is in it.
+    """
+
+    rows: tuple[Row, ...]
+    total: Row
+
+    def to_dict(self, *, histograms: bool = False) -> dict[str, Any]:
+        """Plain Python values, ready for ``json.dumps``: ``{"rows": [{...}, ...], "total": {...}}``.
+
+        Args:
+          histograms: also those of the weights, 128 numbers a leaf, as ``"histogram"`` of each row.
+        """
+
+        def record(row: Row) -> dict[str, Any]:
+            plain = {field.name: getattr(row, field.name) for field in fields(row) if field.name != "histogram"}
+            if histograms:
+                plain["histogram"] = row.histogram and {
+                    name: list(value) if isinstance(value, tuple) else value
+                    for name, value in asdict(row.histogram).items()
+                }
+            return plain | {"mask_sparsity": row.mask_sparsity, "zero_fraction": row.zero_fraction}
+
+        return {"rows": [record(row) for row in self.rows], "total": record(self.total)}
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str = "Compression report",
+        sweep: Any = None,
+        settings: Any = None,
+        cost: Any = "bytes",
+        metric: Any = "accuracy",
+        chosen: int | None = None,
+        baseline: float | None = None,
+    ) -> Path:
+        """Writes one page that holds everything it needs: no network, no other file. Any browser opens it.
+
+        It shows the totals, the frontier of a sweep if there is one, a table of the leaves that sorts by any column,
+        and the weights of each leaf before and after. The file is written beside ``path`` and then renamed, so that
+        whatever goes wrong, ``path`` holds the old file or the new one.
+
+        Args:
+          path: where; the folder must exist.
+          title: the heading.
+          sweep: what :func:`jaxprune.sweep` returned: a mapping, or a record with attributes, of arrays [N].
+          settings: those of the sweep, as :func:`jaxprune.grid` makes them: a tree of arrays [N]; they name its points.
+          cost: of the sweep, lower is better. A name in ``sweep``, or numbers [N].
+          metric: of the sweep, higher is better. Likewise.
+          chosen: index of the setting that this report is about.
+          baseline: the metric before compression.
+
+        Returns:
+          The path.
+
+        Raises:
+          KeyError: a name that the sweep does not have.
+          ValueError: arrays of different lengths, no finite value, an index out of range, or settings, a choice or a
+            baseline without a sweep. OSError, if the file cannot be written.
+
+        >>> import tempfile
+        >>> import jaxprune as jp, numpy as np
+        >>> weights = {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)}
+        >>> settings = jp.grid(bits=[2, 4, 8])
+        >>> result = {"bytes": np.array([7, 10, 16]), "accuracy": np.array([0.6, 0.9, 0.91])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = jp.report(weights, jp.quantize(weights, 4)).to_html(
+        ...         folder + "/report.html", sweep=result, settings=settings, chosen=1
+        ...     )
+        ...     written.name, "chosen: bits 4" in written.read_text()
+        ('report.html', True)
+        """
+        found = None
+        if sweep is not None:
+            found = frontier.find(sweep, cost=cost, metric=metric, settings=settings, chosen=chosen, baseline=baseline)
+        elif not (settings is None and chosen is None and baseline is None):
+            raise ValueError("settings, chosen and baseline are about a sweep; give sweep= as well")
+        return page.write(Path(path), page.render(self, title, found))
+
+    def plot(self, ax: Any = None, *, most: int = 30) -> Any:
+        """Draws the bytes of each leaf before and after, with its sparsity and bits beside them (needs matplotlib).
+
+        Args:
+          ax: matplotlib axes to draw on; None for a new figure.
+          most: leaves to draw at most, the largest first; the others are summed up in one bar.
+
+        Returns:
+          The axes; ``.figure`` is the figure.
+
+        Raises:
+          ImportError: without matplotlib.
+          ValueError: ``most`` below 1.
+        """
+        return plots.plot_leaves(self, ax, most)
+
+    def _repr_html_(self) -> str:
+        return notebook.render(self)
+
+    def __str__(self) -> str:
+        return text.table(self)
