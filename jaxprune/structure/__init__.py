@@ -5,5 +5,6 @@
 
 from jaxprune.structure.graph import Graph, trace
 from jaxprune.structure.groups import Group
+from jaxprune.structure.merging import merge_batch_norm
 
-__all__ = ["Graph", "Group", "trace"]
+__all__ = ["Graph", "Group", "merge_batch_norm", "trace"]
