@@ -184,6 +184,17 @@ def unit_norm(w, ord=1):
         return (np.abs(_f64(w)) ** ord).sum(axis=_other_axes(w), keepdims=True) ** (1 / ord)
 
 
+def geometric_median(w):
+    """Sum of the distances to all other units whose weights are finite, shape (1, .., 1, C); NaN for a unit whose own
+    are not. float64, by differences."""
+    units = _f64(w).reshape(-1, np.shape(w)[-1]).T
+    finite = np.isfinite(units).all(axis=1)
+    scores = np.full(len(units), np.nan)
+    for i in np.flatnonzero(finite):
+        scores[i] = np.sqrt(((units[finite] - units[i]) ** 2).sum(axis=1)).sum()
+    return scores.reshape((1,) * (np.ndim(w) - 1) + (-1,))
+
+
 def entropy_of_counts(counts):
     """-sum p log2 p in bits, p = counts / sum of counts; no counts give 0."""
     total = sum(int(c) for c in counts)
@@ -433,3 +444,14 @@ def pareto_front(cost, metric):
         return cj <= ci and mj >= mi and (points[j] != points[i] or j < i)
 
     return sorted((i for i in valid if not any(beats(j, i) for j in valid)), key=lambda i: points[i][0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Structure
+
+
+def merged_batch_norm(kernel, bias, scale, offset, mean, var, epsilon):
+    """Kernel and bias of a layer with the BatchNorm after it folded in, float64; None where there is none."""
+    factor = (1.0 if scale is None else _f64(scale)) / np.sqrt(_f64(var) + epsilon)
+    centered = (0.0 if bias is None else _f64(bias)) - _f64(mean)
+    return _f64(kernel) * factor, centered * factor + (0.0 if offset is None else _f64(offset))

@@ -11,6 +11,7 @@ A **unit** is an index along a leaf's last axis; of a vector each entry is a uni
 Nothing here is a class or a registry: a criterion is any function ``params -> scores``.
 """
 
+from jaxprune.saliency.distances import geometric_median
 from jaxprune.saliency.units import activation_entropy, activation_taylor, unit_entropy, unit_norm, unit_sparsity
 from jaxprune.saliency.weights import connection_entropy, fisher, gradient, magnitude, random
 
@@ -19,6 +20,7 @@ __all__ = [
     "activation_taylor",
     "connection_entropy",
     "fisher",
+    "geometric_median",
     "gradient",
     "magnitude",
     "random",

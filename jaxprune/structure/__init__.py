@@ -2,11 +2,13 @@
 
 ``trace`` finds out what can be removed together; the ``Graph`` it gives cuts parameters and runs the smaller function.
 ``shrink`` does it all in one call: it scores the units, removes the lowest, and reports what is left.
+``merge_batch_norm`` folds a BatchNorm into the layer before it.
 """
 
 from jaxprune.structure.graph import Graph, trace
 from jaxprune.structure.groups import Group
+from jaxprune.structure.merging import merge_batch_norm
 from jaxprune.structure.shrinking import Shrunk, shrink
 from jaxprune.structure.summary import ShrinkReport
 
-__all__ = ["Graph", "Group", "ShrinkReport", "Shrunk", "shrink", "trace"]
+__all__ = ["Graph", "Group", "ShrinkReport", "Shrunk", "merge_batch_norm", "shrink", "trace"]

@@ -1,0 +1,179 @@
+"""BatchNorm folded into the layer before it: fewer arrays and fewer operations, the same function at inference."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import tree_util
+
+from jaxprune import tree
+from jaxprune.base import Array, Params, Setting
+
+_STATISTICS = ("mean", "var")
+_AFFINE = ("scale", "bias")
+
+Path = tuple[Any, ...]
+
+
+class _Leaf(NamedTuple):
+    """A leaf of the variables: its keys from the root, its box or itself, and its array."""
+
+    keys: Path
+    node: Any
+    value: Array
+
+
+def merge_batch_norm(variables: Params, pairs: Mapping[str, str], *, epsilon: Setting = 1e-5) -> Params:
+    """Folds the BatchNorm after a layer into the layer, as it works at inference, with its running averages.
+
+    The layer ``y = W x + b`` and the BatchNorm ``(y - mean) * f + offset``, ``f = scale / sqrt(var + epsilon)``, are
+    one layer with ``W' = W * f`` along the last axis, that of the outputs, and ``b' = (b - mean) * f + offset``.
+    Nothing may stand between the two, not even an activation. For kernels ``(..., in, out)``, as of ``Dense``, ``Conv``
+    and ``ConvTranspose`` (not with ``transpose_kernel=True``, whose outputs are on another axis), and a BatchNorm over
+    the last axis; of stacked layers, one layer at a time (``jax.vmap``).
+
+    Args:
+      variables: nested mappings that hold both: Linen's ``{"params": ..., "batch_stats": ...}``, ``nnx.state(model)``,
+        its pure dict, or any tree where ``kernel`` and ``bias`` of a layer, and ``scale``, ``bias``, ``mean`` and
+        ``var`` of a BatchNorm, stand together. ``bias`` and ``scale`` may be missing (``use_bias=False``).
+      pairs: path of a layer -> path of the BatchNorm after it, ``{"Conv_0": "BatchNorm_0"}``; without patterns. In a
+        dict of Linen collections paths begin below the collection. One BatchNorm may serve several layers.
+      epsilon: that of the modules, traced, at least 0; one for all or a mapping from each path of a BatchNorm.
+
+    Returns:
+      The variables without the entries of the BatchNorms, for a module without them whose layers have a bias: mappings
+      of the same classes, boxes (``nnx.Variable``, ``nn.Partitioned``), dtypes. A bias that was missing has the
+      kernel's dtype. Mappings that have become empty are left out. Computed in float32 (float64 for float64 kernels)
+      and rounded once.
+
+    Raises:
+      ValueError: no such path, a layer without a kernel, a BatchNorm without ``mean`` and ``var``, shapes that do not
+        fit, or an ``epsilon`` out of range or missing; each names the path.
+      TypeError: variables that are no mapping, or an entry that is no floating array.
+
+    >>> norm = {"scale": jnp.array([2.0, 1.0]), "bias": jnp.zeros(2)}
+    >>> variables = {
+    ...     "params": {"Dense_0": {"kernel": jnp.ones((1, 2))}, "BatchNorm_0": norm},
+    ...     "batch_stats": {"BatchNorm_0": {"mean": jnp.array([1.0, 0.0]), "var": jnp.array([4.0, 1.0])}},
+    ... }
+    >>> merge_batch_norm(variables, {"Dense_0": "BatchNorm_0"}, epsilon=0.0)
+    {'params': {'Dense_0': {'kernel': Array([[1., 1.]], dtype=float32), 'bias': Array([-1.,  0.], dtype=float32)}}}
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"variables are nested mappings, such as nnx.state(model), not a {type(variables).__name__}")
+    epsilons = _epsilons(epsilon, pairs)
+    changes: dict[Path, Any] = {}
+    for layer_path, norm_path in pairs.items():
+        layer, norm = _entries(variables, layer_path), _entries(variables, norm_path)
+        _check(layer, norm, layer_path, norm_path)
+        kernel, bias = layer["kernel"], layer.get("bias")
+        vectors = {name: leaf.value for name, leaf in norm.items()}
+        weights, offsets = _folded(kernel.value, None if bias is None else bias.value, vectors, epsilons[norm_path])
+        changes[kernel.keys] = _boxed(kernel.node, weights)
+        bias_keys = (*kernel.keys[:-1], "bias")
+        changes[bias_keys] = _new_bias(kernel, norm, offsets) if bias is None else _boxed(bias.node, offsets)
+    removed = {leaf.keys[:-1] for path in pairs.values() for leaf in _entries(variables, path).values()}
+    return _rebuilt(variables, (), changes, removed) if changes else variables
+
+
+@jax.jit
+def _folded(kernel: Array, bias: Array | None, norm: dict[str, Array], epsilon: Any) -> tuple[Array, Array]:
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    entries = {name: value.astype(wide) for name, value in norm.items()}
+    factor = entries.get("scale", 1) / jnp.sqrt(entries["var"] + epsilon)
+    centered = -entries["mean"] if bias is None else bias.astype(wide) - entries["mean"]
+    offset = centered * factor + entries.get("bias", 0)
+    return (kernel.astype(wide) * factor).astype(kernel.dtype), offset.astype((kernel if bias is None else bias).dtype)
+
+
+def _epsilons(epsilon: Setting, pairs: Mapping[str, str]) -> dict[str, Any]:
+    """The value of each BatchNorm."""
+    if isinstance(epsilon, Mapping) and {*epsilon} != {*pairs.values()}:
+        raise ValueError(f"epsilon is given for {sorted(epsilon)}, the BatchNorms are {sorted({*pairs.values()})}")
+    one = {path: epsilon[path] if isinstance(epsilon, Mapping) else epsilon for path in pairs.values()}
+    return {path: tree.check_setting(value, f"epsilon of {path!r}", 0, 3e38) for path, value in one.items()}
+
+
+def _entries(variables: Mapping[Any, Any], path: str) -> dict[str, _Leaf]:
+    """The leaves of a module by name, from all collections."""
+    collections = list(variables) if "params" in variables else [None]
+    found: dict[str, _Leaf] = {}
+    for collection in collections:
+        keys: Path = () if collection is None else (collection,)
+        node = variables if collection is None else _children(variables)[collection]
+        for part in path.split("/"):
+            names = {str(key): key for key in node} if isinstance(node, Mapping) else {}
+            if part not in names:
+                node = None
+                break
+            keys, node = (*keys, names[part]), _children(node)[names[part]]
+        if isinstance(node, Mapping):
+            for key, child in _children(node).items():
+                if not isinstance(child, Mapping) and child is not None:
+                    found[str(key)] = _leaf((*keys, key), child)
+    if not found:
+        top = sorted({str(key) for c in collections for key in (variables if c is None else variables[c])})
+        raise ValueError(f"there is no module {path!r} with arrays in the variables; at the top are {top}")
+    return found
+
+
+def _leaf(keys: Path, node: Any) -> _Leaf:
+    values = jax.tree.leaves(node)
+    if len(values) != 1 or not tree.is_floating(values[0]):
+        raise TypeError(f"leaf {'/'.join(map(str, keys))!r} is a {type(node).__name__}, not one floating array")
+    return _Leaf(keys, node, jnp.asarray(values[0]))
+
+
+def _check(layer: dict[str, _Leaf], norm: dict[str, _Leaf], layer_path: str, norm_path: str) -> None:
+    """Raises ``ValueError`` unless the two modules fit together."""
+    if "kernel" not in layer:
+        raise ValueError(f"{layer_path!r} has no kernel; it has {sorted(layer)}")
+    missing = [name for name in _STATISTICS if name not in norm]
+    if missing or not {*norm} <= {*_STATISTICS, *_AFFINE}:
+        raise ValueError(f"{norm_path!r} is no BatchNorm with mean and var; it has {sorted(norm)}")
+    units = layer["kernel"].value.shape[-1:]
+    for name, leaf in norm.items():
+        if leaf.value.shape != units:
+            raise ValueError(
+                f"{name!r} of {norm_path!r} has shape {leaf.value.shape}; the kernel of {layer_path!r} has shape "
+                f"{layer['kernel'].value.shape}, whose last axis it must fit"
+            )
+    if "bias" in layer and layer["bias"].value.shape[-1:] != units:
+        raise ValueError(f"the bias of {layer_path!r} has shape {layer['bias'].value.shape}, where {units} is needed")
+
+
+def _boxed(node: Any, value: Array) -> Any:
+    """The value in the place of the only array of a box, or of an array."""
+    return jax.tree.map(lambda _: value, node)
+
+
+def _new_bias(kernel: _Leaf, norm: dict[str, _Leaf], value: Array) -> Any:
+    """A bias boxed as the vectors of the BatchNorm that are trained, or without those as an NNX kernel is."""
+    for name in ("bias", "scale"):
+        if name in norm:
+            return _boxed(norm[name].node, value)
+    return type(kernel.node)(value) if hasattr(type(kernel.node), "get_raw_value") else value
+
+
+def _rebuilt(node: Mapping[Any, Any], keys: Path, changes: dict[Path, Any], removed: set[Path]) -> Any:
+    """The mapping with its changed and new entries, without the removed ones and what they leave empty."""
+    new: dict[Any, Any] = {}
+    for key, child in _children(node).items():
+        here = (*keys, key)
+        if here in removed:
+            continue
+        if isinstance(child, Mapping) and any(path[: len(here)] == here for path in [*changes, *removed]):
+            child = _rebuilt(child, here, changes, removed)
+            if not child:
+                continue
+        new[key] = changes.get(here, child)
+    new |= {path[-1]: value for path, value in changes.items() if path[:-1] == keys and path[-1] not in new}
+    return type(node)(new)  # type: ignore[call-arg]
+
+
+def _children(node: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The entries as the tree holds them: asked for one, an ``nnx.State`` would put a box around it."""
+    keyed, _ = tree_util.tree_flatten_with_path(node, is_leaf=lambda below: below is not node)
+    held = {key[0].key: child for key, child in keyed if key}
+    return {name: held[name] if name in held else node[name] for name in node}
