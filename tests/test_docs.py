@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import io
 import re
+import shlex
 import types
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import nbformat
 import pytest
 
 import jaxprune as jp
+from jaxprune import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLES = DOCS.parent / "examples"
@@ -29,16 +31,30 @@ def blocks(page):
 
 
 def run(page):
-    """Runs the Python blocks of a page in one namespace; gives (page's text, printed) of each block with output."""
+    """Runs a page: Python blocks in one namespace, commands of ours in bash blocks, other blocks with a name as files.
+
+    Gives (page's text, printed) of each block with output.
+    """
     scope = {"__name__": page.stem}
     fenced = list(blocks(page))
     for i, (language, text) in enumerate(fenced):
         assert language in ("python", "text", "bash", "toml", ""), f"{page.name}: nothing checks a {language} block"
-        if language == "python":
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            if language == "python":
                 exec(compile(text, f"{page.name}, block {i + 1}", "exec"), scope)
-            follows = fenced[i + 1] if i + 1 < len(fenced) else ("", "")
-            yield follows[1] if follows[0] == "text" else "", printed.getvalue()
+            elif language == "bash":
+                commands(text)
+            elif language == "toml":
+                Path(re.match(r"# (\w+\.toml)", text).group(1)).write_text(text)
+        follows = fenced[i + 1] if i + 1 < len(fenced) else ("", "")
+        yield follows[1] if follows[0] == "text" else "", printed.getvalue()
+
+
+def commands(text):
+    """Runs the lines of a bash block that call our command; installing and starting servers is for readers alone."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("jaxprune "):
+            assert cli.main([*shlex.split(line, comments=True)[1:], "--quiet"]) == 0, line
 
 
 @pytest.fixture
@@ -65,8 +81,8 @@ def plain(text):
 def test_text_blocks_are_outputs():
     """No text block stands where nothing compares it with what is printed."""
     for page in PAGES:
-        languages = [language for language, _ in blocks(page)]
-        loose = [i for i, name in enumerate(languages) if name == "text" and (i == 0 or languages[i - 1] != "python")]
+        names = [language for language, _ in blocks(page)]
+        loose = [i for i, name in enumerate(names) if name == "text" and names[i - 1 : i] not in (["python"], ["bash"])]
         assert not loose, (page.name, loose)
 
 
@@ -114,10 +130,9 @@ def module_of(entry):
 
 def test_pages_name_what_there_is():
     """``jp.…`` in the text of the pages, in tables too, is the name of something."""
-    planned = {"jp.shrink", "jp.structure.trace"}  # the page on shrinking says that they are
     example = {"jp.saliency.deviation"}  # what CONTRIBUTING shows how to add
     for page in ALL:
-        for name in set(re.findall(r"\bjp(?:\.[A-Za-z_]\w*)+", page.read_text())) - planned - example:
+        for name in set(re.findall(r"\bjp(?:\.[A-Za-z_]\w*)+", page.read_text())) - example:
             value = jp
             for part in name.split(".")[1:]:
                 assert hasattr(value, part), f"{page.name}: {name}"
