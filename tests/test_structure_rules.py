@@ -391,8 +391,8 @@ def test_every_operation_has_a_rule_or_is_known_to_have_none():
     assert len(known) > 150
     new = known - RULES.keys() - set(WITHOUT)
     assert not new, (
-        f"new operations {sorted(new)}: add them to the rules of their kind in jaxprune/structure/rules, and a case here "
-        "(elementwise.NAMES if it treats every entry alone), or to WITHOUT if it is to pin what it touches"
+        f"new operations {sorted(new)}: add each to the rules of its kind in jaxprune/structure/rules, with a case "
+        "here (to elementwise.NAMES if it treats every entry alone), or to WITHOUT if it is to pin what it touches"
     )
     assert not RULES.keys() & set(WITHOUT)
     unknown = RULES.keys() - known - set(UNLISTED)
