@@ -1,15 +1,15 @@
 """Each rule on functions of a few operations: what it ties, and that the smaller function equals the masked one."""
 
 import functools
-import re
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import zoo
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from test_structure_zoo import FAST, close, random_plan
@@ -255,3 +255,145 @@ def test_removal_equals_masking(name):
         close(out, expected)
         if gradient is not None:
             close(gradient, graph.cut(expected_gradient, plan))
+
+
+def test_second_derivatives():
+    """Products with the Hessian, through functions with derivatives of their own."""
+
+    def function(params, x):
+        h = jax.nn.gelu(x @ params["a"])
+        h = tripled(h, jax.nn.silu(h)) + rounded(h) * h
+        return ((jax.nn.relu(h * params["s"]) @ params["b"]) ** 2).sum()
+
+    params = {"a": struct(3, 6), "s": struct(6), "b": struct(6, 4)}
+    graph = trace(function, params, struct(2, 3))
+    plan = random_plan(graph.groups)
+    params, direction, x = zoo.fill(params), zoo.fill(params, 2), zoo.fill(struct(2, 3), 1)
+
+    def products(function, params, direction):
+        return jax.grad(lambda params: optax.tree.vdot(jax.grad(function)(params, x), direction))(params)
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def compare(cut, masked):
+        return products(graph.apply(plan), *cut), products(function, *masked)
+
+    cut, masked = ([change(tree, plan) for tree in (params, direction)] for change in (graph.cut, graph.mask))
+    small, dense = compare(cut, masked)
+    close(small, graph.cut(dense, plan), 10)
+
+
+# --- random networks ------------------------------------------------------------------------------------------------
+
+ACTS = (jnp.tanh, jax.nn.relu, jax.nn.sigmoid, lambda h: h + 0.5)
+
+
+@st.composite
+def networks(draw):
+    """Steps ``(kind, sources, detail)`` on a growing list of values (2, width), and the parameters' shapes."""
+    widths, steps, shapes = [3], [], []
+
+    def add(kind, sources, width, detail=None, shape=None):
+        steps.append((kind, sources, detail))
+        widths.append(width)
+        shapes.append(struct(*shape) if shape else struct(1))
+
+    add("dense", [0], 6, shape=(3, 6))
+    for _ in range(draw(st.integers(2, 7))):
+        source = draw(st.integers(1, len(widths) - 1))
+        width = widths[source]
+        alike = [i for i in range(1, len(widths)) if widths[i] == width]
+        kinds = ["dense", "scale", "act", "add", "multiply", "join", "roll", "pad"] + ["halves", "pairs"] * (
+            width % 2 == 0
+        )
+        kind = draw(st.sampled_from(kinds))
+        if kind == "dense":
+            out = draw(st.sampled_from([4, 6]))
+            add(kind, [source], out, shape=(width, out))
+        elif kind == "join":
+            other = draw(st.integers(1, len(widths) - 1))
+            add(kind, [source, other], width + widths[other])
+        elif kind in ("add", "multiply"):
+            add(kind, [source, draw(st.sampled_from(alike))], width)
+        elif kind == "scale":
+            add(kind, [source], width, shape=(width,))
+        elif kind == "act":
+            add(kind, [source], width, draw(st.integers(0, len(ACTS) - 1)))
+        else:
+            detail = draw(st.integers(1, 2))
+            add(kind, [source], {"roll": width, "pad": width + detail}.get(kind, width // 2), detail)
+    ends = sorted({len(widths) - 1, draw(st.integers(1, len(widths) - 1))})
+    add("end", ends, 2, shape=(sum(widths[i] for i in ends), 2))
+    return tuple(steps), shapes
+
+
+def run(steps, params, x):
+    values = [x]
+    for (kind, sources, detail), param in zip(steps, params, strict=True):
+        h, *others = (values[i] for i in sources)
+        values.append(
+            {
+                "dense": lambda h=h, param=param: h @ param,
+                "scale": lambda h=h, param=param: h * param,
+                "act": lambda h=h, detail=detail: ACTS[detail](h),
+                "add": lambda h=h, others=others: h + others[0],
+                "multiply": lambda h=h, others=others: h * others[0],
+                "join": lambda h=h, others=others: jnp.concatenate([h, *others], 1),
+                "roll": lambda h=h, detail=detail: h + jnp.roll(h, detail, 1),
+                "pad": lambda h=h, detail=detail: jnp.pad(h, ((0, 0), (detail, 0))),
+                "halves": lambda h=h: functools.reduce(jnp.multiply, jnp.split(h, 2, 1)),
+                "pairs": lambda h=h: h.reshape(2, -1, 2).max(-1),
+                "end": lambda h=h, others=others, param=param: jnp.concatenate([h, *others], 1) @ param,
+            }[kind]()
+        )
+    return values[-1]
+
+
+@given(networks(), st.integers(0, 3))
+@settings(max_examples=15)
+def test_random_networks(network, seed):
+    steps, shapes = network
+    function = functools.partial(run, steps)
+    graph = trace(function, shapes, struct(2, 3))
+    plan = random_plan(graph.groups, seed)
+    params, x = zoo.fill(shapes, seed), zoo.fill(struct(2, 3), seed)
+    cut, masked = graph.cut(params, plan), graph.mask(params, plan)
+    for group in graph.groups:
+        for (path, axis), units in zip(group.members, group.units, strict=True):
+            lost = np.isin(units, np.setdiff1d(np.arange(group.size), plan[group.name])) & (units >= 0)
+            assert not np.take(np.asarray(masked[int(path)]), np.flatnonzero(lost), axis).any()
+    small = graph.apply(plan)
+    both = jax.jit(lambda cut, masked: (small(cut, x), function(masked, x)), compiler_options=FAST)
+    close(*both(cut, masked))
+
+
+# --- all operations -------------------------------------------------------------------------------------------------
+
+#: Operations that pin what they touch, on purpose: they need their operands whole, or mix all of their entries, or are
+#: met only inside bodies for several devices or kernels.
+WITHOUT = """
+after_all all_gather all_to_all approx_top_k axis_index call cholesky create_token custom_lin custom_linear_solve
+dce_sink eig eigh empty2 eval_jaxpr get hessenberg householder_product linear_solve lu pmax pmin ppermute psum qr
+ragged_all_to_all random_gamma random_split reduce reduce_window rng_bit_generator rng_uniform schur
+select_and_gather_add select_and_scatter select_and_scatter_add sharding_constraint svd swap triangular_solve
+tridiagonal tridiagonal_solve
+""".split()
+
+#: Names of operations on one of the supported versions of JAX alone, or that JAX does not list.
+UNLISTED = """
+checkpoint closed_call copy_p core_call empty log2 one_minus_square pjit polynomial random_gamma_grad random_unwrap
+random_wrap remat
+""".split()
+
+
+def test_every_operation_has_a_rule_or_is_known_to_have_none():
+    everything = [*vars(jex.primitives).values(), *(getattr(lax, name) for name in dir(lax) if name.endswith("_p"))]
+    known = {value.name for value in everything if isinstance(value, jex.Primitive)}
+    assert len(known) > 150
+    new = known - RULES.keys() - set(WITHOUT)
+    assert not new, (
+        f"new operations {sorted(new)}: add each to the rules of its kind in jaxprune/structure/rules, with a case "
+        "here (to elementwise.NAMES if it treats every entry alone), or to WITHOUT if it is to pin what it touches"
+    )
+    assert not RULES.keys() & set(WITHOUT)
+    unknown = RULES.keys() - known - set(UNLISTED)
+    assert not unknown, f"rules for operations that there are not: {sorted(unknown)}"

@@ -221,6 +221,18 @@ def test_what_goes_together(name):
 
 
 @models
+def test_what_stays_has_a_reason(name):
+    _, graph = traced(name)
+    free = {}
+    for group in graph.groups:
+        for member, units in zip(group.members, group.units, strict=True):
+            free[member] = free.get(member, False) | (units >= 0)
+    for row in graph._traced.rows:
+        everything = np.all(free.get((row.path, row.axis), False))
+        assert (graph.why_pinned(row.path, row.axis) == "") == everything
+
+
+@models
 def test_removal_equals_masking(name):
     """A random plan over all groups; models with gradients at the traced batch size, the others at another."""
     model, graph = traced(name)
