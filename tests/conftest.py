@@ -1,10 +1,46 @@
-"""Hypothesis profiles: the same examples in every run, no time limit on an example that compiles.
+"""How the tests run: programs that compile soon, each compiled once; the same hypothesis examples in every run.
 
-``--hypothesis-profile quick`` takes fewer of them.
+``--hypothesis-profile quick`` takes fewer examples.
+
+Most of the time goes into compiling small programs, so LLVM optimizes less, and where JAX still has two ways to emit
+fused loops, the quicker is taken. What decides bits stays: XLA's own passes, fusion, and products contracted with sums
+(JAX 0.10 still does so at level 1, later ones from level 2 on). Flags in the environment win over these. Both workers,
+and the scripts that tests start, share one folder of compiled programs, new for every run and gone after it.
 """
 
+import gc
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+
 from hypothesis import settings
+
+FLAGS = "--xla_backend_optimization_level=2"
+if version("jaxlib").startswith("0.10."):  # later ones stop at a flag that they do not know
+    FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 settings.register_profile("tests", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("quick", derandomize=True, deadline=None, max_examples=8)
 settings.load_profile("tests")
+
+gc.set_threshold(50_000, 20, 20)  # tracing makes objects by the million, hardly any of them garbage
+
+# Before anything asks JAX for a device. Workers take over what the process that started them has set.
+os.environ.setdefault("XLA_FLAGS", FLAGS)
+_own_folder = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if _own_folder:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxprune-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_collection_finish():
+    """No search among the modules."""
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """The process that made the folder takes it away, after its workers have ended."""
+    if _own_folder:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
