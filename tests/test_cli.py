@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -316,7 +315,8 @@ def words(params):
     return "many"
 
 def apply(params, x):
-    return x @ params["model"]["a"]["weight"]
+    a, c = params["model"]["a"], params["model"]["c"]
+    return jnp.maximum(x @ a["weight"] + a["bias"], 0) @ c["weight"].astype("float32")
 """
 
 
@@ -354,39 +354,23 @@ def test_sweep_with_a_metric(model, call, fails):
     sys.modules.pop("metrics_of_test")
 
 
-class Shrunk(NamedTuple):
-    params: dict
-    apply: object = None
-    plan: object = None
-    report: object = None
-
-
-def test_shrink_calls_the_library(model, call, fails, monkeypatch):
+def test_shrink_cuts_units(model, call, fails):
     with open("metrics_of_test.py", "w") as file:
         file.write(MODULE)
-    asked = {}
-
-    def shrink(apply, params, inputs, sparsity, **options):
-        asked.update(options, sparsity=sparsity, outputs=apply(params, *inputs).shape)
-        smaller = {**params["model"], "a": {"weight": params["model"]["a"]["weight"][:, :5], "bias": np.ones(5)}}
-        return Shrunk({"model": smaller})
-
-    monkeypatch.setattr(jp, "shrink", shrink, raising=False)
     argv = ("shrink", model, "--apply", "metrics_of_test:apply", "--sparsity", "0.5", "-o")
     found = call(*argv, "small.safetensors", "--input-shape", "2,8", "--round-to", "4", "--json")
-    assert asked == {
-        "round_to": 4,
-        "min_keep": 1,
-        "scope": "global",
-        "allow_inexact": False,
-        "sparsity": 0.5,
-        "outputs": (2, 12),
-    }
-    assert checkpoints.open("small.safetensors").leaves["model.a.weight"].shape == (8, 5)
-    assert found["parameters_before"] - found["parameters_after"] == 7 * 8 + 7
+    small = {name: leaf.read() for name, leaf in checkpoints.open("small.safetensors").leaves.items()}
+    means = [np.abs(wide("model.a.weight")).mean(0), np.abs(wide("model.c.weight")).mean(1)]
+    kept = np.sort(np.argsort(sum(m / m.mean() for m in means))[-8:])  # 6 of 12 units, in multiples of 4
+    np.testing.assert_array_equal(small["model.a.weight"], LEAVES["model.a.weight"][:, kept])
+    np.testing.assert_array_equal(small["model.a.bias"], LEAVES["model.a.bias"][kept])
+    assert small["model.c.weight"].tobytes() == LEAVES["model.c.weight"][kept].tobytes()
+    assert found["parameters_before"] - found["parameters_after"] == 4 * (8 + 1 + 4)
+    assert [(g["size"], g["kept"]) for g in found["report"]["groups"]] == [(12, 8)]
     checkpoints.write("inputs.npz", {"x": np.ones((3, 8), np.float32)})
-    assert "8x12    8x5" in call(*argv, "small.npz", "--inputs", "inputs.npz") and asked["outputs"] == (3, 12)
+    assert "8x12    8x6" in call(*argv, "small.npz", "--inputs", "inputs.npz", "--groups", "features of *")
     assert "write numbers between commas" in fails(*argv, "other.npz", "--input-shape", "a,b")
+    assert "matches none of" in fails(*argv, "other.npz", "--input-shape", "2,8", "--groups", "heads*")
     sys.modules.pop("metrics_of_test")
 
 

@@ -39,7 +39,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparsity", type=float, required=True, metavar="S", help="fraction of units to cut, in [0, 1]"
     )
-    parser.add_argument("--scope", choices=("global", "leaf"), default="global", help="of the ranking; default: global")
+    parser.add_argument(
+        "--scope",
+        choices=("leaf", "global", "parameters", "flops", "latency"),
+        default="global",
+        help="the fraction is of each layer's units, of all units, or of what is to be saved; default: global",
+    )
+    parser.add_argument(
+        "--groups", action="append", metavar="PATTERN", help="which units, such as 'heads of *'; may be repeated"
+    )
     parser.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1")
     parser.add_argument("--min-keep", type=int, default=1, metavar="N", help="units that stay at least; default: 1")
     parser.add_argument(
@@ -53,13 +61,10 @@ def run(args: argparse.Namespace) -> None:
     checkpoints.format_for(args.output)
     apply = loading.function(args.apply)
     inputs = _read(args.inputs) if args.inputs else tuple(_zeros(text) for text in args.input_shape)
-    shrink = getattr(jp, "shrink", None)
-    if shrink is None:
-        raise ValueError("this version of jaxprune cannot shrink; install a newer one")
     opened = checkpoints.open(args.checkpoint)
     params = checkpoints.nested({name: jnp.asarray(leaf.read()) for name, leaf in opened.leaves.items()})
-    options = {key: getattr(args, key) for key in ("round_to", "min_keep", "scope", "allow_inexact")}
-    shrunk = shrink(apply, params, inputs, args.sparsity, **options)
+    options = {key: getattr(args, key) for key in ("round_to", "min_keep", "scope", "groups", "allow_inexact")}
+    shrunk = jp.shrink(apply, params, inputs, args.sparsity, **options)
     by_path = {path: name for name, path in names.paths(opened.leaves).items()}
     leaves = {by_path[path]: np.asarray(leaf) for path, leaf in names.flat(shrunk.params).items()}
     written = checkpoints.write(args.output, leaves, force=args.force)
@@ -75,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
         "parameters_before": before,
         "parameters_after": sum(leaf.size for leaf in leaves.values()),
         "leaves": rows,
+        "report": shrunk.report.to_dict(),
     }
     output.show(args, found, _text(found))
 
@@ -96,6 +102,10 @@ def _read(path: str) -> tuple[jax.Array, ...]:
 
 
 def _text(found: dict[str, Any]) -> str:
+    groups = [
+        (group["name"], group["description"], f"{group['size']:,}", f"{group['kept']:,}")
+        for group in found["report"]["groups"]
+    ]
     rows = [
         (row["name"], output.shape(row["before"]), output.shape(row["after"]), f"{math.prod(row['after']):,}")
         for row in found["leaves"]
@@ -103,5 +113,12 @@ def _text(found: dict[str, Any]) -> str:
     counts = f"{found['parameters_before']:,} parameters before, {found['parameters_after']:,} after"
     sizes = output.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join(
-        [output.table(("leaf", "before", "after", "parameters"), rows, left=3), "", counts, f"{found['path']}: {sizes}"]
+        [
+            output.table(("group", "units", "before", "after"), groups, left=2),
+            "",
+            output.table(("leaf", "before", "after", "parameters"), rows, left=3),
+            "",
+            counts,
+            f"{found['path']}: {sizes}",
+        ]
     )
