@@ -61,8 +61,8 @@ def rows_of(paths: Sequence[str], axes: Sequence[Sequence[np.ndarray]], labels: 
 def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
     """The groups, in the order in which the program uses them.
 
-    Left out are units without another of their kind, and entries that no product makes or uses: those of parameters that
-    the function does not read, say.
+    Left out are units without another of their kind, and entries that no product makes or uses, such as those of
+    parameters that the function does not read.
     """
     roots = [labels.resolve(row.labels) for row in rows]
     kinds = _kinds(roots, labels.count)
