@@ -341,7 +341,7 @@ def run(steps, params, x):
                 "roll": lambda h=h, detail=detail: h + jnp.roll(h, detail, 1),
                 "pad": lambda h=h, detail=detail: jnp.pad(h, ((0, 0), (detail, 0))),
                 "halves": lambda h=h: functools.reduce(jnp.multiply, jnp.split(h, 2, 1)),
-                "pairs": lambda h=h: h.reshape(2, -1, 2).max(-1),
+                "pairs": lambda h=h: jnp.multiply(*jnp.unstack(h.reshape(2, -1, 2), axis=2)),
                 "end": lambda h=h, others=others, param=param: jnp.concatenate([h, *others], 1) @ param,
             }[kind]()
         )
