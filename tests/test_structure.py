@@ -243,6 +243,25 @@ def test_collections_are_cut_on_their_own():
     assert cut[0]["a"]["kernel"].shape == (3, 1) and cut[1]["a"]["mean"].shape == (1,)
 
 
+def test_the_state_of_an_optimizer_for_a_part_of_the_parameters():
+    layer = {"kernel": struct(4, 4), "bias": struct(4)}
+    shapes = {"params": {"a": layer, "b": layer}, "stats": {"mean": struct(4)}}
+
+    def function(variables, x):
+        a, b = variables["params"]["a"], variables["params"]["b"]
+        h = jnp.sin(x @ a["kernel"] + a["bias"] - variables["stats"]["mean"])
+        return h @ b["kernel"] + b["bias"]
+
+    found = trace(function, shapes, struct(2, 4))
+    plan, params = {found.groups[0]: [0, 3]}, zoo.fill(shapes)["params"]
+    for trained, expected in (("a", {"kernel": (4, 2), "bias": (2,)}), ("b", {"kernel": (2, 4), "bias": (4,)})):
+        labels = {name: "train" if name == trained else "freeze" for name in params}
+        optimizer = optax.multi_transform({"train": optax.adam(1e-3), "freeze": optax.set_to_zero()}, labels)
+        cut = found.cut(optimizer.init(params), plan)
+        mu = cut.inner_states["train"].inner_state[0].mu
+        assert jax.tree.map(np.shape, mu[trained]) == expected and len(jax.tree.leaves(mu)) == 2
+
+
 def test_trees_that_cannot_be_cut():
     plan = {graph().groups[0]: [0, 1]}
     params = zoo.fill(SHAPES)
