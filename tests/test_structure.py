@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 from jax.experimental import io_callback, pallas
 from jax.sharding import PartitionSpec
-from test_structure_zoo import close
+from test_structure_zoo import FAST, close
 
 from jaxprune.structure import trace
 
@@ -173,7 +173,8 @@ def test_cases_24_removal_behind_offsets():
     inputs = zoo.fill(x, 1)
     masked = found.mask(params, plan)
     np.testing.assert_array_equal(masked["params"]["BatchNorm_0"]["bias"][np.array([1, 5])], 0)
-    close(found.apply(plan)(small, inputs), module.apply(masked, inputs))
+    cut, dense = (jax.jit(function, compiler_options=FAST) for function in (found.apply(plan), module.apply))
+    close(cut(small, inputs), dense(masked, inputs))
 
 
 def test_case_26_coupled_channels_are_cut_once_and_together():
@@ -202,8 +203,15 @@ def test_gradients_optimizer_states_and_masks_are_cut_alike_and_train_on():
         return (function(params, x) ** 2).sum()
 
     optimizer = optax.chain(optax.clip_by_global_norm(1e6), optax.adam(1e-2), optax.trace(0.9))
-    gradient = jax.grad(lambda params: loss(mlp, params))(graph().mask(params, plan))
-    _, state = optimizer.update(gradient, optimizer.init(params))
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
+    def step(function, params, state):
+        before, gradient = jax.value_and_grad(lambda params: loss(function, params))(params)
+        updates, state = optimizer.update(gradient, state)
+        after = optax.apply_updates(params, updates)
+        return gradient, state, before, loss(function, after)
+
+    gradient, state, *_ = step(mlp, graph().mask(params, plan), optimizer.init(params))
     small = graph().cut({"state": state, "gradient": gradient, "params": params, "step": 3}, plan)
     assert small["step"] == 3 and small["state"][1][0].count.shape == ()
     for tree in (small["params"], small["gradient"], small["state"][1][0].mu, small["state"][2].trace):
@@ -211,12 +219,9 @@ def test_gradients_optimizer_states_and_masks_are_cut_alike_and_train_on():
     np.testing.assert_array_equal(
         small["state"][1][0].nu["first"]["kernel"], state[1][0].nu["first"]["kernel"][:, keep]
     )
-    function = graph().apply(plan)
-    own = jax.grad(lambda params: loss(function, params))(small["params"])
+    own, _, before, after = step(graph().apply(plan), small["params"], small["state"])
     close(own, small["gradient"])
-    updates, _ = optimizer.update(own, small["state"])
-    after = optax.apply_updates(small["params"], updates)
-    assert loss(function, after) < loss(function, small["params"])
+    assert after < before
     masks = {"first": {"kernel": np.ones((1, 6), bool), "bias": np.True_}, "second": {"kernel": np.ones((6, 2), bool)}}
     cut = graph().cut(masks, plan)
     assert jax.tree.map(np.shape, cut) == {"first": {"bias": (), "kernel": (1, 3)}, "second": {"kernel": (3, 2)}}
@@ -241,6 +246,25 @@ def test_collections_are_cut_on_their_own():
     plan = {found.groups[0]: [4]}
     cut = found.cut([zoo.fill(shapes["params"]), zoo.fill(shapes["stats"])], plan)
     assert cut[0]["a"]["kernel"].shape == (3, 1) and cut[1]["a"]["mean"].shape == (1,)
+
+
+def test_the_state_of_an_optimizer_for_a_part_of_the_parameters():
+    layer = {"kernel": struct(4, 4), "bias": struct(4)}
+    shapes = {"params": {"a": layer, "b": layer}, "stats": {"mean": struct(4)}}
+
+    def function(variables, x):
+        a, b = variables["params"]["a"], variables["params"]["b"]
+        h = jnp.sin(x @ a["kernel"] + a["bias"] - variables["stats"]["mean"])
+        return h @ b["kernel"] + b["bias"]
+
+    found = trace(function, shapes, struct(2, 4))
+    plan, params = {found.groups[0]: [0, 3]}, zoo.fill(shapes)["params"]
+    for trained, expected in (("a", {"kernel": (4, 2), "bias": (2,)}), ("b", {"kernel": (2, 4), "bias": (4,)})):
+        labels = {name: "train" if name == trained else "freeze" for name in params}
+        optimizer = optax.multi_transform({"train": optax.adam(1e-3), "freeze": optax.set_to_zero()}, labels)
+        cut = found.cut(optimizer.init(params), plan)
+        mu = cut.inner_states["train"].inner_state[0].mu
+        assert jax.tree.map(np.shape, mu[trained]) == expected and len(jax.tree.leaves(mu)) == 2
 
 
 def test_trees_that_cannot_be_cut():

@@ -145,7 +145,13 @@ CASES = {
         lambda p, x, h: lax.dynamic_update_slice(jnp.ones((4, 6)), h, ((x[0, 0] > 0).astype(int), 0)) @ p["b"], AB
     ),
     "cumulative": case(lambda p, x, h: (lax.cumsum(h, 0) + lax.cummax(h, 0, reverse=True)) @ p["b"], AB),
-    "sorted": case(lambda p, x, h: sum(lax.sort((h, x @ p["c"]), dimension=0, num_keys=1)) @ p["b"], AB + " c:1"),
+    "sorted": case(
+        lambda p, x, h: (lambda one, two: one @ p["b"] + two @ p["e"])(
+            *lax.sort((h, x @ p["c"]), dimension=0, num_keys=1)
+        ),
+        "6: a:1 b:0 c:1 e:0",
+        e=(6, 4),
+    ),
     "positions of extremes": case(lambda p, x, h: (jnp.argmax(h, 0) + 2.0 * jnp.argmin(h, 0)) @ p["b"], AB),
     "largest": case(lambda p, x, h: lax.top_k(h.T, 1)[0].T @ p["b"], AB),
     "reduced": case(lambda p, x, h: (h.max(0) * h.min(0) + h.prod(0) - (h > 0).any(0)) @ p["b"], AB),
@@ -257,6 +263,24 @@ def test_removal_equals_masking(name):
             close(gradient, graph.cut(expected_gradient, plan))
 
 
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [
+        ("remat", "remat2|checkpoint"),
+        ("scan", "scan"),
+        ("while", "while"),
+        ("branches", "cond"),
+        ("relu at 0", "custom_jvp_call"),
+        ("straight through", "custom_vjp_call"),
+    ],
+)
+def test_programs_that_are_called_stay_what_they_are(name, operation):
+    _, params, graph = traced(name)
+    plan = random_plan(graph.groups)
+    small = jax.make_jaxpr(graph.apply(plan))(graph.cut(zoo.fill(params), plan), struct(2, 3))
+    assert {equation.primitive.name for equation in small.jaxpr.eqns} & set(operation.split("|"))
+
+
 def test_second_derivatives():
     """Products with the Hessian, through functions with derivatives of their own."""
 
@@ -341,7 +365,7 @@ def run(steps, params, x):
                 "roll": lambda h=h, detail=detail: h + jnp.roll(h, detail, 1),
                 "pad": lambda h=h, detail=detail: jnp.pad(h, ((0, 0), (detail, 0))),
                 "halves": lambda h=h: functools.reduce(jnp.multiply, jnp.split(h, 2, 1)),
-                "pairs": lambda h=h: h.reshape(2, -1, 2).max(-1),
+                "pairs": lambda h=h: jnp.multiply(*jnp.unstack(h.reshape(2, -1, 2), axis=2)),
                 "end": lambda h=h, others=others, param=param: jnp.concatenate([h, *others], 1) @ param,
             }[kind]()
         )

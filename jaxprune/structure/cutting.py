@@ -1,11 +1,13 @@
 """Cutting and masking trees that are shaped like the parameters of a traced function."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import tree_util
 
 from jaxprune import tree
 from jaxprune.base import Params
@@ -50,37 +52,59 @@ def mask_tree(values: Any, params: Params, flags: Flags) -> Any:
 
 
 def _map_like(values: Any, params: Params, change: Any) -> Any:
-    """Changes the leaves of all subtrees that have the structure of ``params`` or of one of its collections."""
-    parts = _parts(params)
+    """Changes the leaves of all subtrees that have the structure of ``params`` or of one of its collections.
+
+    Leaves elsewhere are known by the end of their path: an optimizer's state for a part of the parameters has holes.
+    """
+    parts, named = _parts(params), _named(params)
     found = False
 
     def is_part(subtree: Any) -> bool:
         return jax.tree.structure(subtree) in parts
 
-    def of_subtree(subtree: Any) -> Any:
+    def of_leaf(leaf: Any, path: str, shape: tuple[int, ...]) -> Any:
         nonlocal found
-        part = parts.get(jax.tree.structure(subtree), subtree)
-        if part is subtree:
-            return subtree
-        if part is None:
-            raise ValueError(
-                f"a part of the tree with the structure {jax.tree.structure(subtree)} is like several parts of the "
-                "parameters; give it inside a tree like all of them"
-            )
         found = True
-        leaves = []
-        for leaf, (path, shape) in zip(jax.tree.leaves(subtree), part, strict=True):
-            if np.ndim(leaf) and (
-                np.ndim(leaf) != len(shape) or any(n not in (1, m) for n, m in zip(np.shape(leaf), shape, strict=True))
-            ):
-                raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(leaf)}, but was traced with {shape}")
-            leaves.append(change(path, leaf, shape))
-        return jax.tree.unflatten(jax.tree.structure(subtree), leaves)
+        if np.ndim(leaf) and (
+            np.ndim(leaf) != len(shape) or any(n not in (1, m) for n, m in zip(np.shape(leaf), shape, strict=True))
+        ):
+            raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(leaf)}, but was traced with {shape}")
+        return change(path, leaf, shape)
 
-    changed = jax.tree.map(of_subtree, values, is_leaf=is_part)
+    def of_subtree(keys: Any, subtree: Any) -> Any:
+        structure = jax.tree.structure(subtree)
+        part = parts.get(structure)
+        if part is None:
+            inner = [(keys + own, leaf) for own, leaf in tree_util.tree_leaves_with_path(subtree)]
+            owners = [next((named[own[i:]] for i in range(len(own)) if own[i:] in named), None) for own, _ in inner]
+            part = [owner for owner in owners if owner is not None]
+            if structure not in parts and not part:
+                return subtree
+            if len(part) < len(owners):
+                raise ValueError(
+                    f"a part of the tree with the structure {structure} is like several parts of the parameters; give "
+                    "it inside a tree like all of them"
+                )
+        leaves = [of_leaf(leaf, *owner) for leaf, owner in zip(jax.tree.leaves(subtree), part, strict=True)]
+        return jax.tree.unflatten(structure, leaves)
+
+    changed = tree_util.tree_map_with_path(of_subtree, values, is_leaf=is_part)
     if not found:
         raise ValueError(f"no part of the tree is like the parameters, whose structure is {jax.tree.structure(params)}")
     return changed
+
+
+def _named(params: Params) -> dict[Any, tuple[str, tuple[int, ...]]]:
+    """Path and shape of each parameter by its keys, and by those inside its collection; positions alone do not tell."""
+    selection = tree.select(params, lambda *_: False)
+    named, counts = {}, Counter()
+    keyed = tree_util.tree_leaves_with_path(params)
+    for (keys, leaf), path in zip(keyed, selection.paths, strict=True):
+        for own in {keys, keys[1:]} if isinstance(params, Mapping) and len(keys) > 2 else {keys}:
+            if not all(isinstance(key, tree_util.SequenceKey) for key in own):
+                named[own] = (path, leaf.shape)
+                counts[own] += 1
+    return {keys: owner for keys, owner in named.items() if counts[keys] == 1}
 
 
 def _parts(params: Params) -> dict[Any, list[tuple[str, tuple[int, ...]]] | None]:
