@@ -381,6 +381,20 @@ def test_inspection_against_numpy(dtype):
         assert facts.fixed_bytes(bits, 30) == np.ceil(30 * bits / 8) + 4
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_wide_numbers_of_files_are_compared_exactly(tmp_path, suffix):
+    """1 + 2**-40 is no float32, and 2**40 no int32; what is read is as wide as what was written."""
+    leaves = {"f": np.array([[1 + 2**-40, 1]]), "i": np.array([2**40, 1])}
+    checkpoints.write(tmp_path / f"m{suffix}", leaves)
+    read = {name: leaf.read() for name, leaf in checkpoints.open(tmp_path / f"m{suffix}").leaves.items()}
+    assert comparison.compare(read["f"], np.ones((1, 2))).max_error == 2**-40
+    assert comparison.compare(read["i"], np.ones(2, np.int64)).max_error == 2**40 - 1
+    assert inspection.describe(read["f"]).absmax == 1 + 2**-40 and inspection.describe(read["i"]).absmax == 2**40
+    checkpoints.write(tmp_path / "again.npz", read)
+    with np.load(tmp_path / "again.npz") as archive:
+        assert archive["f"].dtype == np.float64 and archive["i"].dtype == np.int64
+
+
 def test_inspection_of_odd_arrays(monkeypatch):
     monkeypatch.setattr("jaxprune.checkpoints.leaf._CHUNK", 4)
     array = np.array([[np.nan, np.inf, -2.0, 0.0, -0.0, 1.0]], np.float32)

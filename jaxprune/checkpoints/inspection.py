@@ -98,7 +98,7 @@ def code_entropy(array: np.ndarray, bits: int) -> float:
 
 def widened(array: np.ndarray) -> np.ndarray:
     """The numbers in a dtype that NumPy computes with; exact."""
-    if array.dtype.isbuiltin == 1:
+    if array.dtype.isbuiltin != 2:  # none of ml_dtypes
         return array
     return array.astype(np.float32 if jnp.issubdtype(array.dtype, jnp.floating) else np.int32)
 

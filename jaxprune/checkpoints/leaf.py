@@ -1,6 +1,7 @@
 """What every format makes of a file, its leaves, and what is said when it cannot."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,8 +70,8 @@ def from_file(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) 
     found = np.fromfile(path, np.uint8, size, offset=offset)
     if len(found) < size:
         raise CheckpointError(f"{path}: it became shorter while it was read; copy it again")
-    array = found.view(dtype.newbyteorder("<") if dtype.isbuiltin == 1 else dtype).reshape(shape)
-    return array.astype(dtype, copy=False)
+    array = found.view(dtype).reshape(shape)
+    return array if sys.byteorder == "little" else array.byteswap()
 
 
 def chunks(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -54,7 +54,7 @@ def write(path: Path, leaves: Leaves) -> None:
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, leaf in leaves.items():
             array = np.asanyarray(leaf.read())
-            if array.dtype.isbuiltin != 1:  # of ml_dtypes
+            if array.dtype.isbuiltin == 2:  # of ml_dtypes
                 integers = np.dtype(f"<u{array.dtype.itemsize}")
                 array = array.view(integers).view(np.dtype([(leaf.dtype.name, integers)]))
             with archive.open(name + _END, "w", force_zip64=True) as file:
@@ -77,7 +77,7 @@ def _leaf(path: Path, archive: zipfile.ZipFile, name: str) -> Leaf:
     elif stored.kind in "OSUMmV":
         raise CheckpointError(f"{where} has dtype {stored}, which does not say what numbers it holds")
     else:
-        dtype = stored.newbyteorder("=")
+        dtype = dtype_of(stored.name)  # in the order of this machine
     return Leaf(name.removesuffix(_END), shape, dtype, partial(_read, path, name, dtype))
 
 

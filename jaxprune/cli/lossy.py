@@ -56,7 +56,7 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
 
     def alone(name: str) -> tuple[str, Compressed]:
         options = {"use": tried, "side": recipe.side, **_options(recipe.treatments.get(name))}
-        return name, artifact.code(_supported(array_of(name)), name, **options)
+        return name, artifact.code(array_of(name), name, **options)
 
     together: dict[Treatment, list[str]] = {}
     for name in order:
@@ -90,11 +90,6 @@ def _everything(path: str, leaf: Any) -> bool:
 
 def _nothing(path: str, leaf: Any) -> bool:
     return False
-
-
-def _supported(array: np.ndarray) -> np.ndarray:
-    """In the machine's own byte order."""
-    return array.astype(array.dtype.newbyteorder("="), copy=False) if array.dtype.isbuiltin == 1 else array
 
 
 def as_jax(array: np.ndarray) -> Any:

@@ -14,6 +14,9 @@ from jaxprune.checkpoints import names, writing
 from jaxprune.checkpoints.leaf import dtype_of
 from jaxprune.cli import loading, output
 
+SCOPES = ("global", "leaf", "parameters", "flops", "latency")
+_SCOPE = """global (default): S of all units, the least important; leaf: S of the units of each group; or until S of the
+parameters, of the operations of products, or of the time of a call is saved"""
 HELP = "cut whole units out of the network that --apply names"
 EXAMPLES = """\
   jaxprune shrink model.msgpack --apply my_model:apply --input-shape 1,28,28,1 --sparsity 0.5 -o small.msgpack
@@ -39,19 +42,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparsity", type=float, required=True, metavar="S", help="fraction of units to cut, in [0, 1]"
     )
-    parser.add_argument(
-        "--scope",
-        choices=("leaf", "global", "parameters", "flops", "latency"),
-        default="global",
-        help="the fraction is of each layer's units, of all units, or of what is to be saved; default: global",
-    )
-    parser.add_argument(
-        "--groups", action="append", metavar="PATTERN", help="which units, such as 'heads of *'; may be repeated"
-    )
+    parser.add_argument("--scope", choices=SCOPES, default="global", help=_SCOPE)
+    parser.add_argument("--groups", action="append", metavar="PATTERN", help="only these groups may lose units")
     parser.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1")
     parser.add_argument("--min-keep", type=int, default=1, metavar="N", help="units that stay at least; default: 1")
     parser.add_argument(
-        "--allow-inexact", action="store_true", help="also cut where the outputs change for more than that"
+        "--allow-inexact", action="store_true", help="cut although the small network may differ from the masked one"
     )
 
 
@@ -62,11 +58,15 @@ def run(args: argparse.Namespace) -> None:
     apply = loading.function(args.apply)
     inputs = _read(args.inputs) if args.inputs else tuple(_zeros(text) for text in args.input_shape)
     opened = checkpoints.open(args.checkpoint)
-    params = checkpoints.nested({name: jnp.asarray(leaf.read()) for name, leaf in opened.leaves.items()})
+    by_path = {path: name for name, path in names.paths(opened.leaves).items()}
+    params = checkpoints.nested({path: jnp.asarray(opened.leaves[name].read()) for path, name in by_path.items()})
     options = {key: getattr(args, key) for key in ("round_to", "min_keep", "scope", "groups", "allow_inexact")}
     shrunk = jp.shrink(apply, params, inputs, args.sparsity, **options)
-    by_path = {path: name for name, path in names.paths(opened.leaves).items()}
-    leaves = {by_path[path]: np.asarray(leaf) for path, leaf in names.flat(shrunk.params).items()}
+    cut = {by_path[path]: leaf for path, leaf in names.flat(shrunk.params).items()}
+    leaves = {  # what is as large as before is as before, 64-bit numbers included, which JAX would not keep
+        name: leaf.read() if leaf.shape == cut[name].shape else np.asarray(cut[name])
+        for name, leaf in opened.leaves.items()
+    }
     written = checkpoints.write(args.output, leaves, force=args.force)
     rows = [
         {"name": name, "before": list(opened.leaves[name].shape), "after": list(leaf.shape)}
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         "leaves": rows,
         "report": shrunk.report.to_dict(),
     }
-    output.show(args, found, _text(found))
+    output.show(args, found, _text(found, str(shrunk.report)))
 
 
 def _zeros(text: str) -> jax.Array:
@@ -101,24 +101,11 @@ def _read(path: str) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(leaf.read()) for leaf in checkpoints.open(path).leaves.values())
 
 
-def _text(found: dict[str, Any]) -> str:
-    groups = [
-        (group["name"], group["description"], f"{group['size']:,}", f"{group['kept']:,}")
-        for group in found["report"]["groups"]
-    ]
+def _text(found: dict[str, Any], report: str) -> str:
     rows = [
         (row["name"], output.shape(row["before"]), output.shape(row["after"]), f"{math.prod(row['after']):,}")
         for row in found["leaves"]
     ]
-    counts = f"{found['parameters_before']:,} parameters before, {found['parameters_after']:,} after"
+    table = output.table(("leaf", "before", "after", "parameters"), rows, left=3)
     sizes = output.smaller(found["bytes_before"], found["bytes_after"])
-    return "\n".join(
-        [
-            output.table(("group", "units", "before", "after"), groups, left=2),
-            "",
-            output.table(("leaf", "before", "after", "parameters"), rows, left=3),
-            "",
-            counts,
-            f"{found['path']}: {sizes}",
-        ]
-    )
+    return "\n".join([report, "", table, "", f"{found['path']}: {sizes}"])
