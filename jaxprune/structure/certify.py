@@ -7,6 +7,7 @@ the traced program is run once on ranges of numbers instead of numbers, and each
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -93,6 +94,7 @@ class _Reading:
     def __init__(self, removed: np.ndarray) -> None:
         self.removed = removed
         self.found: list[Fault] = []
+        self.lines = [""]
 
     def gone(self, axes: Axes) -> dict[int, np.ndarray]:
         """The axes that lose entries, and which."""
@@ -107,13 +109,16 @@ class _Reading:
         env.update(zip(jaxpr.invars, values, strict=True))
 
         def read(atom: Any) -> Value:
-            return base.of_array(np.asarray(atom.val), {}) if program.is_literal(atom) else env[atom]
+            return base.of_array(np.asarray(atom.val, atom.aval.dtype), {}) if program.is_literal(atom) else env[atom]
 
         for position, equation in enumerate(jaxpr.eqns):
             operands = [read(atom) for atom in equation.invars]
             outs = [self.gone(scope.axes[out]) for out in equation.outvars]
-            step = Step(equation, outs, scope.children.get(position, []), self.run)
+            # Programs of the libraries' own, run by the user's line, have none.
+            self.lines.append(program.line_of(equation) or self.lines[-1])
+            step = Step(equation, outs, scope.children.get(position, []), self.run, self.lines[-1])
             env.update(zip(equation.outvars, self._apply(step, operands), strict=True))
+            self.lines.pop()
         return [read(atom) for atom in jaxpr.outvars]
 
     def _apply(self, step: Step, operands: Sequence[Value]) -> list[Value]:
@@ -129,8 +134,16 @@ class _Reading:
         if called:  # what is called answers for itself
             return results
         faults = base.all_faults(operands) | frozenset(step.faults)
-        cause = next((value.cause for value in operands if value.cause), program.describe(step.equation))
+        cause = next((value.cause for value in operands if value.cause), f"`{name}` at {step.line}")
+        if len(results) == 1 and results[0].known is None and all(value.known for value in operands):
+            results[0].known = cache(partial(_computed, step.equation, operands))
         return [_with(result, faults, cause) for result in results]
+
+
+def _computed(equation: Any, operands: Sequence[Value]) -> Any:
+    """A value that depends on neither parameters nor inputs: a mask of what comes later, for instance."""
+    with jax.ensure_compile_time_eval():
+        return program.bind(equation, [value.known() for value in operands if value.known])[0]
 
 
 def _with(value: Value, faults: frozenset[Fault], cause: str) -> Value:

@@ -49,9 +49,7 @@ def div(a: Range, b: Range) -> Range:
 def maximum(a: Range, b: Range) -> Range:
     """The larger of both."""
     below = a.infinite & b.infinite & _down(a) & _down(b)
-    return between(
-        np.maximum(a.low, b.low), np.maximum(a.high, b.high), a.nan | b.nan, _up(a) | _up(b) | below
-    )
+    return between(np.maximum(a.low, b.low), np.maximum(a.high, b.high), a.nan | b.nan, _up(a) | _up(b) | below)
 
 
 def minimum(a: Range, b: Range) -> Range:
@@ -88,7 +86,9 @@ def power(a: Range, exponent: float) -> Range:
     return widen(between(low, np.where(a.high < 0, np.inf, high), a.nan | (a.low < 0), a.infinite))
 
 
-def monotone(function: Callable[[Any], Any], low: float = -np.inf, high: float = np.inf, falling: bool = False) -> Function:
+def monotone(
+    function: Callable[[Any], Any], low: float = -np.inf, high: float = np.inf, falling: bool = False
+) -> Function:
     """The rule of a monotone function on a domain; outside it is NaN, at its ends it may be infinite."""
 
     def rule(a: Range) -> Range:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from jaxprune.structure import program
 from jaxprune.structure.walk import Scope
 
 #: Relative widening of bounds: above the rounding of bfloat16, and of the approximations of transcendental functions.
@@ -58,46 +58,38 @@ ANYTHING = between(-np.inf, np.inf, True, True)
 
 def join(*ranges: Range) -> Range:
     """What holds for the entries of either."""
-    lows, highs, nans, infinities = zip(*ranges, strict=True)
-    return Range(*(_fold(f, parts) for f, parts in ((np.minimum, lows), (np.maximum, highs))), *_either(nans, infinities))
+    found = ranges[0]
+    for low, high, nan, infinite in ranges[1:]:
+        low, high = np.minimum(found.low, low), np.maximum(found.high, high)
+        found = between(low, high, found.nan | nan, found.infinite | infinite)
+    return found
 
 
-def _fold(function: Callable[[Any, Any], Any], parts: Sequence[np.ndarray]) -> np.ndarray:
-    out = parts[0]
-    for part in parts[1:]:
-        out = function(out, part)
-    return out
-
-
-def _either(nans: Sequence[np.ndarray], infinities: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    return _fold(np.logical_or, nans), _fold(np.logical_or, infinities)
-
-
-def hull(many: Range, axis: int | tuple[int, ...] | None = None) -> Range:
+def hull(found: Range, axis: int | tuple[int, ...] | None = None) -> Range:
     """One range for many; there has to be one at least."""
-    low, high, nan, infinite = many
-    return Range(low.min(axis), high.max(axis), nan.any(axis), infinite.any(axis))
+    low, high, nan, infinite = found
+    return between(low.min(axis), high.max(axis), nan.any(axis), infinite.any(axis))
 
 
-def choose(where: np.ndarray, yes: Range, no: Range) -> Range:
+def choose(where: Any, yes: Range, no: Range) -> Range:
     """The first range at some places, the second at the others."""
     return Range(*(np.where(where, a, b) for a, b in zip(yes, no, strict=True)))
 
 
-def pick(many: Range, index: Any) -> Range:
+def pick(found: Range, index: Any) -> Range:
     """Some of an array of ranges."""
-    return Range(*(part[index] for part in many))
+    return Range(*(part[index] for part in found))
 
 
-def widen(many: Range) -> Range:
+def widen(found: Range) -> Range:
     """Room for rounding, on both sides, for results that rounding can change."""
-    low, high, nan, infinite = many
+    low, high, nan, infinite = found
     return Range(low - SLACK * np.abs(low), high + SLACK * np.abs(high), nan, infinite)
 
 
-def settle(many: Range, dtype: Any) -> Range:
+def settle(found: Range, dtype: Any) -> Range:
     """What a range says of numbers of a dtype: they may round to 0, overflow, or wrap around."""
-    low, high, nan, infinite = many
+    low, high, nan, infinite = between(*found)
     if dtype == jnp.bool_:
         return between(np.clip(low, 0, 1), np.clip(high, 0, 1))
     if jnp.issubdtype(dtype, jnp.integer):
@@ -105,7 +97,7 @@ def settle(many: Range, dtype: Any) -> Range:
         inside = (low >= limits.min) & (high <= limits.max) & ~nan & ~infinite
         return between(np.where(inside, low, float(limits.min)), np.where(inside, high, float(limits.max)))
     if not jnp.issubdtype(dtype, jnp.floating):
-        return between(np.where(many.zero, 0, -np.inf), np.where(many.zero, 0, np.inf), nan, infinite)
+        return between(np.where(found.zero, 0, -np.inf), np.where(found.zero, 0, np.inf), nan, infinite)
     tiny, largest = float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
     over = (np.isfinite(low) & (low < -largest)) | (np.isfinite(high) & (high > largest))
     low, high = np.where(low < -largest, -np.inf, low), np.where(high > largest, np.inf, high)
@@ -141,6 +133,8 @@ class Value:
       largest: ``(value, axes, sources)``: this is the maximum of another value over some axes; for each axis of this
         value the axis of the other, or ``None``.
       cause: the operation that first made removed entries infinite or NaN.
+      known: gives the value itself, if no parameter and no input takes part in it.
+      finite_at: gives the places where entries that may be infinite are finite for sure.
     """
 
     rest: Range
@@ -150,6 +144,8 @@ class Value:
     peak: tuple[tuple[int, ...], float] | None = None
     largest: "tuple[Value, tuple[int, ...], tuple[int | None, ...]] | None" = None
     cause: str = ""
+    known: Callable[[], Any] | None = None
+    finite_at: Callable[[], Any] | None = None
 
     def anywhere(self, but: Sequence[int] = ()) -> Range:
         """A range for all entries, except those that go along some axes."""
@@ -176,6 +172,7 @@ class Step:
       outs: for each result, by axis, which entries go: only the axes that lose some.
       children: the scopes of the programs it calls.
       run: what is known of such a program's results, given its operands.
+      line: where the equation comes from.
       faults: what the rule finds.
     """
 
@@ -183,6 +180,7 @@ class Step:
     outs: list[dict[int, np.ndarray]]
     children: list[Scope]
     run: Callable[[Scope, Sequence[Value]], list[Value]]
+    line: str = ""
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -196,7 +194,7 @@ class Step:
 
     def fault(self, reason: str) -> None:
         """Notes that what is removed makes a difference here."""
-        self.faults.append(Fault(self.equation.primitive.name, program.line_of(self.equation), reason))
+        self.faults.append(Fault(self.equation.primitive.name, self.line, reason))
 
     def value(self, rest: Range, axes: dict[int, Range], values: Sequence[Value], result: int = 0) -> Value:
         """A result. Entries that stay are finite, unless the program writes infinities or NaN: that is assumed."""
@@ -217,22 +215,22 @@ Rule = Callable[[Step, Sequence[Value]], list[Value]]
 
 
 def of_array(array: Any, gone: dict[int, np.ndarray]) -> Value:
-    """What is known of a value that is at hand."""
-    if isinstance(array, jax.core.Tracer) or jnp.issubdtype(array.dtype, jax.dtypes.extended):
+    """What is known of a constant."""
+    if isinstance(array, Tracer) or jnp.issubdtype(array.dtype, jax.dtypes.extended):
         return Value(ANYTHING, {i: many(ANYTHING, flags.size) for i, flags in gone.items()}, gone)
     numbers = np.asarray(array)
     if np.issubdtype(numbers.dtype, np.complexfloating):
-        numbers = np.where(numbers == 0, 0.0, np.nan)
+        numbers = np.abs(numbers)
     numbers = numbers.astype(np.float64)
     if not numbers.size:
         return Value(ZERO, {i: many(ZERO, flags.size) for i, flags in gone.items()}, gone)
     kept = np.ones(numbers.shape, bool)
     axes = {}
     for i, flags in gone.items():
-        axes[i] = _measure(numbers, tuple(k for k in range(numbers.ndim) if k != i))
+        axes[i] = settle(_measure(numbers, tuple(k for k in range(numbers.ndim) if k != i)), array.dtype)
         kept &= ~flags.reshape([-1 if k == i else 1 for k in range(numbers.ndim)])
-    rest = _measure(numbers[kept], None) if kept.any() else ZERO
-    return Value(rest, axes, gone)
+    rest = settle(_measure(numbers[kept], None), array.dtype) if kept.any() else ZERO
+    return Value(rest, axes, gone, known=lambda: array)
 
 
 def _measure(numbers: np.ndarray, over: tuple[int, ...] | None) -> Range:

@@ -45,7 +45,7 @@ def _cond(step: Step, values: Sequence[Value]) -> list[Value]:
 
 def _settled(carry: list[Value], body: Callable[[list[Value]], list[Value]]) -> list[Value]:
     """What holds for carried values before and after every round."""
-    rounds = 0
+    carry, rounds = [_joined(value) for value in carry], 0  # each its own: they may part after the first round
     while True:
         after = body(carry)
         joined = [_joined(a, b) for a, b in zip(carry, after, strict=True)]
@@ -76,7 +76,9 @@ def _grown(before: Value, after: Value) -> Value:
     """Bounds that still move are moved as far as they go."""
 
     def grown(a: Range, b: Range) -> Range:
-        return Range(np.where(b.low < a.low, -np.inf, b.low), np.where(b.high > a.high, np.inf, b.high), b.nan, b.infinite)
+        return Range(
+            np.where(b.low < a.low, -np.inf, b.low), np.where(b.high > a.high, np.inf, b.high), b.nan, b.infinite
+        )
 
     axes = {i: grown(before.axes[i], after.axes[i]) for i in after.axes}
     return replace(after, rest=grown(before.rest, after.rest), axes=axes)
@@ -95,7 +97,7 @@ def _outer(value: Value) -> Value:
 def _shifted(value: Value, by: int) -> dict[str, Any]:
     axes = {i + by: found for i, found in value.axes.items()}
     gone = {i + by: flags for i, flags in value.gone.items()}
-    return {"axes": axes, "gone": gone, "peak": None, "largest": None}
+    return {"axes": axes, "gone": gone, "peak": None, "largest": None, "known": None, "finite_at": None}
 
 
 RULES: dict[str, Rule] = {

@@ -19,7 +19,6 @@ from jaxprune.structure.bounds.base import (
     hull,
     join,
     many,
-    pick,
 )
 
 #: ``(step, ranges of the operands) -> range of the result``.
@@ -54,13 +53,13 @@ def _sub(step: Step, values: Sequence[Value]) -> list[Value]:
     if other.largest is None or other.largest[0] is not value:
         return found
     _, over, sources = other.largest
-    shape = step.shape(0)
-    if any(source != axis and axis not in over and shape[axis] > 1 for axis, source in enumerate(sources)):
-        return found
-    below = between(-np.inf, 0.0)
+    for axis, size in enumerate(step.shape(0)):
+        source = sources[axis] if axis < len(sources) else None
+        if size > 1 and axis not in over and source != axis:
+            return found
 
     def cap(a: Range, x: Range) -> Range:
-        return Range(np.minimum(a.low, 0), np.minimum(a.high, below.high), a.nan & ~x.finite, a.infinite)
+        return Range(np.minimum(a.low, 0), np.minimum(a.high, 0), a.nan & ~x.finite, a.infinite)
 
     rest = cap(found[0].rest, value.rest)
     axes = {i: cap(found[0].axes[i], value.along(i, gone)) for i, gone in found[0].gone.items()}
@@ -115,37 +114,22 @@ def _convert(step: Step, values: Sequence[Value]) -> list[Value]:
         return a if before == jnp.bool_ else on.widen(a)
 
     (found,) = each(step, values, converted)
-    found.peak = values[0].peak if jnp.issubdtype(after, jnp.floating) else None
+    if jnp.issubdtype(before, jnp.floating) and jnp.issubdtype(after, jnp.floating):
+        found.peak, found.finite_at = values[0].peak, values[0].finite_at
     return [found]
 
 
-def _select(step: Step, values: Sequence[Value]) -> list[Value]:
-    which, *cases = values
-    for number, case in enumerate(cases):
-        if all(np.all((a.low == number) & (a.high == number)) for a in which.ranges()):
-            return [case]
-    return each(step, values, on.select)
+def _add(step: Step, values: Sequence[Value]) -> list[Value]:
+    """A sum with a constant that is infinite in places: masks are added to logits."""
+    (found,) = each(step, values, on.add)
+    for value, constant in (values, values[::-1]):
+        if constant.known is not None and all(np.all(a.finite) for a in value.ranges()):
+            found.finite_at = partial(_finite_in, constant.known)
+    return [found]
 
 
-def _compare(function: Entrywise, same: bool) -> Rule:
-    """A comparison; of a value with itself it is known, unless that is NaN."""
-
-    def rule(step: Step, values: Sequence[Value]) -> list[Value]:
-        if values[0] is not values[1]:
-            return each(step, values, function)
-        return each(step, values, lambda a, _: on.truth(~a.nan & same, ~a.nan & (not same)))
-
-    return rule
-
-
-def _bits(function: Entrywise) -> Rule:
-    """Logic: known for bools only."""
-
-    def rule(step: Step, values: Sequence[Value]) -> list[Value]:
-        logical = step.equation.outvars[0].aval.dtype == jnp.bool_
-        return each(step, values, function if logical else on.unknown)
-
-    return rule
+def _finite_in(known: Callable[[], Any]) -> Any:
+    return np.isfinite(np.asarray(known()))
 
 
 def _power(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -173,17 +157,20 @@ def _remainder(a: Range, b: Range) -> Range:
     return between(np.where(zero, 0, -np.inf), np.where(zero, 0, np.inf), bad)
 
 
-_THROUGH_ZERO = "add add_any sub mul neg abs square sin tan sinh tanh convert_element_type".split()
+#: Operations on complex numbers that are followed; these are 0, or finite, or anything.
+_SIMPLE = "add add_any sub mul neg".split()
+_ODD = "abs square sin tan sinh tanh convert_element_type".split()
 
 
 def _real(rule: Rule) -> Rule:
-    """A rule for real numbers; of complex ones only zero and finite are known."""
+    """A rule for real numbers; of most operations on complex ones only little is known."""
 
     def guarded(step: Step, values: Sequence[Value]) -> list[Value]:
         dtypes = [atom.aval.dtype for atom in (*step.equation.invars, *step.equation.outvars)]
-        if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
-            return each(step, values, partial(on.unknown, zero=step.equation.primitive.name in _THROUGH_ZERO))
-        return rule(step, values)
+        name = step.equation.primitive.name
+        if name in _SIMPLE or not any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+            return rule(step, values)
+        return linear(step, values) if name in _ODD else unknown(step, values)
 
     return guarded
 
@@ -224,7 +211,7 @@ def _iota(step: Step, values: Sequence[Value]) -> list[Value]:
 _REAL: dict[str, Rule] = {
     **{name: _rule(function) for name, function in on.MONOTONE.items() if name != "exp"},
     "exp": _exp,
-    "add": _rule(on.add),
+    "add": _add,
     "add_any": _rule(on.add),
     "sub": _sub,
     "mul": _mul,
@@ -246,28 +233,17 @@ _REAL: dict[str, Rule] = {
     "cos": _rule(on.wave(np.cos)),
     "atan2": _rule(_angle),
     "cosh": finite,
-    "lt": _compare(on.less, False),
-    "gt": _compare(lambda a, b: on.less(b, a), False),
-    "le": _compare(on.less_equal, True),
-    "ge": _compare(lambda a, b: on.less_equal(b, a), True),
-    "eq": _compare(on.equal, True),
-    "ne": _compare(lambda a, b: on.negation(on.equal(a, b)), False),
-    "and": _bits(on.minimum),
-    "or": _bits(on.maximum),
-    "xor": _bits(on.unknown),
-    "not": _bits(on.negation),
-    "is_finite": _rule(on.finite),
     "convert_element_type": _convert,
-    "reduce_precision": _rule(on.widen),
+    "reduce_precision": linear,
 }
 
 RULES: dict[str, Rule] = {
     **{name: _real(rule) for name, rule in _REAL.items()},
-    "select_n": _select,
     **{name: _same for name in ("copy", "copy_p", "stop_gradient", "name", "optimization_barrier")},
     **{name: linear for name in ("real", "imag", "conj", "complex")},
     **{name: _any_number for name in ("threefry2x32", "random_bits", "random_seed", "random_wrap", "random_unwrap")},
     **{name: _any_number for name in ("random_fold_in", "shift_left", "shift_right_logical")},
     "shift_right_arithmetic": _any_number,
+    "bitcast_convert_type": unknown,
     "iota": _iota,
 }

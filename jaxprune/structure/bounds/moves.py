@@ -47,7 +47,9 @@ def _moved(step: Step, value: Value, sources: Mapping[int, int]) -> list[Value]:
     if value.largest is not None:
         of, over, before = value.largest
         rank, shape = step.equation.outvars[0].aval.ndim, step.equation.outvars[0].aval.shape
-        after = [before[sources[i]] if i in sources and step.shape(0)[sources[i]] == shape[i] else None for i in range(rank)]
+        after = [
+            before[sources[i]] if i in sources and step.shape(0)[sources[i]] == shape[i] else None for i in range(rank)
+        ]
         found.largest = (of, over, tuple(after))
     return [found]
 
@@ -162,7 +164,7 @@ def _dynamic_update(step: Step, values: Sequence[Value]) -> list[Value]:
 
 
 def _gather(step: Step, values: Sequence[Value]) -> list[Value]:
-    """Axes of the operand that are taken whole; the positions lie within it, unless a number for others is given."""
+    """Axes of the operand that are taken whole; positions lie within it, unless a number is written for others."""
     numbers = step.params["dimension_numbers"]
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     whole = [axis for axis in range(len(step.shape(0))) if axis not in dropped]
@@ -174,7 +176,7 @@ def _gather(step: Step, values: Sequence[Value]) -> list[Value]:
     for axis in found.gone.keys() - sources.keys():  # positions that are gone may lie anywhere
         found.axes[axis] = choose(found.gone[axis], ANYTHING, found.axes[axis])
     fill = step.params.get("fill_value")
-    if fill is None:
+    if fill is None or np.isnan(fill):
         return [found]
     written = Value(join(ZERO, Range(*(np.asarray(x) for x in (fill, fill, False, False)))))
     return each(step, [found, written], join)
@@ -189,7 +191,9 @@ def _scatter(step: Step, values: Sequence[Value]) -> list[Value]:
         if axis not in numbers.update_window_dims and not batched:
             if name != "scatter-add" or not pick(updates.axes[axis], gone).zero.all():
                 step.fault("removed entries are written to positions known at run time")
-    windows = [i for i in range(len(step.shape(0))) if i not in {*numbers.inserted_window_dims, *numbers.operand_batching_dims}]
+    windows = [
+        i for i in range(len(step.shape(0))) if i not in {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    ]
     sources = dict(zip(windows, numbers.update_window_dims, strict=True))
     moved = Value(
         updates.rest,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -97,9 +98,22 @@ def _extreme(flip: Callable[[Range], Range]) -> Rule:
         left = [axis for axis in range(len(step.shape(0))) if axis not in axes]
         if step.equation.primitive.name == "reduce_max":
             found.largest = (value, tuple(axes), tuple(left))
+            doubt = not all(np.all(a.finite) for a in value.ranges())
+            if doubt and value.finite_at is not None and _everywhere(step, value.finite_at, axes):
+                found.rest, found.axes = _bounded(found.rest), {i: _bounded(a) for i, a in found.axes.items()}
         return [found]
 
     return rule
+
+
+def _everywhere(step: Step, finite_at: Callable[[], Any], axes: Sequence[int]) -> bool:
+    """Whether some entry along the axes is finite for sure, wherever along the others."""
+    return bool(np.any(np.broadcast_to(finite_at(), step.shape(0)), axis=tuple(axes)).all())
+
+
+def _bounded(found: Range) -> Range:
+    """A maximum of entries of which one is finite and none is more than that."""
+    return found._replace(infinite=found.infinite & (found.high == np.inf))
 
 
 def _neutral(number: float, function: Callable[[Range], Range]) -> Rule:
