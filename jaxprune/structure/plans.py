@@ -109,12 +109,8 @@ def entries(units: Units, groups: Sequence[Group]) -> dict[tuple[str, int], np.n
     return flags
 
 
-def from_masks(masks: Any, params: Any, groups: Sequence[Group]) -> Units:
-    """The plan that removes the units that masks remove.
-
-    A unit goes if every parameter that makes it is masked there altogether, or every parameter that uses it is. Masks
-    of units ``(1, ..., C)``, of single weights, and the 0-d ``True`` of leaves left alone all serve.
-    """
+def mask_flags(masks: Any, params: Any) -> dict[str, np.ndarray]:
+    """For each parameter, by path, its mask in full shape; ``ValueError`` or ``TypeError`` if the masks are not."""
     chosen, shapes = tree.select(masks, lambda *_: False), tree.select(params, lambda *_: False)
     tree.same_paths(chosen, shapes, "masks", "params")
     flags = {}
@@ -122,6 +118,16 @@ def from_masks(masks: Any, params: Any, groups: Sequence[Group]) -> Units:
         if isinstance(mask, Tracer) or not np.issubdtype(getattr(mask, "dtype", type(mask)), np.bool_):
             raise TypeError(f"mask {tree.show(path)} must be a concrete bool array")
         flags[path] = np.broadcast_to(np.asarray(mask), np.shape(leaf))
+    return flags
+
+
+def from_masks(masks: Any, params: Any, groups: Sequence[Group]) -> Units:
+    """The plan that removes the units that masks remove.
+
+    A unit goes if every parameter that makes it is masked there altogether, or every parameter that uses it is. Masks
+    of units ``(1, ..., C)``, of single weights, and the 0-d ``True`` of leaves left alone all serve.
+    """
+    flags = mask_flags(masks, params)
     units = {}
     for group in groups:
         gone = np.zeros(group.size, bool)

@@ -28,6 +28,7 @@ class Traced:
       labels: what ties and pins them.
       rows: the axes of the parameters.
       out_tree: structure of what the function returns.
+      free: for each output, whether it may lose entries.
       ambiguous: the places where more than one axis could be cut, in words.
     """
 
@@ -35,6 +36,7 @@ class Traced:
     labels: Labels
     rows: list[groups.Row]
     out_tree: Any
+    free: tuple[bool, ...]
     ambiguous: list[str] = field(default_factory=list)
 
 
@@ -69,12 +71,13 @@ def _walk(traced: Any, params: Params, inputs: Any, shape: Any, free: FreeOutput
     scope = walk(traced, [*axes, *given], labels)
     outputs, out_tree = jax.tree.flatten(shape)
     paths = tree.select(shape, lambda *_: False).paths
-    for path, out, out_axes in zip(paths, outputs, scope.out_axes, strict=True):
-        if not _is_free(path, out, free):
+    may_shrink = tuple(_is_free(path, out, free) for path, out in zip(paths, outputs, strict=True))
+    for path, out_free, out_axes in zip(paths, may_shrink, scope.out_axes, strict=True):
+        if not out_free:
             for i, one in enumerate(out_axes):
                 labels.pin(one, f"axis {i} of the output {tree.show(path)}" if path else f"axis {i} of the output")
     _check_patterns(free, paths)
-    return Traced(scope, labels, groups.rows_of(selection.paths, axes, labels), out_tree)
+    return Traced(scope, labels, groups.rows_of(selection.paths, axes, labels), out_tree, may_shrink)
 
 
 def _is_free(path: str, output: Any, free: FreeOutput) -> bool:
