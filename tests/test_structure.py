@@ -130,6 +130,22 @@ def test_entries_without_their_like_have_to_stay():
     assert found.why_pinned("b", 0) == ""
 
 
+def test_groups_along_the_same_axis_have_names_of_their_own():
+    shapes = {"a": struct(3, 7), "b": struct(4, 2), "c": struct(3, 2)}
+    found = trace(lambda p, x: (h := x @ p["a"])[:, 3:] @ p["b"] + h[:, :3] @ p["c"], shapes, X)
+    assert [(group.name, group.size) for group in found.groups] == [("a:1", 3), ("a:1#2", 4)]
+    plan = {"a:1": [0, 2], "a:1#2": [3]}
+    assert {key: flags.tolist() for key, flags in found.kept(plan).items()} == {
+        ("a", 1): [True, False, True, False, False, False, True],
+        ("b", 0): [False, False, False, True],
+        ("c", 0): [True, False, True],
+    }
+    by_axis = found.resolve({("a", 1): [0, 2, 6]})
+    assert {name: flags.tolist() for name, flags in by_axis.items()} == {
+        name: flags.tolist() for name, flags in found.resolve(plan).items()
+    }
+
+
 def test_a_plan_from_masks():
     (group,) = graph().groups
     everything = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), SHAPES)
