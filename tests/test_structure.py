@@ -307,6 +307,11 @@ def test_the_small_function_takes_cut_parameters_alone():
         ValueError, match=r"leaf 'first/bias' has shape \(6,\); graph.cut\(params, plan\) gives it \(2,\)"
     ):
         small(params, x)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), graph().cut(params, plan))
+    with pytest.raises(
+        ValueError, match="leaf 'first/bias' has dtype bfloat16, but was traced with float32; trace the"
+    ):
+        small(narrow, x)
     with pytest.raises(ValueError, match="the parameters have the structure .* expected PyTreeDef"):
         small({"first": params["first"]}, x)
 
@@ -454,3 +459,11 @@ def test_weights_are_not_needed_and_scalars_will_do():
     plan = {one.groups[0]: [0, 3]}
     small = one.cut(zoo.fill(SHAPES), plan)
     close(one.apply(plan)(small, zoo.fill(X), 2.0), other.apply(plan)(small, zoo.fill(X), 2.0))
+
+
+def test_numpy_arrays_of_wide_types_are_taken_as_jax_takes_them(recwarn):
+    params, x = jax.tree.map(lambda leaf: np.ones(leaf.shape), SHAPES), np.ones((4, 3))
+    found = trace(mlp, params, x)
+    plan = {found.groups[0]: [0, 3]}
+    out = found.apply(plan)(found.cut(params, plan), x)
+    assert out.dtype == jnp.float32 and not recwarn.list
