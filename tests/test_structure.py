@@ -130,6 +130,22 @@ def test_entries_without_their_like_have_to_stay():
     assert found.why_pinned("b", 0) == ""
 
 
+def test_groups_along_the_same_axis_have_names_of_their_own():
+    shapes = {"a": struct(3, 7), "b": struct(4, 2), "c": struct(3, 2)}
+    found = trace(lambda p, x: (h := x @ p["a"])[:, 3:] @ p["b"] + h[:, :3] @ p["c"], shapes, X)
+    assert [(group.name, group.size) for group in found.groups] == [("a:1", 3), ("a:1#2", 4)]
+    plan = {"a:1": [0, 2], "a:1#2": [3]}
+    assert {key: flags.tolist() for key, flags in found.kept(plan).items()} == {
+        ("a", 1): [True, False, True, False, False, False, True],
+        ("b", 0): [False, False, False, True],
+        ("c", 0): [True, False, True],
+    }
+    by_axis = found.resolve({("a", 1): [0, 2, 6]})
+    assert {name: flags.tolist() for name, flags in by_axis.items()} == {
+        name: flags.tolist() for name, flags in found.resolve(plan).items()
+    }
+
+
 def test_a_plan_from_masks():
     (group,) = graph().groups
     everything = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), SHAPES)
@@ -291,6 +307,11 @@ def test_the_small_function_takes_cut_parameters_alone():
         ValueError, match=r"leaf 'first/bias' has shape \(6,\); graph.cut\(params, plan\) gives it \(2,\)"
     ):
         small(params, x)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), graph().cut(params, plan))
+    with pytest.raises(
+        ValueError, match="leaf 'first/bias' has dtype bfloat16, but was traced with float32; trace the"
+    ):
+        small(narrow, x)
     with pytest.raises(ValueError, match="the parameters have the structure .* expected PyTreeDef"):
         small({"first": params["first"]}, x)
 
@@ -438,3 +459,11 @@ def test_weights_are_not_needed_and_scalars_will_do():
     plan = {one.groups[0]: [0, 3]}
     small = one.cut(zoo.fill(SHAPES), plan)
     close(one.apply(plan)(small, zoo.fill(X), 2.0), other.apply(plan)(small, zoo.fill(X), 2.0))
+
+
+def test_numpy_arrays_of_wide_types_are_taken_as_jax_takes_them(recwarn):
+    params, x = jax.tree.map(lambda leaf: np.ones(leaf.shape), SHAPES), np.ones((4, 3))
+    found = trace(mlp, params, x)
+    plan = {found.groups[0]: [0, 3]}
+    out = found.apply(plan)(found.cut(params, plan), x)
+    assert out.dtype == jnp.float32 and not recwarn.list

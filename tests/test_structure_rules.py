@@ -232,6 +232,7 @@ def lines(graph):
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_rule_ties(name):
     expected = {(line.partition(": ")[0], *sorted(line.partition(": ")[2].split())) for line in CASES[name][1]}
+    assert len({group.name for group in traced(name)[2].groups}) == len(traced(name)[2].groups)
     assert {(line.partition(": ")[0], *line.partition(": ")[2].split()) for line in lines(traced(name)[2])} == expected
 
 

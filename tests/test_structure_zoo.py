@@ -220,6 +220,21 @@ def test_what_goes_together(name):
     assert bool(graph.ambiguous) == (name in AMBIGUOUS)
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "words"),
+    [
+        ("mlp", "params/Dense_1/kernel:1", "features of params/Dense_1"),
+        ("nnx attention", "attend/query/kernel:1", "heads of attend"),
+        ("nnx attention", "attend/query/kernel:2", "head width of attend/query, attend/key"),
+        ("nnx attention", "first/kernel:1", "residual width, made by first, attend/out"),
+        ("fused attention", "params/Dense_0/kernel:1", "features of params/Dense_0, 6 at a time"),
+        ("scanned", "params/stack/Dense_1/kernel:2", "features of params/stack/Dense_1"),
+    ],
+)
+def test_what_units_are_called(name, layer, words):
+    assert {group.name: group.description for group in traced(name)[1].groups}[layer] == words
+
+
 @models
 def test_what_stays_has_a_reason(name):
     _, graph = traced(name)

@@ -18,8 +18,8 @@ Flags = Mapping[tuple[str, int], np.ndarray]
 
 
 def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of a leaf, weak type included."""
-    if not tree.is_array(leaf):
+    """The shape and dtype of a leaf as JAX takes it, weak type included."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
         leaf = jax.typeof(leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=bool(getattr(leaf, "weak_type", False)))
 
@@ -136,15 +136,20 @@ def small_shapes(params: Params, flags: Flags) -> list[tuple[str, tuple[int, ...
 
 
 def check_small(small: Params, params: Params, shapes: list[tuple[str, tuple[int, ...]]]) -> list[Any]:
-    """The leaves of cut parameters; ``ValueError`` if they are not."""
+    """The leaves of cut parameters; ``ValueError`` if they are not, or have other dtypes than those traced."""
     leaves = jax.tree.leaves(small)
     if jax.tree.structure(small) != jax.tree.structure(params):
         raise ValueError(
             f"the parameters have the structure {jax.tree.structure(small)}, expected {jax.tree.structure(params)}"
         )
-    for leaf, (path, shape) in zip(leaves, shapes, strict=True):
+    for leaf, (path, shape), whole in zip(leaves, shapes, jax.tree.leaves(params), strict=True):
         if np.shape(leaf) != shape:
             raise ValueError(
                 f"leaf {tree.show(path)} has shape {np.shape(leaf)}; graph.cut(params, plan) gives it {shape}"
+            )
+        if (own := struct(leaf).dtype) != whole.dtype:
+            raise ValueError(
+                f"leaf {tree.show(path)} has dtype {own}, but was traced with {whole.dtype}; trace the function with "
+                "parameters of this dtype"
             )
     return leaves

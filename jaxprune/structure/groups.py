@@ -1,8 +1,9 @@
 """What can be removed, in words and numbers: units that go as a whole, and groups of like units."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ class Group:
     """Units of which any but the last can be removed, each with its entries along some axes of the parameters.
 
     Attributes:
-      name: the member that makes the units, as ``"Conv_1/kernel:3"``.
+      name: the member that makes the units, as ``"Conv_1/kernel:3"``; with ``#2`` and so on if others have that name.
       size: number of units.
       members: ``(path, axis)`` of each axis of a parameter that loses entries.
       description: what the units are, in words.
@@ -79,8 +80,18 @@ def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
         own = [np.where(kinds[roots[i]] == kind, roots[i], STAYS) for i in where]
         group = _group([rows[i] for i in where], own, made)
         if group.size > 1:
-            found.append(((rows[where[0]].when, where[0]), group))
-    return tuple(group for _, group in sorted(found, key=lambda pair: pair[0]))
+            found.append(((rows[where[0]].when, where[0], int(np.argmax(group.units[0] >= 0))), group))
+    return _named_apart([group for _, group in sorted(found, key=lambda pair: pair[0])])
+
+
+def _named_apart(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Several groups may lie along one axis: from the second on, their names get a number."""
+    times = Counter[str]()
+    apart = []
+    for group in groups:
+        times[group.name] += 1
+        apart.append(replace(group, name=f"{group.name}#{times[group.name]}") if times[group.name] > 1 else group)
+    return tuple(apart)
 
 
 def _kinds(roots: Sequence[np.ndarray], count: int) -> np.ndarray:
