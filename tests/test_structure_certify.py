@@ -315,9 +315,11 @@ def test_loops_settle():
     certificate, difference = verdict(lambda p, x: lstm(p, x, 1.0), params, plan, TOKENS, masked=columns)
     assert not certificate.exact and difference > 1e-4
 
-    turned = lambda p, x: lax.scan(lambda c, _: ((c[1], c[0] + 1.0), None), (z := x @ p["first"], z), None, 3)[0][
-        0
-    ].sum(-1)  # noqa: E731
+    def turned(p, x):
+        h = x @ p["first"]
+        (first, _), _ = lax.scan(lambda c, _: ((c[1], c[0] + 1.0), None), (h, h), None, 3)
+        return first.sum(-1)
+
     certificate, difference = verdict(turned, DENSE, PLAN, X)
     assert not certificate.exact and difference > 1e-4
 
@@ -419,7 +421,9 @@ def test_every_operation_that_may_mix_entries_has_a_rule():
 
 
 # Ranges of functions, against the functions on many numbers of these ranges.
-ENDS = np.float64(np.float32([-1e30, -7.5, -2.0, -1.0, -0.3, -1e-20, 0.0, 1e-20, 0.3, 0.9, 1.0, 2.0, 7.5, 1e30]))
+ENDS = np.array([-1e30, -7.5, -2.0, -1.0, -0.3, -1e-20, 0.0, 1e-20, 0.3, 0.9, 1.0, 2.0, 7.5, 1e30], np.float32).astype(
+    np.float64
+)
 ONE = {name: (rule, getattr(lax, name)) for name, rule in on.MONOTONE.items()} | {
     "neg": (on.negative, lax.neg),
     "abs": (on.absolute, lax.abs),
@@ -450,7 +454,7 @@ def intervals():
     low, high = low[low <= high], high[low <= high]
     middle = low / 2 + high / 2
     inside = [np.clip(x, low, high) for x in (low, high, middle, np.zeros_like(low), np.ones_like(low))]
-    return low, high, np.float32(np.stack(inside))
+    return low, high, np.stack(inside).astype(np.float32)
 
 
 def assert_holds(range_, values):
@@ -515,7 +519,7 @@ LAYERS = {
 KERNELS = {"kernel": jnp.ones((WIDTH, WIDTH)), "bias": jnp.ones(WIDTH), "back": jnp.ones((WIDTH, WIDTH))}
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     layers=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=4),
     data=st.data(),
