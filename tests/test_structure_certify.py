@@ -11,7 +11,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxprune.structure import bounds, trace
+from jaxprune.masks import apply_masks
+from jaxprune.structure import bounds, certify, trace
 from jaxprune.structure.bounds import arithmetic as on
 from jaxprune.structure.bounds.base import Range, between, settle
 from jaxprune.structure.rules import RULES
@@ -31,12 +32,16 @@ def numbers(shapes, seed=0):
     return jax.tree.unflatten(structure, [abs(x) if p else x for p, x in zip(positive, drawn, strict=True)])
 
 
-def verdict(function, params, plan, *inputs, masked=None, **options):
+def verdict(function, params, plan, *inputs, masked=None, jit=True, **options):
     """The certificate, and the numeric difference. The one may never say more than the other."""
     graph = trace(function, params, *inputs, **options)
     certificate = graph.certify(plan, masked=masked)
-    difference = graph.check(plan, params, *inputs, masked=masked)
     assert certificate.exact == (not certificate.faults)
+    full = graph.mask(params, plan) if masked is None else apply_masks(params, masked)
+    small = graph.apply(plan)
+    both = lambda p, cut, *x: (function(p, *x), small(cut, *x))  # noqa: E731
+    outputs, others = (jax.jit(both) if jit else both)(full, graph.cut(full, plan), *inputs)
+    difference = certify.difference(graph._traced, outputs, others)
     if certificate.exact:
         assert difference <= 1e-5, f"certified, but the outputs differ by {difference}"
     return certificate, difference
@@ -142,8 +147,8 @@ FAULTY = {
     "logarithm": (lambda h: h * jnp.log(h * h), "dot_general"),
     "root": (lambda h: h * lax.rsqrt(h * h), "dot_general"),
     "negative power": (lambda h: h * (h * h) ** -0.5, "dot_general"),
-    "count": (lambda h: h * jnp.ones_like(h).sum(-1, keepdims=True), "reduce_sum"),
-    "as often as asked": (lambda h: lax.while_loop(lambda c: jnp.cos(c).sum() < 5, lambda c: c + 1, h), "reduce_sum"),
+    "count": (lambda h: h * (h == h).sum(-1, keepdims=True), "reduce_sum"),
+    "as often as asked": (lambda h: lax.while_loop(lambda c: jnp.exp(c).sum() < 41, lambda c: c + 1, h), "reduce_sum"),
     "either of two": (lambda h: lax.cond(jnp.cos(h).sum() > 5.5, jnp.sin, lambda h: 2 * h, h), "reduce_sum"),
     "a product with itself": (lambda h: h * jnp.einsum("ij,kj->ik", jnp.cos(h), jnp.cos(h))[:, :1], "dot_general"),
 }
@@ -198,7 +203,7 @@ def test_masks_say_what_is_zero():
         assert verdict(function, DENSE, PLAN, X, masked=masked)[0].exact
     partly = kernel | {"bias": keep, "first": np.array([[True, True, True, False]] + [list(keep)] * 2)}
     assert not verdict(function, DENSE, PLAN, X, masked=partly)[0].exact
-    with pytest.raises(TypeError, match="mask first must be a concrete bool array"):
+    with pytest.raises(TypeError, match="mask 'bias' must be a concrete bool array"):
         trace(function, DENSE, X).certify(PLAN, masked=DENSE)
 
 
@@ -274,15 +279,19 @@ def test_heads_with_rows_that_are_masked_altogether():
 def test_the_width_of_heads_and_other_layers_in_one_plan():
     function = attention(WEIGHTS["causal, -inf"])
     graph = trace(function, QUERY, TOKENS)
-    for group in graph.groups:
-        assert verdict(function, QUERY, {group: [1]}, TOKENS)[0].exact, group
+    assert all(graph.certify({group: [1]}).exact for group in graph.groups)
+    assert verdict(function, QUERY, {group: [1] for group in graph.groups}, TOKENS)[0].exact
 
 
 def test_loops_settle():
     params = numbers(
-        {"kernel": jnp.ones((3, 4, WIDTH)), "again": jnp.ones((WIDTH, 4, WIDTH)), "bias": jnp.ones((4, WIDTH))}
+        {
+            "kernel": jnp.ones((3, 4, WIDTH)),
+            "again": jnp.ones((WIDTH, 4, WIDTH)),
+            "bias": jnp.ones((4, WIDTH)),
+            "out": jnp.ones((WIDTH, 2)),
+        }
     )
-    params["out"] = np.float32(np.random.default_rng(3).normal(size=(WIDTH, 2)))
 
     def lstm(p, x, start=0.0):
         def step(carry, x):
@@ -306,7 +315,11 @@ def test_loops_settle():
     certificate, difference = verdict(lambda p, x: lstm(p, x, 1.0), params, plan, TOKENS, masked=columns)
     assert not certificate.exact and difference > 1e-4
 
-    turned = lambda p, x: lax.scan(lambda c, _: (c[1], c[0] + 1.0), (z := x @ p["first"], z), None, 3)[0][0].sum(-1)  # noqa: E731
+    def turned(p, x):
+        h = x @ p["first"]
+        (first, _), _ = lax.scan(lambda c, _: ((c[1], c[0] + 1.0), None), (h, h), None, 3)
+        return first.sum(-1)
+
     certificate, difference = verdict(turned, DENSE, PLAN, X)
     assert not certificate.exact and difference > 1e-4
 
@@ -408,7 +421,9 @@ def test_every_operation_that_may_mix_entries_has_a_rule():
 
 
 # Ranges of functions, against the functions on many numbers of these ranges.
-ENDS = np.array([-1e30, -7.5, -2.0, -1.0, -0.3, -1e-20, 0.0, 1e-20, 0.3, 0.9, 1.0, 2.0, 7.5, 1e30])
+ENDS = np.array([-1e30, -7.5, -2.0, -1.0, -0.3, -1e-20, 0.0, 1e-20, 0.3, 0.9, 1.0, 2.0, 7.5, 1e30], np.float32).astype(
+    np.float64
+)
 ONE = {name: (rule, getattr(lax, name)) for name, rule in on.MONOTONE.items()} | {
     "neg": (on.negative, lax.neg),
     "abs": (on.absolute, lax.abs),
@@ -439,7 +454,7 @@ def intervals():
     low, high = low[low <= high], high[low <= high]
     middle = low / 2 + high / 2
     inside = [np.clip(x, low, high) for x in (low, high, middle, np.zeros_like(low), np.ones_like(low))]
-    return low, high, np.float32(np.stack(inside))
+    return low, high, np.stack(inside).astype(np.float32)
 
 
 def assert_holds(range_, values):
@@ -504,7 +519,7 @@ LAYERS = {
 KERNELS = {"kernel": jnp.ones((WIDTH, WIDTH)), "bias": jnp.ones(WIDTH), "back": jnp.ones((WIDTH, WIDTH))}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     layers=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=4),
     data=st.data(),
@@ -531,5 +546,5 @@ def test_a_certificate_never_disagrees_with_numbers(layers, data, seed):
         free = data.draw(st.lists(st.booleans(), min_size=32, max_size=32))
         picks = iter(free * 4)
         masked = jax.tree.map(lambda a, b: b if next(picks) else a, whole, gone)
-    certificate, difference = verdict(function, params, plan, X, masked=masked)
+    certificate, difference = verdict(function, params, plan, X, masked=masked, jit=False)
     event(f"exact: {certificate.exact}, numbers agree: {difference <= 1e-5}")

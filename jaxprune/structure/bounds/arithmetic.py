@@ -96,10 +96,11 @@ def monotone(
             start, end = _nudged(a)
             inside = np.clip(start, low, high), np.clip(end, low, high)
             ends = function(inside[0]), function(inside[1])
+        # Overflow of float64 even, or the edge of the domain: log(0) is infinite at a finite place.
+        pole = (np.isfinite(start) & ~np.isfinite(ends[0])) | (np.isfinite(end) & ~np.isfinite(ends[1]))
         if falling:
             ends = ends[::-1]
-        pole = np.zeros_like(a.nan)
-        for edge in (low, high):  # e.g. log(0): infinite at a finite place
+        for edge in (low, high):
             if np.isfinite(edge):
                 with np.errstate(all="ignore"):
                     pole |= (start <= edge) & (end >= edge) & ~np.isfinite(function(np.float64(edge)))
