@@ -455,3 +455,20 @@ def merged_batch_norm(kernel, bias, scale, offset, mean, var, epsilon):
     factor = (1.0 if scale is None else _f64(scale)) / np.sqrt(_f64(var) + epsilon)
     centered = (0.0 if bias is None else _f64(bias)) - _f64(mean)
     return _f64(kernel) * factor, centered * factor + (0.0 if offset is None else _f64(offset))
+
+
+def n_of_m_storage(w, mask, n, m, axis):
+    """Values and packed indices of an N:M array: group by group, filled up with zeros at the lowest free places."""
+    rows, kept = np.moveaxis(w, axis, -1), np.moveaxis(np.broadcast_to(mask, w.shape), axis, -1)
+    values = np.zeros((*rows.shape[:-1], rows.shape[-1] // m * n), w.dtype)
+    bits, width = [], math.ceil(math.log2(m))
+    for row in np.ndindex(rows.shape[:-1]):
+        for group in range(rows.shape[-1] // m):
+            inside = list(kept[row][group * m : group * m + m])
+            free = [i for i in range(m) if not inside[i]]
+            places = sorted([i for i in range(m) if inside[i]] + free[: n - sum(inside)])
+            for slot, i in enumerate(places):
+                if inside[i]:
+                    values[(*row, group * n + slot)] = rows[(*row, group * m + i)]
+                bits += [i >> b & 1 for b in range(width)]
+    return np.moveaxis(values, -1, axis), np.packbits(np.array(bits, np.uint8), bitorder="little")

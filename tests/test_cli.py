@@ -306,7 +306,6 @@ def test_convert_and_diff_across_formats(model, call):
 # sweep, shrink
 
 MODULE = """
-import jax
 import jax.numpy as jnp
 
 def kept(params):
@@ -315,10 +314,9 @@ def kept(params):
 def words(params):
     return "many"
 
-@jax.jit
 def apply(params, x):
     a, c = params["model"]["a"], params["model"]["c"]
-    return jnp.maximum(x @ a["weight"] + a["bias"], 0) @ c["weight"].astype(jnp.float32)
+    return jnp.maximum(x @ a["weight"] + a["bias"], 0) @ c["weight"].astype("float32")
 """
 
 
@@ -356,28 +354,25 @@ def test_sweep_with_a_metric(model, call, fails):
     sys.modules.pop("metrics_of_test")
 
 
-def test_shrink(model, call, fails):
+def test_shrink_cuts_units(model, call, fails):
     with open("metrics_of_test.py", "w") as file:
         file.write(MODULE)
     argv = ("shrink", model, "--apply", "metrics_of_test:apply", "--sparsity", "0.5", "-o")
     found = call(*argv, "small.safetensors", "--input-shape", "2,8", "--round-to", "4", "--json")
     small = {name: leaf.read() for name, leaf in checkpoints.open("small.safetensors").leaves.items()}
-    shapes = {name: list(leaf.shape) for name, leaf in LEAVES.items()}
-    cut = {"model.a.weight": [8, 8], "model.a.bias": [8], "model.c.weight": [8, 4]}  # 6 units, rounded up
-    assert {name: list(leaf.shape) for name, leaf in small.items()} == shapes | cut
-    assert {row["name"]: (row["before"], row["after"]) for row in found["leaves"]} == {
-        name: (shape, (shapes | cut)[name]) for name, shape in shapes.items()
-    }
-    assert found["parameters_before"] - found["parameters_after"] == 4 * (8 + 1 + 4)
-    stay = [i for i in range(12) if LEAVES["model.a.bias"][i] in small["model.a.bias"]]
-    np.testing.assert_array_equal(small["model.a.weight"], LEAVES["model.a.weight"][:, stay])
-    np.testing.assert_array_equal(small["model.c.weight"], LEAVES["model.c.weight"][stay])
+    means = [np.abs(wide("model.a.weight")).mean(0), np.abs(wide("model.c.weight")).mean(1)]
+    kept = np.sort(np.argsort(sum(m / m.mean() for m in means))[-8:])  # 6 of 12 units, in multiples of 4
+    np.testing.assert_array_equal(small["model.a.weight"], LEAVES["model.a.weight"][:, kept])
+    np.testing.assert_array_equal(small["model.a.bias"], LEAVES["model.a.bias"][kept])
+    assert small["model.c.weight"].tobytes() == LEAVES["model.c.weight"][kept].tobytes()
     for name in ("model.b.weight", "model.norm.scale", "model.ids"):  # the function does not look at them
         assert small[name].dtype == LEAVES[name].dtype and np.array_equal(small[name], LEAVES[name])
+    assert found["parameters_before"] - found["parameters_after"] == 4 * (8 + 1 + 4)
+    assert [(g["size"], g["kept"]) for g in found["report"]["groups"]] == [(12, 8)]
     checkpoints.write("inputs.npz", {"x": np.ones((3, 8), np.float32)})
-    assert "8x12    8x6" in call(*argv, "small.npz", "--inputs", "inputs.npz", "--scope", "leaf")
+    assert "8x12    8x6" in call(*argv, "small.npz", "--inputs", "inputs.npz", "--groups", "features of *")
     assert "write numbers between commas" in fails(*argv, "other.npz", "--input-shape", "a,b")
-    assert "contracting dimensions" in fails(*argv, "other.npz", "--input-shape", "2,7")
+    assert "matches none of" in fails(*argv, "other.npz", "--input-shape", "2,8", "--groups", "heads*")
     sys.modules.pop("metrics_of_test")
 
 

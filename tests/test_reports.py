@@ -217,6 +217,13 @@ def test_values_that_are_not_finite():
     assert report(jnp.zeros(3), jnp.ones(3)).rows[0].relative_error == np.inf
 
 
+def test_the_total_error_is_that_of_the_weights():
+    """Position ids and keys hold numbers next to which no weight would count."""
+    before = {"ids": jnp.arange(512), "key": jax.random.key(0), "w": jnp.array([3.0, 4.0])}
+    result = report(before, before | {"w": jnp.array([0.0, 4.0])})
+    assert result.total.relative_error == rows_by_path(result)["w"].relative_error == 0.6
+
+
 # --- trees ----------------------------------------------------------------------------------------------------------
 
 

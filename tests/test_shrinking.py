@@ -283,6 +283,14 @@ def test_shapes_cannot_depend_on_traced_weights():
         jax.jit(lambda p: jp.shrink(mlp, p, X, 0.5).params)(weights())
 
 
+def test_what_the_function_does_not_read_stays():
+    params = weights() | {"step": jnp.arange(5), "unused": jnp.ones((4, 6))}
+    used = lambda p, x: mlp({name: p[name] for name in ("layer0", "layer1", "layer2")}, x)  # noqa: E731
+    shrunk = jp.shrink(used, params, X, 0.5)
+    assert len(shrunk.plan) == 2 and shrunk.params["unused"].shape == (4, 6) and shrunk.params["step"].shape == (5,)
+    assert "no product" in trace(used, params, X).why_pinned("unused", 0)
+
+
 def test_nothing_to_remove():
     with pytest.raises(ValueError, match="nothing can be removed"):
         jp.shrink(lambda p, x: x @ p, jnp.ones((3, 2)), jnp.ones((1, 3)), 0.5)

@@ -123,7 +123,7 @@ def test_entries_without_their_like_have_to_stay():
     shapes = {"a": struct(3, 7), "b": struct(3, 2)}
     found = trace(lambda p, x: ((h := x @ p["a"])[:, :3] + h[:, 4:]) @ p["b"], shapes, X)
     assert [(group.name, group.size) for group in found.groups] == [("a:1", 3)]
-    reason = "entries that make up a single unit, which has no like beside it"
+    reason = "entries of a single unit, which has no like beside it, or that no product makes or uses"
     assert found.why_pinned("a", 1) == reason
     with pytest.raises(ValueError, match=f"entry 3 along axis 1 of 'a' has to stay: {reason}"):
         found.resolve({("a", 1): [0, 1, 2, 4, 5, 6]})

@@ -65,7 +65,8 @@ def _decoded_bytes(unit: Unit) -> int:
     """What the arrays of a unit, and the dense array that is made of them, take in memory."""
     heads = [_named(path, lambda part=part: arrays.head(part.read(arrays.LONGEST_HEAD))) for path, part in unit.parts]
     total = sum(_volume(head.shape) * max(4, head.dtype.itemsize) for head in heads)
-    return total if unit.node.kind is None else total + _volume(heads[0].shape) * 8
+    kind = unit.node.kind
+    return total if kind is None else total + _volume(records.whole_shape(kind, heads[0].shape)) * 8
 
 
 def _volume(shape: tuple[int, ...]) -> int:

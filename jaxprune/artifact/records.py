@@ -1,5 +1,6 @@
 """Records: one array in several parts, such as a ``QArray``. A new one is a line in the table here."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import codebook, quantization, trellis
+from jaxprune.artifact import n_of_m
 from jaxprune.artifact.errors import ArtifactError
+from jaxprune.artifact.n_of_m import NOfMArray
 from jaxprune.base import QArray, QuantSpec
 from jaxprune.codebook import CodebookArray
 from jaxprune.trellis import TrellisArray
@@ -23,10 +26,11 @@ class Record(NamedTuple):
 
     Attributes:
       cls: its class, a registered dataclass.
-      arrays: its arrays; the first has the shape of the array that they make, the second scales its values.
+      arrays: its arrays; of codes, the first has the shape of the array that they make, the second scales its values.
       static: its static fields, and for each a function that makes it of JSON, or raises.
       decode: the array that it makes.
       fault: what is wrong with codes of the right shape, if anything.
+      codes: whether the first array is integer codes; otherwise it is values, fewer than the array has.
     """
 
     cls: Any
@@ -34,6 +38,7 @@ class Record(NamedTuple):
     static: dict[str, Callable[[Any], Any]]
     decode: Callable[[Any], Any]
     fault: Callable[[Any], str] = lambda record: ""
+    codes: bool = True
 
 
 def _dtype(name: Any) -> np.dtype:
@@ -66,6 +71,25 @@ def _zero(value: Any) -> int | None:
     return value
 
 
+def _count(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= 256:
+        raise ValueError(value)
+    return value
+
+
+def _axis(value: Any) -> int:
+    if type(value) is not int or value >= 0:
+        raise ValueError(value)
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    lengths = tuple(value)
+    if any(type(n) is not int or n < 0 for n in lengths) or math.prod(max(n, 1) for n in lengths) >= 2**62:
+        raise ValueError(value)
+    return lengths
+
+
 def _no_centroid(record: CodebookArray) -> str:
     codes, number = np.asarray(record.codes), record.centroids.size
     beyond = codes.size and not 0 <= codes.min() <= codes.max() < number
@@ -95,6 +119,14 @@ RECORDS: dict[str, Record] = {
         trellis.dequantize,
         _no_index,
     ),
+    "NOfMArray": Record(
+        NOfMArray,
+        ("values", "indices"),
+        {"n": _count, "m": _count, "axis": _axis, "shape": _shape},
+        n_of_m.dense,
+        n_of_m.fault,
+        codes=False,
+    ),
 }
 _CLASSES = tuple(record.cls for record in RECORDS.values())
 
@@ -118,13 +150,20 @@ def from_json(name: str, kind: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
+def whole_shape(kind: dict[str, Any], first: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the array that a record of this kind makes, of that of its first part."""
+    return tuple(kind["shape"]) if "shape" in RECORDS[kind["type"]].static else first
+
+
 def dense(record: Any) -> Any:
     """The array that a record makes."""
     return _record_of(record).decode(record)
 
 
 def with_scales(record: Any, change: Callable[[Any], Any]) -> Any:
-    """The record with its scales, or centroids, changed."""
+    """The record with its scales, or centroids, changed; as it is if it has none."""
+    if not _record_of(record).codes:
+        return record
     name = _record_of(record).arrays[1]
     return replace(record, **{name: change(getattr(record, name))})
 
@@ -136,7 +175,7 @@ def check(record: Any) -> None:
         made = jax.eval_shape(_record_of(record).decode, record)
     except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"parts of a {type(record).__name__} that do not fit together: {error}") from error
-    if made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer):
+    if _record_of(record).codes and (made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer)):
         raise ArtifactError(f"codes of shape {codes.shape} and dtype {codes.dtype} for values of shape {made.shape}")
     fault = _record_of(record).fault(record)
     if fault:
@@ -152,4 +191,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, QuantSpec):
         axis = list(value.axis) if isinstance(value.axis, tuple) else value.axis
         return {"symmetric": value.symmetric, "axis": axis, "block_size": value.block_size}
+    if isinstance(value, tuple):
+        return list(value)
     return value if value is None or isinstance(value, int | str) else np.dtype(value).name

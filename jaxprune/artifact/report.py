@@ -1,11 +1,12 @@
 """What takes how many bytes in compressed parameters, and how near that is to the entropy of the codes."""
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.artifact import arrays, decoding, tables
+from jaxprune.artifact import arrays, decoding, records, tables
 
 if TYPE_CHECKING:
     from jaxprune.artifact.codec import Compressed
@@ -97,25 +98,28 @@ def _leaf_size(unit: decoding.Unit) -> LeafSize:
     found = arrays.head(data)
     table, planes = arrays.parts(found)
     inner = sum(size for _, size, _ in planes)
-    tables = (len(table) if planes else 0) + sum(len(part.data()) for _, part in side)
+    beside = sum(len(part.data()) for _, part in side)
     whole = sum(part.size for _, part in unit.parts)
     payload = inner if planes else len(table)
     kind = unit.node.kind or {}
     dtype = jnp.dtype(kind.get("dtype", found.dtype.name))
     bits, positions = _entropy(found, planes)
-    weights = max(found.entries, 1)
+    shape = records.whole_shape(kind, found.shape) if kind else found.shape
+    weights = max(math.prod(shape), 1)
+    places = beside if kind.get("type") == "NOfMArray" else 0
+    tables = (len(table) if planes else 0) + beside - places
     index = planes[0][1] if found.form == arrays.SPARSE else round(payload * positions / bits) if bits else 0
     return LeafSize(
         unit.node.path,
-        found.shape,
+        shape,
         dtype.name,
         "+".join(dict.fromkeys(name for name, _, _ in planes)) or "raw",
-        found.entries * dtype.itemsize,
+        math.prod(shape) * dtype.itemsize,
         whole,
-        index,
+        index + places,
         payload - index,
         tables,
-        whole - payload - tables,
+        whole - payload - tables - places,
         _fixed_width(found, planes, kind),
         bits / weights,
         8 * whole / weights,
@@ -143,6 +147,8 @@ def _fixed_width(found: arrays.Head, planes: list[tuple[str, int, np.ndarray]], 
     """Bits a weight of codes of one width."""
     if "bits" in kind:
         return float(kind["bits"])
+    if kind.get("type") == "NOfMArray":
+        return kind["n"] / kind["m"] * (8.0 * found.dtype.itemsize + (kind["m"] - 1).bit_length())
     if found.form in (arrays.INTEGERS, arrays.PALETTE, arrays.GRID):
         codes = planes[0][2]
         return float((int(codes.max()) - int(codes.min())).bit_length())

@@ -2,13 +2,11 @@
 
 import argparse
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import partial_eval
 
 import jaxprune as jp
 from jaxprune import checkpoints
@@ -16,9 +14,6 @@ from jaxprune.checkpoints import Leaf, names, writing
 from jaxprune.checkpoints.leaf import dtype_of
 from jaxprune.cli import loading, output
 
-SCOPES = ("global", "leaf", "parameters", "flops", "latency")
-_SCOPE = """global (default): S of all units, the least important; leaf: S of the units of each group; or until S of the
-parameters, of the operations of products, or of the time of a call is saved"""
 HELP = "cut whole units out of the network that --apply names"
 EXAMPLES = """\
   jaxprune shrink model.msgpack --apply my_model:apply --input-shape 1,28,28,1 --sparsity 0.5 -o small.msgpack
@@ -44,8 +39,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparsity", type=float, required=True, metavar="S", help="fraction of units to cut, in [0, 1]"
     )
-    parser.add_argument("--scope", choices=SCOPES, default="global", help=_SCOPE)
-    parser.add_argument("--groups", action="append", metavar="PATTERN", help="only these groups may lose units")
+    parser.add_argument(
+        "--scope",
+        choices=("leaf", "global", "parameters", "flops", "latency"),
+        default="global",
+        help="the fraction is of each layer's units, of all units, or of what is to be saved; default: global",
+    )
+    parser.add_argument(
+        "--groups", action="append", metavar="PATTERN", help="which units, such as 'heads of *'; may be repeated"
+    )
     parser.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1")
     parser.add_argument("--min-keep", type=int, default=1, metavar="N", help="units that stay at least; default: 1")
     parser.add_argument(
@@ -60,12 +62,12 @@ def run(args: argparse.Namespace) -> None:
     apply = loading.function(args.apply)
     inputs = _read(args.inputs) if args.inputs else tuple(_zeros(text) for text in args.input_shape)
     opened = checkpoints.open(args.checkpoint)
-    by_path = {path: name for name, path in names.paths(opened.leaves).items()}
-    params, whole = _used(apply, {path: opened.leaves[name].read() for path, name in by_path.items()}, inputs)
+    params = checkpoints.nested({name: leaf.read() for name, leaf in opened.leaves.items()})
     options = {key: getattr(args, key) for key in ("round_to", "min_keep", "scope", "groups", "allow_inexact")}
-    shrunk = jp.shrink(whole, params, inputs, args.sparsity, **options)
+    shrunk = jp.shrink(apply, params, inputs, args.sparsity, **options)
+    by_path = {path: name for name, path in names.paths(opened.leaves).items()}
     cut = {by_path[path]: np.asarray(leaf) for path, leaf in names.flat(shrunk.params).items()}
-    leaves = {name: _own_dtype(leaf, cut[name]) if name in cut else leaf.read() for name, leaf in opened.leaves.items()}
+    leaves = {name: _own_dtype(leaf, cut[name]) for name, leaf in opened.leaves.items()}
     written = checkpoints.write(args.output, leaves, force=args.force)
     rows = [
         {"name": name, "before": list(opened.leaves[name].shape), "after": list(leaf.shape)}
@@ -79,31 +81,9 @@ def run(args: argparse.Namespace) -> None:
         "parameters_before": before,
         "parameters_after": sum(leaf.size for leaf in leaves.values()),
         "leaves": rows,
+        "report": shrunk.report.to_dict(),
     }
-    output.show(args, found, _text(found, str(shrunk.report)))
-
-
-def _used(
-    apply: Callable[..., Any], arrays: dict[str, np.ndarray], inputs: tuple[jax.Array, ...]
-) -> tuple[dict[str, Any], Callable[..., Any]]:
-    """The tree of the leaves that the outputs depend on, and the function of it; other leaves stay as they are.
-
-    A checkpoint holds more than a network: what the function does not look at has no units to lose.
-    """
-
-    def of_flat(flat: dict[str, Any], *inputs: Any) -> Any:
-        return apply(checkpoints.nested(flat), *inputs)
-
-    program = jax.make_jaxpr(of_flat)(arrays, *inputs).jaxpr
-    looked_at = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
-    used = {path: arrays[path] for path, needed in zip(sorted(arrays), looked_at, strict=False) if needed}
-    if not used:
-        raise ValueError("the outputs of --apply depend on no leaf of the checkpoint")
-
-    def whole(params: dict[str, Any], *inputs: Any) -> Any:
-        return of_flat(arrays | names.flat(params), *inputs)
-
-    return checkpoints.nested(used), whole
+    output.show(args, found, _text(found))
 
 
 def _own_dtype(before: Leaf, after: np.ndarray) -> np.ndarray:
@@ -128,11 +108,24 @@ def _read(path: str) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(leaf.read()) for leaf in checkpoints.open(path).leaves.values())
 
 
-def _text(found: dict[str, Any], report: str) -> str:
+def _text(found: dict[str, Any]) -> str:
+    groups = [
+        (group["name"], group["description"], f"{group['size']:,}", f"{group['kept']:,}")
+        for group in found["report"]["groups"]
+    ]
     rows = [
         (row["name"], output.shape(row["before"]), output.shape(row["after"]), f"{math.prod(row['after']):,}")
         for row in found["leaves"]
     ]
-    table = output.table(("leaf", "before", "after", "parameters"), rows, left=3)
+    counts = f"{found['parameters_before']:,} parameters before, {found['parameters_after']:,} after"
     sizes = output.smaller(found["bytes_before"], found["bytes_after"])
-    return "\n".join([report, "", table, "", f"{found['path']}: {sizes}"])
+    return "\n".join(
+        [
+            output.table(("group", "units", "before", "after"), groups, left=2),
+            "",
+            output.table(("leaf", "before", "after", "parameters"), rows, left=3),
+            "",
+            counts,
+            f"{found['path']}: {sizes}",
+        ]
+    )

@@ -56,7 +56,7 @@ class Graph:
         ]
         reasons = (self._traced.labels.why(row.labels[stays]) or ["it has size 1"]) if stays.any() else []
         if not np.any([stays, *grouped], axis=0).all():
-            reasons.append("entries that make up a single unit, which has no like beside it")
+            reasons.append("entries of a single unit, which has no like beside it, or that no product makes or uses")
         return "; ".join(reasons)
 
     def plan_from(self, masks: Masks) -> Units:

@@ -59,12 +59,18 @@ def rows_of(paths: Sequence[str], axes: Sequence[Sequence[np.ndarray]], labels: 
 
 
 def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
-    """The groups, in the order in which the program uses them. Units without another of their kind are left out."""
+    """The groups, in the order in which the program uses them.
+
+    Left out are units without another of their kind, and entries that no product makes or uses, such as those of
+    parameters that the function does not read.
+    """
     roots = [labels.resolve(row.labels) for row in rows]
     kinds = _kinds(roots, labels.count)
+    noted = np.concatenate([np.zeros(0, np.int64), *(labels.resolve(axis) for axis, _ in labels.notes)])
+    in_products = np.isin(np.arange(kinds.size), noted)
     members: dict[int, list[int]] = {}
     for i, root in enumerate(roots):
-        for kind in np.unique(kinds[root[root != STAYS]]):
+        for kind in np.unique(kinds[root[(root != STAYS) & in_products[root]]]):
             members.setdefault(int(kind), []).append(i)
     made = {(row.path, row.axis) for row in rows if row.role == "out"}
     found = []
