@@ -128,7 +128,7 @@ def _describe(rows: Sequence[Row], width: int, made: set[tuple[str, int]]) -> st
     if not rows:
         return "entries that no product makes"
     first = rows[0]
-    modules = list(dict.fromkeys(row.module for row in rows))
+    modules = list(dict.fromkeys(row.module.removeprefix("params/") for row in rows))
     parents = {module.rpartition("/")[0] for module in modules}
     names = ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else "")
     together = len(modules) <= 3 and len(parents) == 1

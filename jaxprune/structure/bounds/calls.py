@@ -18,7 +18,7 @@ def _inline(step: Step, values: Sequence[Value]) -> list[Value]:
 
 
 def _scan(step: Step, values: Sequence[Value]) -> list[Value]:
-    constants, carried = calls._scan_counts(step.equation)
+    constants, carried = calls.scan_counts(step.equation)
     fixed, carry = list(values[:constants]), list(values[constants : constants + carried])
     inputs = [_inner(value) for value in values[constants + carried :]]
     carry = _settled(carry, lambda carry: step.run(step.children[0], [*fixed, *carry, *inputs])[:carried])

@@ -84,7 +84,7 @@ def _reshape(step: Step, values: Sequence[Value]) -> list[Value]:
     if 0 in after or step.params.get("dimensions") is not None:
         return [step.value(value.anywhere(), {i: many(value.anywhere(), after[i]) for i in step.outs[0]}, values)]
     sources, axes = {}, {}
-    for old, new in shapes._runs(before, after):
+    for old, new in shapes.runs(before, after):
         if len(old) == len(new) == 1:
             sources[new[0]] = old[0]
         elif any(axis in step.outs[0] for axis in new):

@@ -41,7 +41,7 @@ def _run_remat(site: Site, values: Sequence[Any]) -> list[Any]:
     return jax.checkpoint(lambda *args: site.run(site.children[0], args), **params)(*values)
 
 
-def _scan_counts(equation: Any) -> tuple[int, int]:
+def scan_counts(equation: Any) -> tuple[int, int]:
     """How many constants the body takes, and how many carried values: told by the ranks, as the stacked ones differ."""
     jaxpr = program.body(equation.params["jaxpr"])
     outs = zip(equation.outvars, jaxpr.outvars, strict=True)
@@ -56,7 +56,7 @@ def _aval(atom: Any) -> Any:
 
 
 def _scan(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    constants, carried = _scan_counts(call.equation)
+    constants, carried = scan_counts(call.equation)
     fixed, stacked = constants + carried, []
     for axes in ins[fixed:]:
         call.pin(axes[0], "the steps of a scan")
@@ -68,7 +68,7 @@ def _scan(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _run_scan(site: Site, values: Sequence[Any]) -> list[Any]:
-    constants, carried = _scan_counts(site.equation)
+    constants, carried = scan_counts(site.equation)
     fixed, count = values[:constants], constants + carried
 
     def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -58,7 +58,7 @@ def _reshape(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     if 0 in shape:
         return call.unknown(ins, "a reshape of an empty array")
     out = [np.zeros(size, np.int64) for size in shape]
-    for run, (before, after) in enumerate(_runs([labels.size for labels in ins[0]], shape)):
+    for run, (before, after) in enumerate(runs([labels.size for labels in ins[0]], shape)):
         merged = _merge(call, run, [ins[0][axis] for axis in before])
         parts = _split(call, run, merged, [shape[axis] for axis in after])
         for axis, labels in zip(after, parts, strict=True):
@@ -66,7 +66,7 @@ def _reshape(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [tuple(out)]
 
 
-def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+def runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
     """The shortest runs of axes on both sides that hold the same number of entries; axes of size 1 are left out."""
     left = [axis for axis, size in enumerate(before) if size != 1]
     right = [axis for axis, size in enumerate(after) if size != 1]
