@@ -17,6 +17,7 @@ values of the table; the first and the last do not. Runs are at most 65536 value
 entries that the table is for.
 """
 
+import math
 from functools import cache, partial, reduce
 from typing import Any, NamedTuple
 
@@ -69,6 +70,14 @@ def histogram(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         present = np.flatnonzero(counts)
         symbols, counts = (present + low).astype(np.int32), counts[present]
     return (symbols, counts) if len(symbols) <= MOST else None
+
+
+def entropy(codes: np.ndarray) -> float:
+    """Bits of all codes by how often each occurs; infinite where more than 65536 are distinct."""
+    counted = histogram(codes)
+    if counted is None:
+        return math.inf if codes.size else 0.0
+    return float((counted[1] * np.log2(codes.size / counted[1])).sum())
 
 
 def from_codes(codes: np.ndarray) -> Table | None:
