@@ -118,11 +118,10 @@ def quantize(
     inverses = [None if plan.basis is None else plan.basis[1] for plan in plans]
     kinds = tuple((plan.zero, plan.dtype, bool(penalty > 0)) for plan, penalty in zip(plans, penalties, strict=True))
     indices = _quantize_leaves(leaves, steps, penalties, inverses, states, kinds)
-    found = []
-    for index, plan, step, x in zip(indices, plans, steps, leaves, strict=True):
-        basis = np.zeros((0, 0), np.int8) if plan.basis is None else plan.basis[0]
-        found.append(TrellisArray(index, jnp.asarray(step), jnp.asarray(basis), states, plan.zero, x.dtype))
-    return selection.replace(found)
+    bases = [np.zeros((0, 0), np.int8) if plan.basis is None else plan.basis[0] for plan in plans]
+    small = jax.device_put((steps, bases))  # all at once: one by one takes as long as a search
+    found = zip(indices, *small, plans, leaves, strict=True)
+    return selection.replace([TrellisArray(i, s, basis, states, p.zero, x.dtype) for i, s, basis, p, x in found])
 
 
 def dequantize(params: Params) -> Params:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.artifact import ans, bitmap, coders, gaps, huffman, integers, lane_steps, lanes, packing, tables
+from jaxprune.artifact import ans, bitmap, coders, counting, gaps, huffman, integers, lane_steps, lanes, packing, tables
 from jaxprune.artifact.bytestream import Reader
 from jaxprune.artifact.errors import ArtifactError
 
@@ -173,6 +173,19 @@ def test_lanes_need_little_more(case):
     model = lanes._model(table)
     coarse, escape = oracles.lane_frequencies(table.levels.tolist())
     assert model is not None and model.frequencies.tolist() == [f for f in [*coarse, escape] if f]
+
+
+@pytest.mark.parametrize("columns", [7, 49, 784, 262_144])
+def test_a_sample_tells_how_often_values_occur_whatever_the_columns(columns):
+    scale = np.where(np.arange(columns) % 7, 3, 0.3)
+    codes = np.rint(np.random.default_rng(0).normal(size=(2**18 // columns, columns)) * scale).astype(np.int32)
+    sampled, counted = counting.sample(codes.reshape(-1)), counting.histogram(codes)
+    assert sampled is not None and counted is not None and len(counted[0]) <= len(sampled[0])
+    own, shares = np.zeros(len(sampled[0])), sampled[1] / sampled[1].sum()
+    own[np.isin(sampled[0], counted[0])] = counted[1]
+    assert -(own * np.log2(shares)).sum() < 1.001 * oracles.entropy(codes) * codes.size
+    for others in (codes.reshape(-1)[:1000], codes.reshape(-1) * 50, codes.reshape(-1) * 5000):  # few, or with gaps
+        assert counting.sample(others) is None
 
 
 def test_lanes_are_none_where_all_values_would_escape():

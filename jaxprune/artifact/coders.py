@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from jaxprune.artifact import ans, bitmap, class_lanes, classes, gaps, huffman, lanes, mixing, packing, tables
+from jaxprune.artifact import ans, bitmap, class_lanes, classes, counting, gaps, huffman, lanes, mixing, packing
 from jaxprune.artifact.errors import ArtifactError
 
 #: In the order of their numbers in files, which never change.
@@ -50,7 +50,7 @@ def smallest(codes: np.ndarray, wanted: Sequence[str]) -> tuple[int, bytes]:
     others = [name for name in wanted if name not in QUICK]
     found = _tried(codes, quick) if quick and (codes.size >= _QUICK_FROM or not others) else []
     if found:
-        least = min(tables.entropy(codes) / 8, *(len(data) for _, data in found))
+        least = min(counting.entropy(codes) / 8, *(len(data) for _, data in found))
         for number, data in found:
             if len(data) <= _EXCESS * least + _HEAD or not others:
                 return number, data
