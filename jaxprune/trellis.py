@@ -118,11 +118,10 @@ def quantize(
     inverses = [None if plan.basis is None else plan.basis[1] for plan in plans]
     kinds = tuple((plan.zero, plan.dtype, bool(penalty > 0)) for plan, penalty in zip(plans, penalties, strict=True))
     indices = _quantize_leaves(leaves, steps, penalties, inverses, states, kinds)
-    found = []
-    for index, plan, step, x in zip(indices, plans, steps, leaves, strict=True):
-        basis = np.zeros((0, 0), np.int8) if plan.basis is None else plan.basis[0]
-        found.append(TrellisArray(index, jnp.asarray(step), jnp.asarray(basis), states, plan.zero, x.dtype))
-    return selection.replace(found)
+    bases = [np.zeros((0, 0), np.int8) if plan.basis is None else plan.basis[0] for plan in plans]
+    small = jax.device_put((steps, bases))  # all at once: one by one takes as long as a search
+    found = zip(indices, *small, plans, leaves, strict=True)
+    return selection.replace([TrellisArray(i, s, basis, states, p.zero, x.dtype) for i, s, basis, p, x in found])
 
 
 def dequantize(params: Params) -> Params:
@@ -155,11 +154,12 @@ def _plans(names: list[str], leaves: list[Array], steps: list[Any], rotate: bool
     """How each leaf is stored."""
     plans = []
     for name, x, step, seen in zip(names, leaves, steps, jax.device_get(_summaries(leaves)), strict=True):
-        most, zeros = float(seen[0]) / float(step), int(seen[1])
+        most = float(seen[0]) / float(step)
         if not np.isfinite(seen[0]):
             raise ValueError(f"leaf {tree.show(name)} holds NaN or infinity, for which there are no indices")
         if most > _LARGEST:
             raise ValueError(f"leaf {tree.show(name)} reaches {seen[0]:g}: {most:g} steps, of at most {_LARGEST:g}")
+        zeros = int(_zeros(x)) if seen[1] == 0 else 0
         basis = None
         if rotate and x.ndim > 1 and zeros <= x.size // _RARE:
             basis = rotation.basis_of(x.reshape(-1, x.shape[-1]), float(step) / 2)
@@ -176,11 +176,16 @@ def _plans(names: list[str], leaves: list[Array], steps: list[Any], rotate: bool
 @jax.jit
 def _summaries(leaves):
     def one(x):
-        # Reductions of x itself: each is one pass, and nothing is stored.
+        # Each is one pass of floating-point numbers, and nothing is stored; counting takes as long as all of them.
         largest = jnp.maximum(jnp.max(x, initial=0), -jnp.min(x, initial=0))
-        return largest.astype(jnp.float32), jnp.sum(x == 0, dtype=jnp.int32)
+        return largest.astype(jnp.float32), -jnp.max(-jnp.abs(x), initial=-jnp.inf)
 
     return [one(x) for x in leaves]
+
+
+@jax.jit
+def _zeros(x):
+    return jnp.sum(x == 0, dtype=jnp.int32)
 
 
 @partial(jax.jit, static_argnames=("states", "kinds"))

@@ -23,7 +23,7 @@ from jaxprune.base import Array
 #: The bits of a state, besides its lowest, whose parity decides which of two branches has which subset.
 TAPS = {4: (1,), 8: (1, 2), 16: (1, 3), 32: (2, 4)}
 _LENGTH = 512  # of a sequence; each begins in a known state, which costs about what two weights gain
-_WIDTH = 4096  # sequences that are looked at together; their states fit a cache
+_WIDTH = 2048  # sequences that are looked at together; their states and choices fit a cache
 _FAR = 1e9
 
 
@@ -45,7 +45,7 @@ def from_lanes(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def spare(lanes: int) -> int:
-    """How many lanes to add, so that blocks of about 4096 are equal, and whole vectors."""
+    """How many lanes to add, so that blocks of about 2048 are equal, and whole vectors."""
     number = max(1, -(-lanes // _WIDTH))
     width = -(-lanes // number)
     return number * (width if number == 1 else -(-width // 16) * 16) - lanes

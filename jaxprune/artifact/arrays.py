@@ -36,7 +36,7 @@ DTYPES = (
 LONGEST_HEAD = 1024  # bytes that are sure to hold all of it
 _NUMBERS = (bool, int, float, complex)
 _TINY = 8  # bytes, that no form can save much of
-_PLANE_CODERS = ("ans", "packing")
+_PLANE_CODERS = ("ans", "lanes", "packing")
 
 
 class Head(NamedTuple):
@@ -182,7 +182,7 @@ def _original(array: np.ndarray, found: Head) -> Any:
             raise ArtifactError(f"no key of generator {found.generator!r}: {error}") from error
     # JAX would cut 64 bits to 32 unless told otherwise; the bits matter more than the type of the array.
     same = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-    return jnp.asarray(array) if same else array
+    return jax.device_put(array) if same else array  # which takes aligned memory as it is
 
 
 def _coded(array: np.ndarray, wanted: Sequence[str]) -> Iterator[tuple[int, bytes]]:

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from jaxprune.artifact import ans, packing, tables
+from jaxprune.artifact import ans, counting, packing
 from jaxprune.artifact.bytestream import Reader, signed
 from jaxprune.artifact.errors import ArtifactError
 
@@ -61,7 +61,7 @@ def _put(codes: np.ndarray, other: np.ndarray, values: np.ndarray) -> None:
 
 def commonest(codes: np.ndarray) -> int:
     """The value that most entries have, the least of several; 0 where more than 65536 are distinct."""
-    counted = tables.histogram(codes)
+    counted = counting.histogram(codes)
     return 0 if counted is None else int(counted[0][np.argmax(counted[1])])
 
 

@@ -7,23 +7,25 @@ classes add up to the same number are about as wide, and share a distribution. A
   a center (a varint) and the differences from it as in :mod:`jaxprune.artifact.integers`, folded. Classes are 0 to 127,
   and 0 on a side without. Only rows of at least 16 entries have classes, and columns as well.
 * a distribution for each sum that occurs, ascending (:mod:`jaxprune.artifact.normal`).
-* the words of one stream coder as in :mod:`jaxprune.artifact.ans`, over the entries of the least sum, then of the next,
-  and so on. Within a sum they come by the class of their row, ascending, then row by row, then column by column. Sums
-  whose distribution has one value alone take no part.
+* one stream as in :mod:`jaxprune.artifact.ans`, over the entries of the least sum, then of the next, and so on. Within
+  a sum they come by the class of their row, ascending, then row by row, then column by column. Sums whose distribution
+  has one value alone take no part.
 
 Classes by variance for entropy-coded quantizers: Joshi, Jafarkhani, Kasner, Fischer, Farvardin, Marcellin and
 Bamberger 1997, "Comparison of different methods of classification in subband coding of images".
 """
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from jaxprune.artifact import ans, extras, integers, normal, tables
+from jaxprune.artifact import ans, integers, normal, tables
 from jaxprune.artifact.bytestream import Reader, unsigned
 from jaxprune.artifact.errors import ArtifactError
+
+Stretch: TypeAlias = tuple[tables.Table, np.ndarray]
 
 _LEAST = 4096  # entries, below which classes cannot pay
 _SHORTEST = 16  # entries of what has a class
@@ -49,8 +51,11 @@ class _Order(NamedTuple):
     groups: list[list[tuple[slice, slice]]]
 
 
-def encode(codes: np.ndarray) -> bytes | None:
-    """Codes as bytes; None for few or large ones, and where the classes of neither rows nor columns pay."""
+def encode(codes: np.ndarray, write: Callable[[Iterable[Stretch]], bytes | None] = ans.write) -> bytes | None:
+    """Codes as bytes; None for few or large ones, and where the classes of neither rows nor columns pay.
+
+    ``write`` makes the stream, or None, of tables and their entries, from the last to the first.
+    """
     if codes.size < _LEAST or codes.min() <= -_LARGEST or codes.max() >= _LARGEST:
         return None
     codes = codes.astype(np.int16)
@@ -58,24 +63,29 @@ def encode(codes: np.ndarray) -> bytes | None:
     flags = [bool(side.any()) for side in sides]
     if not any(flags):
         return None
-    head, models = bytes([flags[0] + 2 * flags[1]]), b""
+    head, models = bytes([flags[0] + 2 * flags[1]]), []
     for side in sides:
         if side.any():
             center = int(np.bincount(side).argmax())
             head += unsigned(center) + integers.write(integers.fold(side - center))
-    coder = extras.constriction().stream.stack.AnsCoder()
-    for values in _parts(codes, _order(*sides)):
-        fitted = normal.fit(values)
-        assert fitted is not None  # 16-bit codes
-        table, data = fitted
-        models = data + models
-        if len(table.symbols) > 1:
-            coder.encode_reverse(tables.places(values.astype(np.int32), table.symbols), tables.model(table))
-    return head + models + ans.words_of(coder)
+
+    def stretches() -> Iterator[Stretch]:
+        for values in _parts(codes, _order(*sides)):
+            fitted = normal.fit(values)
+            assert fitted is not None  # 16-bit codes
+            models.append(fitted[1])
+            yield fitted[0], values
+
+    stream = write(stretches())
+    return None if stream is None else head + b"".join(reversed(models)) + stream
 
 
-def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
-    """The codes that ``encode`` made ``data`` of, int32 of that shape."""
+def decode(
+    data: bytes,
+    shape: tuple[int, int],
+    read: Callable[[memoryview, Sequence[tuple[tables.Table, int]]], list[np.ndarray]] = ans.read,
+) -> np.ndarray:
+    """The codes that ``encode`` made ``data`` of, int32 of that shape; ``read`` reads what ``write`` wrote."""
     reader, size = Reader(data), math.prod(shape)
     sides = reader.unsigned(3)
     if not sides or any(sides & bit and length < _SHORTEST for bit, length in ((1, shape[1]), (2, shape[0]))):
@@ -85,19 +95,13 @@ def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
     order = _order(*(_read_side(reader, n, sides & bit) for n, bit in zip(shape, (1, 2), strict=True)))
     counts = [sum(_area(*block) for block in blocks) for blocks in order.groups]
     models = [normal.read(reader, count) for count in counts]
-    coder = ans.coder_of(reader.rest(), size)
     placed = np.empty(shape, np.int32)
-    for blocks, count, table in zip(order.groups, counts, models, strict=True):
-        if len(table.symbols) == 1:
-            values = np.broadcast_to(table.symbols, count)
-        else:
-            values = tables.values(coder.decode(tables.model(table), count), table.symbols)
+    for blocks, values in zip(order.groups, read(reader.rest(), list(zip(models, counts, strict=True))), strict=True):
         at = 0
         for block in blocks:
             area = placed[block]
             area[...] = values[at : at + area.size].reshape(area.shape)
             at += area.size
-    ans.check_empty(coder)
     return _restored(placed, order)
 
 

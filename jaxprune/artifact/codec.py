@@ -117,9 +117,11 @@ def compress(
         several, are rounded to float16 in both.
         They come back in their own dtype.
       where: the leaves that ``bits`` and ``codebook`` are about; see :func:`jaxprune.tree.select`.
-      use: names of the coders that are tried, of ``jaxprune.artifact.coders.NAMES``. None for all that may pay:
-        "mixing", which is the smallest for pruned low-bit weights and takes 10 seconds a million of them both ways, for
-        trees of up to 2**20 weights.
+      use: names of the coders that are tried, of ``jaxprune.artifact.coders.NAMES``. None for all that may pay. For
+        trees of up to 2**20 weights "mixing" is among them, which is the smallest for pruned low-bit weights and takes
+        10 seconds a million of them both ways; for larger ones "lanes" and "class_lanes", which decode several times
+        as fast as others. Where a leaf with these has at most 0.4% and 80 bytes more than it might, no others are
+        tried.
       progress: draw a bar on stderr (needs ``rich``).
 
     Returns:

@@ -12,6 +12,7 @@ MOST_DISTINCT = 2**16
 _SAMPLE = 2**14  # entries that tell whether an array has few distinct values
 _PARTS = 4  # the least magnitude is looked for among the first multiples of the step
 _LARGEST_MULTIPLE = 2**15
+_ALIGNED = 64  # bytes
 
 
 def rows(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -117,8 +118,13 @@ def _grid(values: np.ndarray) -> tuple[np.float32, np.ndarray] | None:
 
 def multiples(codes: np.ndarray, step: Any, dtype: np.dtype) -> np.ndarray:
     """The values of integers on a grid, as ``dequantize`` computes them."""
+    # The cast goes along with the product; JAX takes an array that is aligned as it is, and copies others.
+    memory = np.empty(4 * codes.size + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED
+    values = memory[start : start + 4 * codes.size].view(np.float32).reshape(codes.shape)
     with np.errstate(all="ignore"):
-        return (codes.astype(np.float32) * step).astype(dtype)
+        np.multiply(codes, step, out=values, dtype=np.float32, casting="unsafe")
+        return values.astype(dtype, copy=False)
 
 
 def step_bytes(step: Any) -> bytes:

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from jaxprune.artifact import integers, tables
+from jaxprune.artifact import counting, integers, tables
 from jaxprune.artifact.bytestream import Reader, unsigned
 from jaxprune.artifact.errors import ArtifactError
 
@@ -28,7 +28,7 @@ def encode(codes: np.ndarray) -> bytes | None:
     """Codes as bytes; None above 65536 distinct ones."""
     if not codes.size:
         return b""
-    counted = tables.histogram(codes)
+    counted = counting.histogram(codes)
     if counted is None:
         return None
     symbols, counts = counted

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.artifact import arrays, decoding, records, tables
+from jaxprune.artifact import arrays, counting, decoding, records
 
 if TYPE_CHECKING:
     from jaxprune.artifact.codec import Compressed
@@ -131,7 +131,7 @@ def _entropy(found: arrays.Head, planes: list[tuple[str, int, np.ndarray]]) -> t
     if not planes:
         return 8.0 * found.entries * found.dtype.itemsize, 0.0
     counts = [
-        (tables.histogram(codes) or np.unique(codes, return_counts=True))[1] for _, _, codes in planes if codes.size
+        (counting.histogram(codes) or np.unique(codes, return_counts=True))[1] for _, _, codes in planes if codes.size
     ]
     main = planes[0][2]
     nonzero = np.count_nonzero(main)

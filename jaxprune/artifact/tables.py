@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.artifact import extras, integers
+from jaxprune.artifact import counting, extras, integers
 from jaxprune.artifact.bytestream import Reader, signed, unsigned
 from jaxprune.artifact.errors import ArtifactError
 
-MOST = 2**16  # values of a table
+MOST = counting.MOST  # values of a table
 PRECISION = 24  # bits of a frequency
 _HIGHEST = 2**15 - 1  # level
 _STEPS = (1.25, 2.0, 3.5, 16.0)  # of the square root of a count; its standard deviation is 1/2
@@ -36,7 +36,6 @@ _REACHES = (0, 1, 8)  # missing values in a row that may be taken in
 _TWO_OVER_LOG_2 = 2.8853900817779268
 _SPAN = 2**22  # of values that are counted by address
 _IN_CACHE = 1 << 15  # entries
-_AT_ONCE = 1 << 18  # entries that are counted together, at least
 
 
 class Table(NamedTuple):
@@ -51,43 +50,28 @@ class Table(NamedTuple):
     levels: np.ndarray
 
 
-def histogram(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The distinct values (int32, ascending) and their counts (int64); None if there are none or more than 65536."""
-    flat = codes.reshape(-1)
-    if not flat.size:
-        return None
-    low, high = int(flat.min()), int(flat.max())
-    if high - low >= min(_SPAN, 4 * flat.size + 1024):
-        if len(np.unique(flat[: 2 * MOST])) > MOST:
-            return None
-        symbols, counts = np.unique(flat, return_counts=True)
-    else:
-        counts = np.zeros(high - low + 1, np.int64)
-        stretch = max(_AT_ONCE, len(counts))
-        for at in range(0, flat.size, stretch):
-            counts += np.bincount(flat[at : at + stretch].astype(np.int64) - low, minlength=len(counts))
-        present = np.flatnonzero(counts)
-        symbols, counts = (present + low).astype(np.int32), counts[present]
-    return (symbols, counts) if len(symbols) <= MOST else None
-
-
 def from_codes(codes: np.ndarray) -> Table | None:
     """A table for int32 codes of any shape, made to cost little; None for no codes or above 65536 distinct ones."""
-    counted = histogram(codes)
+    sampled = counting.sample(codes.reshape(-1))
+    if sampled is not None:
+        return from_histogram(*sampled, every=counting.EVERY)
+    counted = counting.histogram(codes)
     return None if counted is None else from_histogram(*counted)
 
 
-def from_histogram(symbols: np.ndarray, counts: np.ndarray) -> Table:
+def from_histogram(symbols: np.ndarray, counts: np.ndarray, *, every: int = 1) -> Table:
     """A table for values (int32 [n], ascending, 1 <= n <= 65536) that occur ``counts`` times (int64 [n], above 0).
 
-    Tries several precisions, and whether values that do not occur are better taken in; takes the fewest bytes in all.
+    Or about ``every`` times as often. Tries several precisions, and whether values that do not occur are better taken
+    in; takes the fewest bytes in all.
     """
     if len(symbols) == 1:
         return Table(symbols, np.ones(1, np.int64))
+    usual, payload = _rounded(symbols, counts, _USUAL, len(_REACHES) - 1)
+    if payload * every > 8 * _LARGE * len(symbols):
+        return usual  # as good as any, and without gaps it is quicker
     price = cache(partial(_priced, symbols, counts))
     best = price(_USUAL, 0)
-    if best.payload > 8 * _LARGE * len(symbols):
-        return best.table  # as good as any
     for _ in range(2):
         best = min((price(step, best.reach) for step in range(len(_STEPS))), key=_bits)
         best = min((price(best.step, reach) for reach in range(len(_REACHES))), key=_bits)
@@ -177,7 +161,13 @@ class _Priced(NamedTuple):
 
 
 def _priced(symbols: np.ndarray, counts: np.ndarray, step: int, reach: int) -> _Priced:
-    """What it costs to round to levels that far apart, and to fill in values that are missing between others."""
+    """What a table costs, and what follows it."""
+    table, payload = _rounded(symbols, counts, step, reach)
+    return _Priced(step, reach, table, _cheapest(table)[0], payload)
+
+
+def _rounded(symbols: np.ndarray, counts: np.ndarray, step: int, reach: int) -> tuple[Table, int]:
+    """Rounds to levels that far apart, fills in values that are missing between others; and the bits of all entries."""
     roots = np.sqrt(counts.astype(np.float64))
     levels = np.clip(np.rint(roots / max(_STEPS[step], float(roots.max()) / _HIGHEST)), 1, _HIGHEST).astype(np.int64)
     spacing = _spacing(symbols)
@@ -188,8 +178,7 @@ def _priced(symbols: np.ndarray, counts: np.ndarray, step: int, reach: int) -> _
     filled = np.ones(len(grid), np.int64)
     filled[at] = levels
     table = Table((int(symbols[0]) + spacing * grid).astype(np.int32), filled)
-    payload = int(counts @ _costs(probabilities(table)[at])) >> 16
-    return _Priced(step, reach, table, _cheapest(table)[0], payload)
+    return table, int(counts @ _costs(probabilities(table)[at])) >> 16
 
 
 def _bits(priced: _Priced) -> int:
