@@ -35,6 +35,9 @@ if _own_folder:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
+collect_ignore = ["fuzz_files.py", "typing"]  # run by hand, and read by pyright alone
+
+
 def pytest_collection_finish():
     """No search among the modules."""
     gc.freeze()

@@ -416,6 +416,26 @@ def test_the_check_counts_what_only_one_of_both_computes():
     np.testing.assert_allclose(plain.check(PLAN, DENSE, X, masked=everything), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: jnp.stack([h, 2 * h], axis=0).sum(0),
+        lambda h: sum(lax.split(jnp.stack([h, h], 1), [1, 1], 1))[:, 0],
+        lambda h: jnp.tile(h, (2, 3))[:4, :6],
+        lambda h: jnp.concatenate([jnp.tile(h, (1, 1)), jnp.zeros_like(h)], axis=1)[:, :6],
+        lambda h: jnp.ones((4, 6)).at[jnp.array([0, 2])].subtract(h[:2]),
+    ],
+)
+def test_operations_that_move_entries_are_exact_where_numbers_are(function):
+    random = np.random.default_rng(3)
+    params = {name: jnp.asarray(random.normal(size=size), jnp.float32) for name, size in (("a", (3, 6)), ("b", (6, 2)))}
+    x = jnp.asarray(random.normal(size=(4, 3)), jnp.float32)
+    graph = trace(lambda p, x: function(jnp.tanh(x @ p["a"])) @ p["b"], params, x)
+    plan = {group: np.arange(group.size // 2) for group in graph.groups}
+    assert graph.check(plan, params, x) <= 1e-5
+    assert graph.groups and graph.certify(plan).exact
+
+
 def test_every_operation_that_may_mix_entries_has_a_rule():
     assert set(RULES) - set(NAMES) <= set(bounds.RULES)
 

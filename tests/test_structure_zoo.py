@@ -223,12 +223,12 @@ def test_what_goes_together(name):
 @pytest.mark.parametrize(
     ("name", "layer", "words"),
     [
-        ("mlp", "params/Dense_1/kernel:1", "features of params/Dense_1"),
+        ("mlp", "params/Dense_1/kernel:1", "features of Dense_1"),
         ("nnx attention", "attend/query/kernel:1", "heads of attend"),
         ("nnx attention", "attend/query/kernel:2", "head width of attend/query, attend/key"),
         ("nnx attention", "first/kernel:1", "residual width, made by first, attend/out"),
-        ("fused attention", "params/Dense_0/kernel:1", "features of params/Dense_0, 6 at a time"),
-        ("scanned", "params/stack/Dense_1/kernel:2", "features of params/stack/Dense_1"),
+        ("fused attention", "params/Dense_0/kernel:1", "features of Dense_0, 6 at a time"),
+        ("scanned", "params/stack/Dense_1/kernel:2", "features of stack/Dense_1"),
     ],
 )
 def test_what_units_are_called(name, layer, words):

@@ -85,6 +85,7 @@ def shrink(
         masking, with the lines of the source, unless ``allow_inexact``.
       TypeError: traced parameters.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> params = {"first": jnp.ones((3, 8)), "second": jnp.ones((8, 2))}
     >>> def function(params, x):

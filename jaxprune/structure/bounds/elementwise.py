@@ -239,11 +239,12 @@ _REAL: dict[str, Rule] = {
 
 RULES: dict[str, Rule] = {
     **{name: _real(rule) for name, rule in _REAL.items()},
-    **{name: _same for name in ("copy", "copy_p", "stop_gradient", "name", "optimization_barrier")},
+    **{name: _same for name in ("copy", "copy_p", "device_put", "stop_gradient", "name", "optimization_barrier")},
     **{name: linear for name in ("real", "imag", "conj", "complex")},
     **{name: _any_number for name in ("threefry2x32", "random_bits", "random_seed", "random_wrap", "random_unwrap")},
     **{name: _any_number for name in ("random_fold_in", "shift_left", "shift_right_logical")},
     "shift_right_arithmetic": _any_number,
     "bitcast_convert_type": unknown,
     "iota": _iota,
+    "empty": lambda step, values: each(step, [Value(ANYTHING)], lambda a: a),
 }

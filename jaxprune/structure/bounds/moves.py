@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxprune.structure.bounds.arithmetic import negative
 from jaxprune.structure.bounds.base import (
     ANYTHING,
     ZERO,
@@ -20,6 +21,7 @@ from jaxprune.structure.bounds.base import (
 )
 from jaxprune.structure.bounds.elementwise import each
 from jaxprune.structure.rules import shapes
+from jaxprune.structure.rules.indexing import SCATTERS
 
 
 def place(step: Step, value: Value, sources: Mapping[int, int], result: int = 0, index: object = None) -> Value:
@@ -143,6 +145,26 @@ def _concatenate(step: Step, values: Sequence[Value]) -> list[Value]:
     return [step.value(join(*(value.rest for value in values)), axes, values)]
 
 
+def _stack(step: Step, values: Sequence[Value]) -> list[Value]:
+    along = step.params["axis"]
+    axes = {i: join(*(value.along(i - (i > along), gone) for value in values)) for i, gone in step.outs[0].items()}
+    return [step.value(join(*(value.rest for value in values)), axes, values)]
+
+
+def _unstack(step: Step, values: Sequence[Value]) -> list[Value]:
+    along, rank = step.params["axis"], len(step.shape(0)) - 1
+    sources = {i: i + (i >= along) for i in range(rank)}
+    return [place(step, values[0], sources, result) for result in range(len(step.outs))]
+
+
+def _tile(step: Step, values: Sequence[Value]) -> list[Value]:
+    (value,), reps = values, step.params["reps"]
+    found = place(step, value, {})
+    for axis in found.axes.keys() & value.axes.keys():
+        found.axes[axis] = pick(value.axes[axis], np.tile(np.arange(step.shape(0)[axis]), reps[axis]))
+    return [found]
+
+
 def _pad(step: Step, values: Sequence[Value]) -> list[Value]:
     value, filler = values
     axes, fill = {}, filler.anywhere()
@@ -189,7 +211,7 @@ def _scatter(step: Step, values: Sequence[Value]) -> list[Value]:
     for axis, gone in updates.gone.items():
         batched = bool(numbers.operand_batching_dims)
         if axis not in numbers.update_window_dims and not batched:
-            if name != "scatter-add" or not pick(updates.axes[axis], gone).zero.all():
+            if name not in ("scatter-add", "scatter-sub") or not pick(updates.axes[axis], gone).zero.all():
                 step.fault("removed entries are written to positions known at run time")
     windows = [
         i for i in range(len(step.shape(0))) if i not in {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
@@ -214,7 +236,7 @@ def _products(a: Range, b: Range) -> Range:
     return Range(np.where(zero, 0, -np.inf), np.where(zero, 0, np.inf), bad, bad)
 
 
-_WRITTEN = {"scatter-add": _sums, "scatter-mul": _products}
+_WRITTEN = {"scatter-add": _sums, "scatter-sub": lambda a, b: _sums(a, negative(b)), "scatter-mul": _products}
 
 RULES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast,
@@ -225,9 +247,12 @@ RULES: dict[str, Rule] = {
     "slice": _slice,
     "split": _split,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _tile,
     "pad": _pad,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update,
     "gather": _gather,
-    **{name: _scatter for name in ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max")},
+    **{name: _scatter for name in SCATTERS},
 }
