@@ -1,5 +1,6 @@
 """How others select, restated in a few lines each: scores and a sparsity in, a mask out."""
 
+import importlib
 from typing import Any
 
 import jax
@@ -46,5 +47,5 @@ def kthvalue_mask(scores: Any, sparsity: float) -> Any:
 
 def torch_prune_mask(torch: Any, weights: Any, sparsity: float) -> Any:
     """The mask that ``torch.nn.utils.prune.l1_unstructured`` computes, without the module around it."""
-    pruner = torch.nn.utils.prune.L1Unstructured(amount=sparsity)
-    return pruner.compute_mask(weights, torch.ones_like(weights))
+    prune = importlib.import_module("torch.nn.utils.prune")  # torch need not have imported it
+    return prune.L1Unstructured(amount=sparsity).compute_mask(weights, torch.ones_like(weights))
