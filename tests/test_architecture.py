@@ -32,7 +32,7 @@ MODULES = sorted({file.relative_to(PACKAGE).parts[0].removesuffix(".py") for fil
 # A module imports from earlier layers only, never from its own. A new module takes its place here.
 LAYERS = (
     ("base",),
-    ("tree", "sharding", "progress"),
+    ("tree", "sharding", "progress", "writing"),
     ("keys", "histogram", "rounding"),
     ("radix", "bisection", "ranges", "unit_statistics"),
     ("order", "uniform", "clustering", "deadzone", "rotation", "viterbi"),

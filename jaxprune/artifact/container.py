@@ -1,14 +1,13 @@
-"""Files: the only place here that touches the disk. A file is replaced as a whole, so a crash leaves the old one."""
+"""Files: what is written to the disk and read from it. A file is replaced as a whole, so a crash leaves the old one."""
 
 import os
-import secrets
-from pathlib import Path
 from typing import Any
 
 from jaxprune.artifact import extras, layout
 from jaxprune.artifact.codec import Compressed, compress
 from jaxprune.artifact.errors import ArtifactError
 from jaxprune.base import Params
+from jaxprune.writing import write_whole
 
 _LONGEST_HEADER = 2**26  # bytes; the library that parses it takes as much again
 
@@ -40,16 +39,7 @@ def save(path: str | os.PathLike[str], params: Params | Compressed, **options: A
     else:
         compressed = compress(params, **options)
     data = compressed.to_bytes()
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, data)
     return len(data)
 
 

@@ -1,8 +1,5 @@
 """The page: one HTML file that holds its style, its drawings and its short script."""
 
-import os
-import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
 
@@ -22,20 +19,6 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 _BINS = """\
 How many weights have which value, in 64 bins. Counted apart are zeros, and what is beyond: further than 4 standard
 deviations from the mean."""
-
-
-def write(path: Path, text: str) -> Path:
-    """Writes the text beside ``path`` and renames it: ``path`` holds the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(beside, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
 
 
 def render(report: "Report", title: str, found: Frontier | None) -> str:

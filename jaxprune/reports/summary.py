@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxprune.reports import frontier, notebook, page, plots, text
 from jaxprune.reports.rows import Row
+from jaxprune.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Report:
             found = frontier.find(sweep, cost=cost, metric=metric, settings=settings, chosen=chosen, baseline=baseline)
         elif not (settings is None and chosen is None and baseline is None):
             raise ValueError("settings, chosen and baseline are about a sweep; give sweep= as well")
-        return page.write(Path(path), page.render(self, title, found))
+        write_whole(path, page.render(self, title, found).encode())
+        return Path(path)
 
     def plot(self, ax: Any = None, *, most: int = 30) -> Any:
         """Draws the bytes of each leaf before and after, with its sparsity and bits beside them (needs matplotlib).
