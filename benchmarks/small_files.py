@@ -24,7 +24,7 @@ import numpy as np
 import jaxprune as jp
 from benchmarks._report import Table, Target, options, report
 from benchmarks._timer import Case, Row, measure
-from jaxprune.artifact import coders
+from jaxprune.files import coders
 
 # NNCodec 2.1.3 on the real weights, measured once: relative squared error, bytes and seconds of its encoder. Then how
 # ours is made: the trellis, from about which step on, and the coders that are tried.

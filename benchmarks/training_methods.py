@@ -101,7 +101,7 @@ def _before(criterion: str, rounds: int, adam: Any, sparsity: Any, steps: int, *
     return optax.chain(adam, jp.training.hold_masks(masks)), jp.masks.apply_masks(params, masks)
 
 
-ERK, UNIFORM = jp.allocation.erdos_renyi_kernel, jp.allocation.uniform
+ERK, UNIFORM = jp.masks.allocation.erdos_renyi_kernel, jp.masks.allocation.uniform
 DENSE = ("dense", "dense, 4-bit LSQ")
 METHODS: dict[str, Callable[..., Start]] = {
     "gradual, global": partial(_gradual, scope="global"),

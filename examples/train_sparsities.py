@@ -64,7 +64,7 @@ adam = optax.adam(optax.cosine_decay_schedule(4e-3, STEPS))
 
 
 def shares(params, sparsity):
-    return jp.allocation.erdos_renyi_kernel(params, sparsity)
+    return jp.masks.allocation.erdos_renyi_kernel(params, sparsity)
 
 
 METHODS = {

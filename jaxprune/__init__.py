@@ -10,31 +10,24 @@ of all of it are in :mod:`jaxprune.base`.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxprune import (
-    allocation,
-    artifact,
-    codebook,
-    masks,
-    quantization,
-    rate_distortion,
-    reports,
-    saliency,
-    schedules,
-    trellis,
-)
-from jaxprune.artifact import Compressed, compress, load, save
+from jaxprune import files, masks, quantization, reports, saliency, schedules
 from jaxprune.base import QArray, QParams, QuantSpec
-from jaxprune.curves import entropy_curve, quantization_error_curve, sparsity_curve
+from jaxprune.files import Compressed, compress, load, save
+from jaxprune.masks import allocation
 from jaxprune.pruning import Pruned, prune, threshold_prune
 from jaxprune.quantization import (
     choose_qparams,
+    codebook,
     dequantize,
     fake_quant,
     fixed_point,
     fixed_point_codes,
     quantize,
+    rate_distortion,
+    trellis,
 )
 from jaxprune.reports import Report, report
+from jaxprune.reports.curves import entropy_curve, quantization_error_curve, sparsity_curve
 from jaxprune.sweeps import grid, pareto_front, sweep
 
 if TYPE_CHECKING:
@@ -52,13 +45,13 @@ __all__ = [
     "Report",
     "Shrunk",
     "allocation",
-    "artifact",
     "choose_qparams",
     "codebook",
     "compress",
     "dequantize",
     "entropy_curve",
     "fake_quant",
+    "files",
     "fixed_point",
     "fixed_point_codes",
     "grid",

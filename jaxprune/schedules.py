@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune.base import Array, Setting
-from jaxprune.rounding import divide
+from jaxprune.kernels.rounding import divide
 
 __all__ = ["alternating", "constant", "cosine", "cubic", "one_shot", "piecewise", "polynomial"]
 

@@ -8,9 +8,9 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["jaxprune.artifact"]):
+with atheris.instrument_imports(include=["jaxprune.files"]):
     import jaxprune as jp
-    from jaxprune.artifact import ArtifactError, arrays, coders, layout, structure
+    from jaxprune.files import ArtifactError, arrays, coders, container, tree_json
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def one(data: bytes) -> None:
     try:
         if choice == 255:
             text, _, leaves = rest.partition(b"\0")
-            layout.parse(InMemory(text.decode("utf8", "ignore"), leaves))
+            container.parse(InMemory(text.decode("utf8", "ignore"), leaves))
         elif choice < len(coders.CODERS) and len(rest) > 2:
             shape = (rest[0], rest[1])
             assert coders.decode(choice, rest[2:], shape).shape == shape
@@ -67,8 +67,8 @@ def seeds() -> list[bytes]:
     found = [bytes([i, *codes.shape]) + (module.encode(codes) or b"") for i, (_, module) in enumerate(coders.CODERS)]
     leaves = [codes, codes * np.float32(0.5), draw.normal(size=(20, 9)), codes * draw.normal(size=codes.shape)]
     found += [b"\xfe" + arrays.encode(leaf, [name]) for leaf in leaves for name in coders.NAMES]
-    root = structure.outline({"a": [codes, (codes, None)], "q": jp.quantize(np.ones((2, 3), np.float32), 4)})
-    parts, metadata = layout.tensors(root, [arrays.encode(codes, ["ans"])] * 5)
+    root = tree_json.outline({"a": [codes, (codes, None)], "q": jp.quantize(np.ones((2, 3), np.float32), 4)})
+    parts, metadata = container.tensors(root, [arrays.encode(codes, ["ans"])] * 5)
     return [*found, b"\xff" + metadata["jaxprune"].encode() + b"\0" + parts["*"].tobytes()]
 
 

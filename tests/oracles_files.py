@@ -139,7 +139,7 @@ def high_bits(data):
 
 
 def small_integers(data, at, count):
-    """A list of integers (jaxprune.artifact.integers), and where the next thing begins."""
+    """A list of integers (jaxprune.files.integers), and where the next thing begins."""
     if not count:
         return [], at
     k, mode = data[at] % 32, data[at] // 32
@@ -160,7 +160,7 @@ def small_integers(data, at, count):
 
 
 def table(data, at=0):
-    """The values and levels of a table (jaxprune.artifact.tables), and where the next thing begins."""
+    """The values and levels of a table (jaxprune.files.tables), and where the next thing begins."""
     value, at = signed(data, at)
     spacing, at = number(data, at)
     runs, at = number(data, at)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.training.activations import Range, clip_activations, init_range, observe, range_qparams
+from jaxprune.training.activation_ranges import Range, clip_activations, init_range, observe, range_qparams
 
 NAN, INF = jnp.nan, jnp.inf
 ASYMMETRIC = jp.QuantSpec(symmetric=False)

@@ -15,7 +15,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune import allocation
+from jaxprune.masks import allocation
 
 INF, NAN = math.inf, math.nan
 both = pytest.mark.parametrize("allocate", [allocation.uniform, allocation.erdos_renyi_kernel])

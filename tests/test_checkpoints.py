@@ -15,7 +15,16 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import checkpoints
-from jaxprune.checkpoints import CheckpointError, artifact, comparison, inspection, msgpack, names, npz, ranking
+from jaxprune.checkpoints import (
+    CheckpointError,
+    comparison,
+    compressed,
+    flax_msgpack,
+    inspection,
+    names,
+    npz_files,
+    ranking,
+)
 from jaxprune.checkpoints.leaf import of_array
 
 SUFFIXES = (".safetensors", ".npz", ".msgpack", ".orbax", ".jp")
@@ -352,8 +361,8 @@ def test_names_and_trees():
     assert names.flat(5) == {"array": 5}
     with pytest.raises(CheckpointError, match="two leaves are called 'a/b'"):
         names.flat({"a/b": 1, "a": {"b": 2}})
-    assert artifact.nested_paths({"a.b": 1}) == {"a.b": 1}
-    assert artifact.tree_order(["b/x", "a", "b.c"]) == ["a", "b/x", "b.c"]
+    assert compressed.nested_paths({"a.b": 1}) == {"a.b": 1}
+    assert compressed.tree_order(["b/x", "a", "b.c"]) == ["a", "b/x", "b.c"]
 
 
 @pytest.mark.parametrize(
@@ -460,5 +469,5 @@ def test_a_format_is_one_module():
     for module in checkpoints.FORMATS:
         assert {"NAME", "SUFFIXES", "recognizes", "read"} <= set(vars(module)), module
         assert bool(module.SUFFIXES) == hasattr(module, "write"), module
-    assert msgpack in checkpoints.FORMATS and npz in checkpoints.FORMATS
+    assert flax_msgpack in checkpoints.FORMATS and npz_files in checkpoints.FORMATS
     assert len(list(pathlib.Path(checkpoints.__file__).parent.glob("*.py"))) >= len(checkpoints.FORMATS)

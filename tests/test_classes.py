@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.artifact import ans, class_lanes, classes, normal, tables
-from jaxprune.artifact.bytestream import Reader
-from jaxprune.artifact.errors import ArtifactError
+from jaxprune.files import ans, class_lanes, classes, normal, tables
+from jaxprune.files.bytestream import Reader
+from jaxprune.files.errors import ArtifactError
 
 LEAST, MOST = -(2**31), 2**31 - 1
 

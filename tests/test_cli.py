@@ -12,7 +12,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import checkpoints, cli
-from jaxprune.checkpoints import artifact
+from jaxprune.checkpoints import compressed
 from jaxprune.checkpoints.leaf import of_array
 from jaxprune.cli import output, recipe, selection
 
@@ -164,7 +164,7 @@ def test_compress_decompress_diff(model, call):
         assert loaded[name].dtype == leaf.dtype
     assert found["verified"] and found["bytes_after"] == os.path.getsize("small.jp")
     assert found["bytes_before"] == os.path.getsize(model)
-    sizes = {leaf.path: leaf.nbytes for leaf in jp.artifact.read("small.jp").report().leaves}
+    sizes = {leaf.path: leaf.nbytes for leaf in jp.files.read("small.jp").report().leaves}
     assert {row["name"]: row["bytes_after"] for row in found["leaves"]} == sizes
     told = {row["name"]: row["treatment"] for row in found["leaves"]}
     assert told == {name: {"sparsity": 0.5, "bits": 4.0} if name in KERNELS else None for name in LEAVES}
@@ -454,7 +454,7 @@ def test_a_full_disk_and_an_interrupt_leave_nothing(model, fails, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact, "write_compressed", full)
+    monkeypatch.setattr(compressed, "write_compressed", full)
     said = fails("compress", model, "-o", "small.jp")
     assert said == "jaxprune compress: No space left on device; nothing was written: make room, or write elsewhere"
 
@@ -462,7 +462,7 @@ def test_a_full_disk_and_an_interrupt_leave_nothing(model, fails, monkeypatch):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifact, "write_compressed", interrupted)
+    monkeypatch.setattr(compressed, "write_compressed", interrupted)
     assert fails("compress", model, "-o", "small.jp", code=130) == "jaxprune: interrupted"
 
 
@@ -472,7 +472,7 @@ def test_what_does_not_read_back_is_not_kept(model, fails, monkeypatch):
         data[-20] ^= 1
         path.write_bytes(data)
 
-    monkeypatch.setattr(artifact, "write_compressed", damaged)
+    monkeypatch.setattr(compressed, "write_compressed", damaged)
     assert "the checksum is wrong" in fails("compress", model, "-o", "small.jp")
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune import clustering
-from jaxprune.codebook import CodebookArray, decode, encode, kmeans
+from jaxprune.kernels import clustering
+from jaxprune.quantization.codebook import CodebookArray, decode, encode, kmeans
 
 K = 5
 SHAPE = (6, 5)

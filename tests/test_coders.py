@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.artifact import ans, bitmap, coders, counting, gaps, huffman, integers, lane_steps, lanes, packing, tables
-from jaxprune.artifact.bytestream import Reader
-from jaxprune.artifact.errors import ArtifactError
+from jaxprune.files import ans, bitmap, coders, counting, gaps, huffman, integers, lane_steps, lanes, packing, tables
+from jaxprune.files.bytestream import Reader
+from jaxprune.files.errors import ArtifactError
 
 LEAST, MOST = -(2**31), 2**31 - 1
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.artifact import arrays, coders
+from jaxprune.files import arrays, coders
 
 CHANNELS = jp.QuantSpec(axis=-1)
 HEAD = 24  # bytes that a leaf of rank up to 5 may take beyond its own
@@ -357,10 +357,10 @@ def test_progress_is_drawn_on_request(capsys):
 def test_leaves_of_many_zeros_become_sparse_arrays():
     params = {"w": jnp.asarray(np.random.default_rng(4).normal(size=(3, 5, 6)), jnp.bfloat16), "bias": jnp.zeros(6)}
     pruned = jp.compress(jp.prune(params, 0.8).params).decompress()
-    sparse = jp.artifact.to_bcoo(pruned)
+    sparse = jp.files.to_bcoo(pruned)
     assert sparse["bias"] is pruned["bias"]
     assert sparse["w"].nse == 18 and sparse["w"].indices.dtype == jnp.int32 and sparse["w"].dtype == jnp.bfloat16
     chex.assert_trees_all_equal(sparse["w"].todense(), pruned["w"])
-    chex.assert_trees_all_equal(jax.jit(lambda a: a.todense())(jp.artifact.to_bcoo(jnp.eye(4))), jnp.eye(4))
+    chex.assert_trees_all_equal(jax.jit(lambda a: a.todense())(jp.files.to_bcoo(jnp.eye(4))), jnp.eye(4))
     with pytest.raises(TypeError, match="traced"):
-        jax.jit(jp.artifact.to_bcoo)(pruned)
+        jax.jit(jp.files.to_bcoo)(pruned)

@@ -13,7 +13,7 @@ import safetensors.numpy
 from test_compress import assert_same, lenet
 
 import jaxprune as jp
-from jaxprune.artifact import ArtifactError, container, read, structure
+from jaxprune.files import ArtifactError, disk, read, tree_json
 
 
 def big(seed=0):
@@ -69,7 +69,7 @@ def test_a_decoder_written_from_the_description_alone_reads_it():
     }
     found = oracle.read(jp.compress(tree, use=["packing"]).to_bytes())
     leaves = {
-        jp.artifact.kinds.join("", "/".join(str(k.key if hasattr(k, "key") else k.idx) for k in path)): leaf
+        jp.files.kinds.join("", "/".join(str(k.key if hasattr(k, "key") else k.idx) for k in path)): leaf
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
     assert set(found) == set(leaves)
@@ -78,7 +78,7 @@ def test_a_decoder_written_from_the_description_alone_reads_it():
 
 
 def named(compressed):
-    return zip((node.path for node in structure.leaves(compressed.root)), compressed.stored, strict=True)
+    return zip((node.path for node in tree_json.leaves(compressed.root)), compressed.stored, strict=True)
 
 
 def test_a_file_is_reported_on_as_what_was_written(tmp_path):
@@ -114,7 +114,7 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch, ste
     if step == "write":
         monkeypatch.setattr(jp.Compressed, "to_bytes", fail)
     else:
-        monkeypatch.setattr(container.os, step, fail)
+        monkeypatch.setattr(disk.os, step, fail)
     with pytest.raises(OSError, match="no space left"):
         jp.save(path, lenet(1))
     monkeypatch.undo()

@@ -144,9 +144,9 @@ TABLE = {
     "saliency.activation_taylor": scores_of(
         lambda p: jp.saliency.activation_taylor(examples(p), examples(p), normalize=True), exact=False
     ),
-    "allocation.uniform": Transform(lambda p, s, **where: jp.allocation.uniform(p, s, **where), FRACTIONS, "any"),
+    "allocation.uniform": Transform(lambda p, s, **where: jp.masks.allocation.uniform(p, s, **where), FRACTIONS, "any"),
     "allocation.erdos_renyi_kernel": Transform(
-        lambda p, s, **where: jp.allocation.erdos_renyi_kernel(p, s, **where), FRACTIONS, "any"
+        lambda p, s, **where: jp.masks.allocation.erdos_renyi_kernel(p, s, **where), FRACTIONS, "any"
     ),
     "prune": Transform(
         lambda p, s, **w: jp.prune(p, s, **w).params, FRACTIONS[:4], nan="stays", slope="mask", rest=True

@@ -7,8 +7,9 @@ import numpy as np
 import oracles
 import pytest
 
-from jaxprune import curves, masks, quantization, saliency
+from jaxprune import masks, quantization, saliency
 from jaxprune.base import QuantSpec
+from jaxprune.reports import curves
 
 
 def relative(before, after):

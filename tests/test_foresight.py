@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 import jaxprune as jp
-from jaxprune.training import foresight
+from jaxprune.training import prune_at_init
 
 KEY = jax.random.key(0)
 
@@ -52,12 +52,12 @@ X, Y = normal(8, 3, seed=8), normal(8, 2, seed=9)
 
 def test_snip_is_the_weight_times_its_gradient():
     kernels = chain(3, 4, 2)
-    scores, grads = jax.jit(lambda p: (foresight.snip(loss, p, X, Y), jax.grad(loss)(p, X, Y)))(kernels)
+    scores, grads = jax.jit(lambda p: (prune_at_init.snip(loss, p, X, Y), jax.grad(loss)(p, X, Y)))(kernels)
     for score, w, g in zip(scores, kernels, grads, strict=True):
         np.testing.assert_allclose(score, np.abs(np.float64(w) * np.float64(g)), rtol=1e-6)
     w = normal(3, 2)  # by hand: of a mean square, dL/dw = x^T (x w - y) / 8
     by_hand = np.abs(w * (X.T @ (X @ w - Y)) / 8)
-    np.testing.assert_allclose(foresight.snip(lambda w: jnp.mean((X @ w - Y) ** 2), w), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(prune_at_init.snip(lambda w: jnp.mean((X @ w - Y) ** 2), w), by_hand, rtol=1e-5)
 
 
 def test_grasp_equals_the_explicit_hessian():
@@ -69,7 +69,7 @@ def test_grasp_equals_the_explicit_hessian():
     gradient, hessian = jax.jit(jax.grad(of_flat)), jax.jit(jax.hessian(of_flat))
     product = np.float64(hessian(flat)) @ np.float64(gradient(flat))
     expected = np.float64(flat) * product
-    result = np.asarray(jax.jit(lambda v: foresight.grasp(of_flat, v))(flat))
+    result = np.asarray(jax.jit(lambda v: prune_at_init.grasp(of_flat, v))(flat))
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
     assert (expected < 0).any() and (expected > 0).any()
     # Larger is more important: less of the best weight makes the gradient smaller, by as much as predicted.
@@ -81,7 +81,7 @@ def test_grasp_equals_the_explicit_hessian():
 @pytest.mark.parametrize("apply", [linear, relu])
 def test_synflow_equals_the_oracle_and_is_conserved(apply):
     kernels = chain(5, 7, 4, 3)
-    scores = jax.jit(lambda p: foresight.synflow(apply, p, normal(1, 5)))(kernels)
+    scores = jax.jit(lambda p: prune_at_init.synflow(apply, p, normal(1, 5)))(kernels)
     scores = [np.asarray(score) for score in scores]
     for score, expected in zip(scores, oracles_training.synflow(kernels), strict=True):
         np.testing.assert_allclose(score, expected, rtol=1e-5)
@@ -102,7 +102,7 @@ def test_synflow_of_deep_networks(factor, residual):
             x = jax.nn.relu(x @ w) + (factor * x if residual else 0)
         return x
 
-    scores = jax.jit(lambda p: foresight.synflow(apply, p, jnp.zeros((1, 4))))(kernels)
+    scores = jax.jit(lambda p: prune_at_init.synflow(apply, p, jnp.zeros((1, 4))))(kernels)
     kept = [np.float64(w) + (factor * np.eye(4) if residual else 0) for w in kernels]
     flows = oracles_training.synflow(kept)
     expected = [flow * w / whole for flow, w, whole in zip(flows, np.float64(kernels), kept, strict=True)]
@@ -117,7 +117,7 @@ def test_synflow_of_a_module_with_other_leaves():
     model = nn.Sequential([nn.Conv(4, (2, 2)), nn.BatchNorm(use_running_average=True), nn.relu, nn.Dense(2)])
     image = jax.ShapeDtypeStruct((1, 3, 3, 1), jnp.bfloat16)
     variables = jax.jit(model.init)(KEY, jnp.ones(image.shape))
-    score = jax.jit(lambda v: foresight.synflow(lambda v, x: (model.apply(v, x), jnp.arange(3)), v, image))
+    score = jax.jit(lambda v: prune_at_init.synflow(lambda v, x: (model.apply(v, x), jnp.arange(3)), v, image))
     scores = score(variables)
     assert jax.tree.structure(scores) == jax.tree.structure(variables)
     assert all(
@@ -131,23 +131,25 @@ def test_synflow_of_a_module_with_other_leaves():
 
 def test_synflow_is_computed_in_float32():
     narrow = [w.astype(jnp.float16) for w in chain(5, 7, 4)]
-    scores = jax.jit(lambda p: foresight.synflow(linear, p, jax.ShapeDtypeStruct((1, 5), jnp.float16)))(narrow)
+    scores = jax.jit(lambda p: prune_at_init.synflow(linear, p, jax.ShapeDtypeStruct((1, 5), jnp.float16)))(narrow)
     for score, expected in zip(scores, oracles_training.synflow(narrow), strict=True):
         np.testing.assert_allclose(score, expected, rtol=1e-6)
 
 
 def test_synflow_passes_token_ids_on():
     table, ids = jnp.asarray(normal(5, 3)), np.array([[1, 4]])
-    scores = jax.jit(lambda p: foresight.synflow(lambda p, i, flag: p[i].sum() if flag else None, p, ids, True))(table)
+    scores = jax.jit(lambda p: prune_at_init.synflow(lambda p, i, flag: p[i].sum() if flag else None, p, ids, True))(
+        table
+    )
     np.testing.assert_array_equal(scores, np.abs(table) * np.isin(np.arange(5), ids)[:, None])
     with pytest.raises(TypeError, match="an input of dtype int32 must be an array"):
-        foresight.synflow(lambda p, ids: p[ids], table, jax.ShapeDtypeStruct((2,), jnp.int32))
+        prune_at_init.synflow(lambda p, ids: p[ids], table, jax.ShapeDtypeStruct((2,), jnp.int32))
 
 
 CRITERIA = {
-    "snip": lambda p: foresight.snip(of_tree, p, X),
-    "grasp": lambda p: foresight.grasp(of_tree, p, X),
-    "synflow": lambda p: foresight.synflow(lambda p, x: x @ p["w"].astype(jnp.float32) + p["b"], p, X),
+    "snip": lambda p: prune_at_init.snip(of_tree, p, X),
+    "grasp": lambda p: prune_at_init.grasp(of_tree, p, X),
+    "synflow": lambda p: prune_at_init.synflow(lambda p, x: x @ p["w"].astype(jnp.float32) + p["b"], p, X),
 }
 each = pytest.mark.parametrize("name", CRITERIA)
 
@@ -171,7 +173,7 @@ def test_leaves_that_have_no_derivative(name):
 
 
 def test_losses_that_are_no_scalars():
-    for criterion in (foresight.snip, foresight.grasp):
+    for criterion in (prune_at_init.snip, prune_at_init.grasp):
         with pytest.raises(TypeError, match="scalar"):
             criterion(lambda w: w, jnp.ones(3))
 
@@ -189,10 +191,10 @@ def test_vmap_over_weights_equals_a_loop(name):
 
 
 def flow_of(kernels):
-    return foresight.synflow(linear, kernels, jnp.ones((1, kernels[0].shape[0])))
+    return prune_at_init.synflow(linear, kernels, jnp.ones((1, kernels[0].shape[0])))
 
 
-prune = jax.jit(foresight.prune_at_start, static_argnums=2, static_argnames=("rounds", "scope", "min_keep"))
+prune = jax.jit(prune_at_init.prune_at_start, static_argnums=2, static_argnames=("rounds", "scope", "min_keep"))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.37, 0.46022728, 0.9, 1.0])  # the third as 1 - (1 - s) counts one less
@@ -245,7 +247,7 @@ def test_each_round_removes_the_same_fraction():
         jax.debug.callback(lambda count: seen.append(int(count)), zeros, ordered=True)
         return jp.saliency.magnitude(kernels)
 
-    jax.block_until_ready(foresight.prune_at_start(chain(6, 8, 5), 0.9, saliency, rounds=4))
+    jax.block_until_ready(prune_at_init.prune_at_start(chain(6, 8, 5), 0.9, saliency, rounds=4))
     jax.effects_barrier()
     assert seen == [oracles.count_removed(88, 1 - 0.1 ** (k / 4)) for k in range(4)]
 
@@ -254,24 +256,24 @@ def test_scopes_units_and_selection():
     tree = {"a": {"kernel": jnp.asarray(normal(6, 8)), "bias": jnp.ones(8)}, "b": jnp.asarray(normal(5, 4, seed=1))}
     tree |= {"n": np.arange(3), "key": KEY, "f": jnp.tanh}
     magnitude = jp.saliency.magnitude
-    masks = foresight.prune_at_start(tree, {"a": 0.5, "b": 0.25}, magnitude, rounds=3, scope="leaf")
+    masks = prune_at_init.prune_at_start(tree, {"a": 0.5, "b": 0.25}, magnitude, rounds=3, scope="leaf")
     assert jax.tree.structure(masks) == jax.tree.structure(tree)
     assert (~masks["a"]["kernel"]).sum() == 24 and (~masks["b"]).sum() == 5
     assert all(m.shape == () and m.dtype == bool and m for m in (masks["a"]["bias"], masks["n"], masks["f"]))
-    units = foresight.prune_at_start(tree, 0.9, jp.saliency.unit_norm, rounds=3)
+    units = prune_at_init.prune_at_start(tree, 0.9, jp.saliency.unit_norm, rounds=3)
     assert units["a"]["kernel"].shape == (1, 8) and units["b"].shape == (1, 4)
     assert units["a"]["kernel"].any() and units["b"].any()  # by default a unit of each leaf stays
-    kept = foresight.prune_at_start(tree, 1.0, magnitude, rounds=2, min_keep=3, where="b")
+    kept = prune_at_init.prune_at_start(tree, 1.0, magnitude, rounds=2, min_keep=3, where="b")
     assert kept["a"]["kernel"].shape == () and kept["b"].sum() == 3
-    assert foresight.prune_at_start({}, 0.5, magnitude) == {}
+    assert prune_at_init.prune_at_start({}, 0.5, magnitude) == {}
 
 
 def test_ways_to_run():
     """Eager, jit and vmap give the same bits; the criterion is traced as often for many rounds as for one."""
     kernels, sparsities = chain(6, 8, 5), np.float32([0.0, 0.3, 0.8])
     jitted = [prune(kernels, s, flow_of, rounds=7) for s in sparsities]
-    chex.assert_trees_all_equal(foresight.prune_at_start(kernels, sparsities[1], flow_of, rounds=7), jitted[1])
-    mapped = jax.jit(jax.vmap(lambda s: foresight.prune_at_start(kernels, s, flow_of, rounds=7)))(sparsities)
+    chex.assert_trees_all_equal(prune_at_init.prune_at_start(kernels, sparsities[1], flow_of, rounds=7), jitted[1])
+    mapped = jax.jit(jax.vmap(lambda s: prune_at_init.prune_at_start(kernels, s, flow_of, rounds=7)))(sparsities)
     for i, masks in enumerate(jitted):
         chex.assert_trees_all_equal([mask[i] for mask in mapped], masks)
     counts = []
@@ -282,7 +284,7 @@ def test_ways_to_run():
             calls.append(0)
             return jp.saliency.magnitude(p)
 
-        run = jax.jit(lambda s, rounds=rounds, f=saliency: foresight.prune_at_start(kernels, s, f, rounds=rounds))
+        run = jax.jit(lambda s, rounds=rounds, f=saliency: prune_at_init.prune_at_start(kernels, s, f, rounds=rounds))
         for s in sparsities:
             jax.eval_shape(run, s)
         counts.append(len(calls))
@@ -293,18 +295,18 @@ def test_errors():
     kernels, magnitude = {"w": jnp.ones((2, 3))}, jp.saliency.magnitude
     for rounds in (0, -1, 1.5, True, None):
         with pytest.raises(ValueError, match="rounds must be an integer of at least 1"):
-            foresight.prune_at_start(kernels, 0.5, magnitude, rounds=rounds)
+            prune_at_init.prune_at_start(kernels, 0.5, magnitude, rounds=rounds)
     for scope in ("leaf", "global"):
         for sparsity in (-0.1, 1.1, math.nan):
             with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\]"):
-                foresight.prune_at_start(kernels, sparsity, magnitude, scope=scope)
+                prune_at_init.prune_at_start(kernels, sparsity, magnitude, scope=scope)
     with pytest.raises(TypeError, match="sparsity must be a real number for scope='global'"):
-        foresight.prune_at_start(kernels, {"w": 0.5}, magnitude)
+        prune_at_init.prune_at_start(kernels, {"w": 0.5}, magnitude)
     with pytest.raises(ValueError, match="scope must be 'leaf' or 'global'"):
-        foresight.prune_at_start(kernels, 0.5, magnitude, scope="layer")
+        prune_at_init.prune_at_start(kernels, 0.5, magnitude, scope="layer")
     with pytest.raises(ValueError, match="pattern 'Conv' matches no leaf"):
-        foresight.prune_at_start(kernels, 0.5, magnitude, where="Conv")
+        prune_at_init.prune_at_start(kernels, 0.5, magnitude, where="Conv")
     with pytest.raises(ValueError, match="params and scores differ"):
-        foresight.prune_at_start(kernels, 0.5, lambda p: p["w"])
+        prune_at_init.prune_at_start(kernels, 0.5, lambda p: p["w"])
     with pytest.raises(TypeError, match="'w' has dtype int32"):
-        foresight.prune_at_start(kernels, 0.5, lambda p: {"w": jnp.ones((2, 3), jnp.int32)})
+        prune_at_init.prune_at_start(kernels, 0.5, lambda p: {"w": jnp.ones((2, 3), jnp.int32)})

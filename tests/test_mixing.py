@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxprune.artifact import logistic, mixing, range_bits, wavefront
-from jaxprune.artifact.bytestream import unsigned
-from jaxprune.artifact.errors import ArtifactError
+from jaxprune.files import logistic, mixing, range_bits, wavefront
+from jaxprune.files.bytestream import unsigned
+from jaxprune.files.errors import ArtifactError
 
 LEAST, MOST = -(2**31), 2**31 - 1
 values = st.one_of(st.sampled_from((0, 0, 0, 1, -1, 2, LEAST, MOST)), st.integers(-20, 20), st.integers(LEAST, MOST))

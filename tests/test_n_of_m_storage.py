@@ -9,7 +9,7 @@ import oracles
 import pytest
 
 import jaxprune as jp
-from jaxprune.artifact import ArtifactError, NOfMArray, from_n_of_m, to_n_of_m
+from jaxprune.files import ArtifactError, NOfMArray, from_n_of_m, to_n_of_m
 
 draw = np.random.default_rng(0)
 
@@ -149,7 +149,7 @@ def test_files_keep_records(tmp_path):
     assert jax.tree.structure(back) == jax.tree.structure(small)
     assert all(map(same_bits, jax.tree.leaves(back), jax.tree.leaves(small)))
     assert same_bits(from_n_of_m(back)["kernel"], from_n_of_m(small)["kernel"])
-    compressed = jp.artifact.read(tmp_path / "small.jp")
+    compressed = jp.files.read(tmp_path / "small.jp")
     row = {leaf.path: leaf for leaf in compressed.report().leaves}["kernel"]
     assert row.shape == (64, 30) and row.dense_bytes == params["kernel"].nbytes and row.fixed_bits == (16 + 2) / 2
     assert row.nbytes == row.index_bytes + row.value_bytes + row.table_bytes + row.head_bytes < size
@@ -228,18 +228,18 @@ def test_sparse_arrays_store_what_masks_keep():
     params = {"kernel": w, "unit": np.ones((2, 3)), "bias": np.ones(6), "step": 1}
     unit = np.array([[True, False, True]])
     masks = {"kernel": mask, "unit": unit, "bias": np.array(True), "step": np.array(True)}
-    sparse = jp.artifact.to_bcoo(params, masks)
+    sparse = jp.files.to_bcoo(params, masks)
     assert sparse["bias"] is params["bias"] and sparse["step"] == 1
     assert sparse["kernel"].nse == mask.sum() and sparse["unit"].nse == 4  # the kept zero is stored as well
     np.testing.assert_array_equal(sparse["kernel"].indices, np.argwhere(mask))
     assert same_bits(sparse["kernel"].todense(), oracles.apply_mask(w, mask))
-    assert jp.artifact.to_bcoo(params, masks, where="unit")["kernel"] is params["kernel"]
+    assert jp.files.to_bcoo(params, masks, where="unit")["kernel"] is params["kernel"]
 
 
 def test_sparse_arrays_of_masks_that_do_not_fit():
     with pytest.raises(TypeError, match="leaf .* is traced"):
-        jax.jit(lambda mask: jp.artifact.to_bcoo(jnp.ones((2, 2)), mask))(jnp.ones((2, 2), bool))
+        jax.jit(lambda mask: jp.files.to_bcoo(jnp.ones((2, 2)), mask))(jnp.ones((2, 2), bool))
     with pytest.raises(ValueError, match="does not broadcast"):
-        jp.artifact.to_bcoo({"w": jnp.ones((2, 2))}, {"w": jnp.ones((3, 2), bool)})
+        jp.files.to_bcoo({"w": jnp.ones((2, 2))}, {"w": jnp.ones((3, 2), bool)})
     with pytest.raises(ValueError, match="the mask of 'w' is a 0-d False"):
-        jp.artifact.to_bcoo({"w": jnp.ones((2, 2))}, {"w": jnp.array(False)})
+        jp.files.to_bcoo({"w": jnp.ones((2, 2))}, {"w": jnp.array(False)})

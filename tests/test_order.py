@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from jax import lax
 from jaxprs import equations, primitives
 
-from jaxprune import bisection, masks, order, radix
-from jaxprune.keys import Cut, common_dtype, flat_index, to_keys
+from jaxprune import masks
+from jaxprune.kernels import bisection, order, radix
+from jaxprune.kernels.float_keys import Cut, common_dtype, flat_index, to_keys
 
 F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), strategies.BFLOAT16
 CHUNK = 1 << 14  # beyond four of them a CPU histogram runs in a loop, a whole number of times over each

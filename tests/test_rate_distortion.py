@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune
-from jaxprune import rate_distortion as rd
+from jaxprune.quantization import rate_distortion as rd
 
 
 def laplacian(*shape, seed=0):

@@ -17,7 +17,8 @@ from flax.core import FrozenDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune import saliency, unit_statistics
+from jaxprune import saliency
+from jaxprune.kernels import unit_statistics
 
 INF, NAN = math.inf, math.nan
 KEY = jax.random.key(0)

@@ -10,8 +10,8 @@ import oracles_training
 import pytest
 from flax import serialization
 
-from jaxprune import codebook
-from jaxprune.training.sharing import SharedState, centroids_of, shared_weights, with_centroids
+from jaxprune.quantization import codebook
+from jaxprune.training.weight_sharing import SharedState, centroids_of, shared_weights, with_centroids
 
 K = 16
 SHAPE = (12, 10)

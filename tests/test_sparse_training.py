@@ -34,7 +34,7 @@ def test_static_masks_have_the_count_and_stay():
     assert {name: int(mask.sum()) for name, mask in seen[0][1].items()} == {"a": 96 - 77, "b": 40 - 32}
     for _, masks in seen[1:]:
         chex.assert_trees_all_equal(masks, seen[0][1])
-    erk = jp.allocation.erdos_renyi_kernel(PARAMS, 0.8)
+    erk = jp.masks.allocation.erdos_renyi_kernel(PARAMS, 0.8)
     masks = training.static_sparse(optax.sgd(0.1), erk, key=KEY).init(PARAMS).masks
     for name, mask in masks.items():
         assert int((~mask).sum()) == oracles.count_removed(mask.size, float(erk[name]))

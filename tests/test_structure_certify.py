@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxprune.masks import apply_masks
-from jaxprune.structure import bounds, certify, trace
-from jaxprune.structure.bounds import arithmetic as on
-from jaxprune.structure.bounds.base import Range, between, settle
-from jaxprune.structure.rules import RULES
-from jaxprune.structure.rules.elementwise import NAMES
+from jaxprune.program.primitives import bounds_table
+from jaxprune.program.primitives import range_arithmetic as on
+from jaxprune.program.primitives.elementwise.ties import NAMES
+from jaxprune.program.primitives.ranges import Range, between, settle
+from jaxprune.program.primitives.table import RULES
+from jaxprune.structure import certification, trace
 
 WIDTH = 4
 X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
@@ -41,7 +42,7 @@ def verdict(function, params, plan, *inputs, masked=None, jit=True, **options):
     small = graph.apply(plan)
     both = lambda p, cut, *x: (function(p, *x), small(cut, *x))  # noqa: E731
     outputs, others = (jax.jit(both) if jit else both)(full, graph.cut(full, plan), *inputs)
-    difference = certify.difference(graph._traced, outputs, others)
+    difference = certification.difference(graph._traced, outputs, others)
     if certificate.exact:
         assert difference <= 1e-5, f"certified, but the outputs differ by {difference}"
     return certificate, difference
@@ -437,7 +438,7 @@ def test_operations_that_move_entries_are_exact_where_numbers_are(function):
 
 
 def test_every_operation_that_may_mix_entries_has_a_rule():
-    assert set(RULES) - set(NAMES) <= set(bounds.RULES)
+    assert set(RULES) - set(NAMES) <= set(bounds_table.RULES)
 
 
 # Ranges of functions, against the functions on many numbers of these ranges.

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jax import lax
 from test_structure_zoo import FAST, close, random_plan
 
+from jaxprune.program.primitives.table import RULES
 from jaxprune.structure import trace
-from jaxprune.structure.rules import RULES
 
 # Parameters by the letter of their name; all functions take an input (2, 3).
 SHAPES = {"a": (3, 6), "b": (6, 4), "c": (3, 6), "d": (12, 4), "s": (6,), "w": (3, 12)}

@@ -18,8 +18,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from jaxprune import _sweep_checkpoint, _sweep_program
-from jaxprune.sweeps import grid, pareto_front, sweep
+from jaxprune.sweeps import batching, checkpointing, grid, pareto_front, sweep
 
 
 class Setting(NamedTuple):
@@ -212,7 +211,7 @@ def test_a_sweep_compiles_once(compiles, names, batch_size):
 
 
 def test_args_are_not_captured_as_constants():
-    program = _sweep_program._program(_prune_error, False, None, "")
+    program = batching._program(_prune_error, False, None, "")
     settings = {"threshold": np.zeros(1, np.float32), "bits": np.zeros(1, np.int32)}
     jaxpr = program.trace(settings, (_weights((300, 300)),)).jaxpr
     assert not any(np.size(constant) > 1 for constant in jaxpr.consts)
@@ -228,8 +227,8 @@ def test_functions_are_released_with_the_cache():
     sweep(fn, [1.0, 2.0])
     alive = weakref.ref(fn)
     del fn
-    assert _sweep_program._program.cache_info().maxsize < 100
-    _sweep_program._program.cache_clear()
+    assert batching._program.cache_info().maxsize < 100
+    batching._program.cache_clear()
     gc.collect()
     assert alive() is None
 
@@ -241,18 +240,18 @@ def test_accelerators_take_as_many_settings_as_fit(monkeypatch, compiles):
     w = jnp.ones(100_000)
     settings = np.arange(1, 34, dtype=np.float32)
     want = sweep(fn, settings, w)
-    one = _sweep_program._program(fn, False, None, "").lower(settings[:1], (w,)).compile().memory_analysis()
+    one = batching._program(fn, False, None, "").lower(settings[:1], (w,)).compile().memory_analysis()
     assert one.temp_size_in_bytes >= w.nbytes
     for free, batch in ((0, 1), (11.5 * one.temp_size_in_bytes, 8), (10**12, 33)):
-        monkeypatch.setattr(_sweep_program, "_free_bytes", lambda args, mesh, free=free: free)
-        assert _sweep_program.plan(fn, settings, (w,), None, None, "")[1] == batch
+        monkeypatch.setattr(batching, "_free_bytes", lambda args, mesh, free=free: free)
+        assert batching.plan(fn, settings, (w,), None, None, "")[1] == batch
         np.testing.assert_allclose(sweep(fn, settings, w), want, rtol=1e-6)
 
 
 def test_cpu_takes_one_setting_at_a_time():
-    assert _sweep_program._free_bytes((jnp.ones(3),), None) is None
-    assert _sweep_program._free_bytes((), None) is None
-    assert _sweep_program.plan(_prune_error, grid(bits=range(9)), (), None, None, "")[1] == 1
+    assert batching._free_bytes((jnp.ones(3),), None) is None
+    assert batching._free_bytes((), None) is None
+    assert batching.plan(_prune_error, grid(bits=range(9)), (), None, None, "")[1] == 1
 
 
 _MEMORY = """
@@ -413,14 +412,14 @@ def test_a_failed_sweep_goes_on_where_it_stopped(tmp_path, compiles):
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
-    path, fn, chunk = tmp_path / "sweep.npz", _Counting(), _sweep_program.chunk
+    path, fn, chunk = tmp_path / "sweep.npz", _Counting(), batching.chunk
 
     def interrupted(settings, start, width):
         if start == 6:
             raise KeyboardInterrupt
         return chunk(settings, start, width)
 
-    monkeypatch.setattr(_sweep_program, "chunk", interrupted)
+    monkeypatch.setattr(batching, "chunk", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(fn, _SETTINGS, _weights(), checkpoint=path)
     monkeypatch.undo()
@@ -500,9 +499,9 @@ def test_saves_are_rare_and_whole(tmp_path, monkeypatch):
         now[0] += 0.05
         return now[0]
 
-    monkeypatch.setattr(_sweep_checkpoint, "time", types.SimpleNamespace(monotonic=clock))
-    save = _sweep_checkpoint.save
-    monkeypatch.setattr(_sweep_checkpoint, "save", lambda *a: (saves.append(a[-1]), save(*a)))
+    monkeypatch.setattr(checkpointing, "time", types.SimpleNamespace(monotonic=clock))
+    save = checkpointing.save
+    monkeypatch.setattr(checkpointing, "save", lambda *a: (saves.append(a[-1]), save(*a)))
     sweep(lambda s: s, np.arange(100.0), checkpoint=tmp_path / "sweep.npz")
     assert 2 < len(saves) <= 7 and saves[-1] == 100  # five seconds by this clock
 
@@ -510,7 +509,7 @@ def test_saves_are_rare_and_whole(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     content = (tmp_path / "sweep.npz").read_bytes()
-    monkeypatch.setattr(_sweep_checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(checkpointing.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save(str(tmp_path / "sweep.npz"), {}, {}, 0)
     assert (tmp_path / "sweep.npz").read_bytes() == content and os.listdir(tmp_path) == ["sweep.npz"]

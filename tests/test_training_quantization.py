@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.training.quantization import init_step_sizes, learned_step_size, step_qparams
+from jaxprune.training.lsq import init_step_sizes, learned_step_size, step_qparams
 
 SHAPE = (6, 4)
 KINDS = [(True, True), (True, False), (False, True)]

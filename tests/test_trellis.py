@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune import rotation, trellis, viterbi
+from jaxprune.kernels import rotation, viterbi
+from jaxprune.quantization import trellis
 
 ALL = (4, 8, 16, 32)
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.artifact import ArtifactError, arrays, coders
-from jaxprune.artifact.bytestream import signed, unsigned
+from jaxprune.files import ArtifactError, arrays, coders
+from jaxprune.files.bytestream import signed, unsigned
 
 MUTANTS = 20_000
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from jaxprune.checkpoints import artifact, msgpack, npz, orbax, safetensors, sharded
+from jaxprune.checkpoints import (
+    compressed,
+    flax_msgpack,
+    npz_files,
+    orbax_folders,
+    safetensors_files,
+    sharded_safetensors,
+)
 from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
 from jaxprune.checkpoints.names import nested
 from jaxprune.checkpoints.writing import replacing
@@ -19,7 +26,14 @@ from jaxprune.checkpoints.writing import replacing
 __all__ = ["Checkpoint", "CheckpointError", "Leaf", "nested", "open", "write"]
 
 #: In the order in which a file is offered to them.
-FORMATS: tuple[ModuleType, ...] = (orbax, artifact, safetensors, sharded, npz, msgpack)
+FORMATS: tuple[ModuleType, ...] = (
+    orbax_folders,
+    compressed,
+    safetensors_files,
+    sharded_safetensors,
+    npz_files,
+    flax_msgpack,
+)
 
 _PICKLE = "a pickle, which may run code when it is read: load it where it is from and save it as safetensors"
 _FOREIGN = {  # how some files begin that are not read here

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.checkpoints.leaf import chunks
-from jaxprune.rounding import HUGE, TINY
+from jaxprune.kernels.rounding import HUGE, TINY
 
 WIDTHS = (8, 4)
 

@@ -4,10 +4,10 @@ import argparse
 from typing import Any
 
 from jaxprune import checkpoints
-from jaxprune.artifact import Compressed, decoding
-from jaxprune.artifact import read as open_artifact
-from jaxprune.checkpoints import Checkpoint, CheckpointError, artifact, writing
+from jaxprune.checkpoints import Checkpoint, CheckpointError, compressed, writing
 from jaxprune.cli import diff, lossy, output, recipe
+from jaxprune.files import Compressed, decoding
+from jaxprune.files import read as open_artifact
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
 
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compresses, writes, verifies and prints before and after."""
     suffix = writing.check_output(args.output, force=args.force).suffix
-    if suffix not in artifact.SUFFIXES:
+    if suffix not in compressed.SUFFIXES:
         others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
         raise ValueError(f"{args.output}: compress writes jaxprune files, so end the name in .jp{others}")
     said = recipe.from_options(args)
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     progress = output.progress_wanted(args)
     made = lossy.coded(opened.leaves, wanted, progress)
     with writing.replacing(args.output, force=args.force) as beside:
-        artifact.write_compressed(beside, made)
+        compressed.write_compressed(beside, made)
         rows = _verified(opened, made, str(beside), wanted, progress)
         after = beside.stat().st_size
     found = {
@@ -82,7 +82,7 @@ def _verified(
         if bytes(written.data()) != bytes(kept.data()):
             raise CheckpointError("the file reads back with other bytes; the disk or the memory is faulty")
     sizes = {u.node.path: sum(part.size for _, part in u.parts) for u in decoding.units(back.root, back.stored)}
-    leaves = artifact.leaves_of(back, path)
+    leaves = compressed.leaves_of(back, path)
 
     def row(name: str) -> dict[str, Any]:
         found = diff.measured(opened.leaves[name], leaves[name])

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import masks
-from jaxprune.artifact import Compressed, coders, compress
-from jaxprune.artifact.decoding import in_parallel
 from jaxprune.base import QuantSpec
-from jaxprune.checkpoints import Leaf, artifact, ranking
+from jaxprune.checkpoints import Leaf, compressed, ranking
 from jaxprune.cli.recipe import Recipe, Treatment
+from jaxprune.files import Compressed, coders, compress
+from jaxprune.files.decoding import in_parallel
 
 _TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their leaves
 
@@ -19,7 +19,7 @@ _TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their l
 def pruning(leaves: Mapping[str, Leaf], recipe: Recipe) -> dict[str, ranking.Cut]:
     """Where each leaf is cut that has a sparsity; leaves of one section are ranked together if the scope is global."""
     groups: dict[Any, dict[str, Leaf]] = {}
-    for name in artifact.tree_order(recipe.treatments):
+    for name in compressed.tree_order(recipe.treatments):
         treatment = recipe.treatments[name]
         if treatment.sparsity is not None:
             key = (treatment.section, treatment.sparsity) if recipe.scope == "global" else name
@@ -46,7 +46,7 @@ def masked(array: np.ndarray, name: str, treatment: Treatment, cut: ranking.Cut 
 def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compressed:
     """All leaves, those of the recipe with its losses, coded one by one; their arrays are never in memory together."""
     cuts = pruning(leaves, recipe)
-    order = artifact.tree_order(leaves)
+    order = compressed.tree_order(leaves)
     tried = coders.default(sum(leaf.size for leaf in leaves.values()))
 
     def array_of(name: str) -> np.ndarray:
@@ -56,7 +56,7 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
 
     def alone(name: str) -> tuple[str, Compressed]:
         options = {"use": tried, "side": recipe.side, **_options(recipe.treatments.get(name))}
-        return name, artifact.code(array_of(name), name, **options)
+        return name, compressed.code(array_of(name), name, **options)
 
     together: dict[Treatment, list[str]] = {}
     for name in order:
@@ -65,11 +65,11 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
             together.setdefault(Treatment(bits=treatment.bits, quantizer=treatment.quantizer), []).append(name)
     parts: list[tuple[str, Compressed]] = []
     for treatment, some in together.items():
-        tree = artifact.nested_paths({name: array_of(name) for name in some})
+        tree = compressed.nested_paths({name: array_of(name) for name in some})
         group = compress(tree, **{"use": tried, "side": recipe.side, **_options(treatment)})
         parts += [(name, group) for name in some]
     rest = [name for name in order if name not in dict(parts)]
-    return artifact.assemble(order, parts + in_parallel(alone, rest, "leaves", progress))
+    return compressed.assemble(order, parts + in_parallel(alone, rest, "leaves", progress))
 
 
 def _options(treatment: Treatment | None) -> dict[str, Any]:

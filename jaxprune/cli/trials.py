@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from jaxprune.checkpoints import Leaf, artifact, comparison, nested, ranking
+from jaxprune.checkpoints import Leaf, comparison, compressed, nested, ranking
 from jaxprune.cli import lossy
 from jaxprune.progress import bar
 
@@ -26,7 +26,7 @@ class Trial(NamedTuple):
     @property
     def ranked(self) -> dict[str, Leaf]:
         """The chosen leaves, in the order of the tree that they are in."""
-        return {name: self.leaves[name] for name in artifact.tree_order(self.chosen)}
+        return {name: self.leaves[name] for name in compressed.tree_order(self.chosen)}
 
 
 def curves(trial: Trial, sparsities: Sequence[float], widths: Sequence[float | None]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Masks, Params
-from jaxprune.rounding import divide
+from jaxprune.kernels.rounding import divide
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:

@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxprune import tree
 from jaxprune.base import Array, Masks, Scores, Setting, Where
-from jaxprune.keys import common_dtype, to_keys
+from jaxprune.kernels.float_keys import common_dtype, to_keys
+from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.masks.selection import Scope, as_masks, keep_highest
-from jaxprune.sharding import automatic, explicit_spec
 
 
 def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False, where: Where = None) -> Masks:

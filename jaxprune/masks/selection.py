@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import order, tree
+from jaxprune import tree
 from jaxprune.base import Array, Masks, Scores, Setting, Where
+from jaxprune.kernels import order
 
 Scope = Literal["leaf", "global"]
 
@@ -51,9 +52,9 @@ def by_sparsity(
 ) -> Masks:
     """Removes exactly ``round_half_up(n * sparsity)`` of the n smallest scores, in each leaf or over all of them.
 
-    Exact selection in O(n), without a sort: see :mod:`jaxprune.order`. Equal scores go by their flat index, the lower
-    one first (global: leaves in the order of ``jax.tree.leaves``); NaN ranks above +inf; -0.0 equals 0.0. Under
-    ``jax.vmap`` over ``sparsity``, all sparsities share the passes over the scores.
+    Exact selection in O(n), without a sort: see :mod:`jaxprune.kernels.order`. Equal scores go by their flat
+    index, the lower one first (global: leaves in the order of ``jax.tree.leaves``); NaN ranks above +inf;
+    -0.0 equals 0.0. Under ``jax.vmap`` over ``sparsity``, all sparsities share the passes over the scores.
 
     Args:
       scores: float16, bfloat16 or float32 arrays of any shapes; scores of units count units.

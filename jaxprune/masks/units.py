@@ -5,8 +5,9 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxprune import tree, unit_statistics
+from jaxprune import tree
 from jaxprune.base import Array, Masks, Params, Setting, Where
+from jaxprune.kernels import unit_statistics
 from jaxprune.masks.selection import as_masks
 
 

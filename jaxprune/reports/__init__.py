@@ -1,14 +1,15 @@
 """What was removed, what is left and what it costs: a table, a page and pictures for people, integers for programs.
 
 :func:`report` counts on the host, in integers of any size; :func:`coded_bytes` is the same count inside a jitted sweep.
-The formula of the bytes is in :mod:`jaxprune.sizes`. A :class:`Report` is printed, drawn (``plot``), written as a page
+The formula of the bytes is in :mod:`jaxprune.reports.sizes`. A
+:class:`Report` is printed, drawn (``plot``), written as a page
 (``to_html``) or taken apart (``to_dict``); :func:`plot_frontier` draws what a sweep has found.
 """
 
 from jaxprune.reports.counting import report
 from jaxprune.reports.plots import plot_frontier
 from jaxprune.reports.rows import Histogram, Row
+from jaxprune.reports.sizes import coded_bytes
 from jaxprune.reports.summary import Report
-from jaxprune.sizes import coded_bytes
 
 __all__ = ["Histogram", "Report", "Row", "coded_bytes", "plot_frontier", "report"]

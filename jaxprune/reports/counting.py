@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import sizes, tree
+from jaxprune import tree
 from jaxprune.base import Masks, Params, QArray, QuantSpec, Setting, Where
-from jaxprune.quantization import dequantize
-from jaxprune.reports import measures
+from jaxprune.quantization.integers import dequantize
+from jaxprune.reports import measures, sizes
 from jaxprune.reports.rows import Row
 from jaxprune.reports.summary import Report
 

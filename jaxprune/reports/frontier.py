@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.sweeps import column, host_settings, pareto_front
+from jaxprune.sweeps.evaluation import column, host_settings, pareto_front
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Row:
       zeros: entries that are 0 afterwards, natural zeros included.
       bits: width of a code or of the dtype; of the total, coded bits divided by parameters.
       dense_bytes: size before, as the arrays are.
-      coded_bytes: size after, by the formula of :mod:`jaxprune.sizes`.
+      coded_bytes: size after, by the formula of :mod:`jaxprune.reports.sizes`.
       relative_error: L2 norm of ``after - before`` over that of ``before`` (its finite entries); inf if only that is 0.
         The total is over leaves of real and complex numbers, not of integers.
       max_error: largest ``abs(after - before)``, in the units of the parameters.

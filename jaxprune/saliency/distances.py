@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Array, Params, Scores
-from jaxprune.rounding import divide
+from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.sharding import automatic
+from jaxprune.kernels.unit_statistics import power_of_two
 from jaxprune.saliency._apply import floating, score
-from jaxprune.sharding import automatic
-from jaxprune.unit_statistics import power_of_two
 
 _TILE = 128  # units whose distances to as many others are computed together
 _NEAR = 1 / 16  # of the sum of two squared norms: below it a squared distance is summed from differences

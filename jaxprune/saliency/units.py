@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree, unit_statistics
+from jaxprune import tree
 from jaxprune.base import Array, Params, Scores
-from jaxprune.rounding import divide
+from jaxprune.kernels import unit_statistics
+from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.unit_statistics import within_unit
 from jaxprune.saliency._apply import floating, score
-from jaxprune.unit_statistics import within_unit
 
 
 def unit_norm(params: Params, ord: float = 1) -> Scores:

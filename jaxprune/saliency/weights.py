@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxprune import tree
 from jaxprune.base import Array, Params, Scores
-from jaxprune.rounding import divide
+from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.unit_statistics import power_of_two, within_unit
 from jaxprune.saliency._apply import floating, no_score, score
-from jaxprune.unit_statistics import power_of_two, within_unit
 
 
 def magnitude(params: Params) -> Scores:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune import order
+from jaxprune.kernels import order
 from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.structure import program
-from jaxprune.structure.labels import Axes
-from jaxprune.structure.walk import Scope
+from jaxprune.program import jaxprs
+from jaxprune.program.labels import Axes
+from jaxprune.program.visitor import Scope
 
 
 def operations(scope: Scope, removed: np.ndarray) -> int:
@@ -24,7 +24,7 @@ def operations(scope: Scope, removed: np.ndarray) -> int:
       removed: for each label, whether it is gone.
     """
     total = 0
-    for position, equation in enumerate(program.body(scope.program).eqns):
+    for position, equation in enumerate(jaxprs.body(scope.program).eqns):
         name = equation.primitive.name
         if name in _PRODUCTS:
             operands = [_shape(scope.read(atom), removed) for atom in equation.invars]

@@ -11,7 +11,7 @@ from jax import tree_util
 
 from jaxprune import tree
 from jaxprune.base import Params
-from jaxprune.structure.rules.base import take
+from jaxprune.program.primitives.rules import take
 
 #: For each ``(path, axis)`` of a parameter that loses entries, which of them stay.
 Flags = Mapping[tuple[str, int], np.ndarray]

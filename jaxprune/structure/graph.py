@@ -10,10 +10,10 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.base import Masks, Params
 from jaxprune.masks import apply_masks
-from jaxprune.structure import certify, cost, cutting, plans, tracing
-from jaxprune.structure.evaluate import evaluate
+from jaxprune.program.evaluation import evaluate
+from jaxprune.program.labels import STAYS
+from jaxprune.structure import certification, cost, cutting, plans, tracing
 from jaxprune.structure.groups import Group, Row, find
-from jaxprune.structure.labels import STAYS
 from jaxprune.structure.plans import Plan, Units
 
 
@@ -143,7 +143,7 @@ class Graph:
         """
         return cost.operations(self._traced.scope, tracing.removed(self._traced, self.kept(plan)))
 
-    def certify(self, plan: Plan, *, masked: Masks | None = None) -> certify.Certificate:
+    def certify(self, plan: Plan, *, masked: Masks | None = None) -> certification.Certificate:
         """Says, without running anything, whether removal equals masking, and where not.
 
         The program is followed with ranges of numbers instead of numbers. At every sum, product and extreme over an
@@ -171,7 +171,7 @@ class Graph:
         exact: what is removed contributes nothing
         """
         removed = tracing.removed(self._traced, self.kept(plan))
-        return certify.certify(self._traced, removed, self._params, masked)
+        return certification.certify(self._traced, removed, self._params, masked)
 
     def check(self, plan: Plan, params: Params, *inputs: Any, masked: Masks | None = None) -> float:
         """Runs both functions: the numbers beside the certificate.
@@ -188,7 +188,7 @@ class Graph:
         """
         full = self.mask(params, plan) if masked is None else apply_masks(params, masked)
         small = self.apply(plan)(self.cut(full, plan), *inputs)
-        return certify.difference(self._traced, self._function(full, *inputs), small)
+        return certification.difference(self._traced, self._function(full, *inputs), small)
 
     def _row(self, path: str, axis: int) -> Row:
         named = [row for row in self._traced.rows if row.path == path]

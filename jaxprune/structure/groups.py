@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.structure.labels import STAYS, Labels
+from jaxprune.program.labels import STAYS, Labels
 
 
 @dataclass(frozen=True)

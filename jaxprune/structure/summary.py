@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune import tree
 from jaxprune.base import Params
-from jaxprune.structure.certify import Certificate
+from jaxprune.structure.certification import Certificate
 from jaxprune.structure.graph import Graph
 from jaxprune.structure.plans import Units
 

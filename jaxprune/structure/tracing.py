@@ -11,9 +11,9 @@ from jax import tree_util
 
 from jaxprune import tree
 from jaxprune.base import Params
+from jaxprune.program.labels import STAYS, Labels
+from jaxprune.program.visitor import Scope, walk
 from jaxprune.structure import cutting, groups
-from jaxprune.structure.labels import STAYS, Labels
-from jaxprune.structure.walk import Scope, walk
 
 #: Which outputs may lose entries: glob patterns over their paths, or a predicate ``(path, output) -> bool``.
 FreeOutput = str | Sequence[str] | Callable[[str, Any], bool] | None

@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxprune import tree
 from jaxprune.base import Array, Params, Where
-from jaxprune.rounding import divide
-from jaxprune.unit_statistics import power_of_two, within_unit
+from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.unit_statistics import power_of_two, within_unit
 
 
 def l1(params: Params, *, where: Where = None) -> Array:

@@ -15,8 +15,8 @@ import optax
 
 from jaxprune import tree
 from jaxprune.base import Array, Params, Setting, Where
-from jaxprune.rounding import divide
-from jaxprune.training.holding import chosen_of, need, within
+from jaxprune.kernels.rounding import divide
+from jaxprune.training.held_masks import chosen_of, need, within
 from jaxprune.training.penalties import unit_lengths, unit_weight
 
 

@@ -1,0 +1,218 @@
+"""One array as bytes, without loss: the smallest of several forms, and what every form starts with.
+
+    form, origin, dtype: one byte each; rank and the lengths of the axes: numbers as in :mod:`bytestream`
+    what the form needs
+
+The forms: 0 the memory of the array, as it is; 1 the integers themselves, coded; 2 the distinct values (a count, then
+each as it is in memory, ascending) and the coded position of each entry, counted from that of 0; 3 a coded plane for
+each byte of an entry, from the lowest on; 4 a coded plane that says which entries differ from 0, then form 3 for those
+alone; 5 a step (float32) and coded integers, whose products with it, in float32, the entries are. A coded plane is a
+coder's number, a count of bytes, and those bytes; coders see the array as rows of its last axis. In forms 3 and 4 the
+bits of a floating-point number are rotated left by one, so that its exponent is one byte.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import QArray
+from jaxprune.files import coders, forms
+from jaxprune.files.bytestream import Reader, unsigned
+from jaxprune.files.errors import ArtifactError
+
+RAW, INTEGERS, PALETTE, PLANES, SPARSE, GRID = range(6)
+JAX, NUMPY, PYTHON, KEY = range(4)  # where an array comes from; a key is followed by the name of its generator
+
+DTYPES = (
+    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    + ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "int1", "int2", "int4", "uint1", "uint2")
+    + ("uint4", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz")
+    + ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
+)
+LONGEST_HEAD = 1024  # bytes that are sure to hold all of it
+_NUMBERS = (bool, int, float, complex)
+_TINY = 8  # bytes, that no form can save much of
+_PLANE_CODERS = ("ans", "lanes", "packing")
+
+
+class Head(NamedTuple):
+    """What is known of an array before it is decoded."""
+
+    form: int
+    origin: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    generator: str
+    body: Reader
+
+    @property
+    def entries(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+def encode(leaf: Any, wanted: Sequence[str]) -> bytes:
+    """The array, or Python number, in the smallest form; ``wanted`` names the coders that are tried.
+
+    A ``QArray`` that :func:`one_step` is true of stands for the dense array that it makes.
+    """
+    if isinstance(leaf, QArray):
+        codes = np.asarray(leaf.codes, np.int32).reshape(forms.rows(leaf.shape))
+        return bytes([GRID]) + _start(JAX, leaf) + forms.step_bytes(leaf.scale) + _put(codes, wanted)
+    origin, generator, array = _plain(leaf)
+    head = _start(origin, array) + (bytes([len(generator)]) + generator if origin == KEY else b"")
+    bodies = [(RAW, array.tobytes())] + list(_coded(array, wanted) if array.nbytes > _TINY else [])
+    form, body = min(bodies, key=lambda item: len(item[1]))
+    return bytes([form]) + head + body
+
+
+def head(data: bytes | memoryview) -> Head:
+    """Reads what comes first; raises :class:`ArtifactError` if it makes no sense."""
+    reader = Reader(data)
+    form, origin, dtype, rank = reader.take(4)
+    if form > GRID or origin > KEY or dtype >= len(DTYPES) or rank > 64:
+        raise ArtifactError(f"form {form}, origin {origin}, dtype {dtype} or rank {rank} is unknown")
+    shape = tuple(reader.unsigned() for _ in range(rank))
+    generator = bytes(reader.take(reader.take(1)[0])) if origin == KEY else b""
+    if math.prod(max(length, 1) for length in shape) >= 2**62:
+        raise ArtifactError(f"a shape of {shape}")
+    if not generator.isascii():
+        raise ArtifactError(f"a random number generator called {generator!r}")
+    if origin == PYTHON and shape:
+        raise ArtifactError(f"a Python number of shape {shape}")
+    return Head(form, origin, np.dtype(getattr(jnp, DTYPES[dtype], DTYPES[dtype])), shape, generator.decode(), reader)
+
+
+def holds(leaf: Any) -> bool:
+    """Whether a leaf can be stored: an array of a known dtype, a random key, or a Python number."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return True
+    known = isinstance(leaf, jax.Array | np.ndarray | np.generic) and leaf.dtype.name in DTYPES
+    return known or (type(leaf) in _NUMBERS and np.asarray(leaf).dtype.name in DTYPES)
+
+
+def one_step(record: Any) -> bool:
+    """Whether a record is integers times one step, and nothing else."""
+    if not isinstance(record, QArray) or not record.spec.symmetric or record.scale.size != 1:
+        return False
+    most = 2 ** (record.bits - 1) - 1 if record.bits > 1 else 1
+    codes = np.asarray(record.codes)
+    # A code below the least stands for NaN, an infinite scale for a range that was none.
+    return bool(codes.size) and codes.min() >= -most and bool(np.isfinite(record.scale).all())
+
+
+class Parts(NamedTuple):
+    """What an array is made of: a table as bytes, and planes, each with its coder, its bytes and its codes."""
+
+    table: memoryview
+    planes: list[tuple[str, int, np.ndarray]]
+
+
+def parts(found: Head) -> Parts:
+    """Decodes the planes of an array, whose size has been found bearable."""
+    reader, rows, width, table = found.body, forms.rows(found.shape), found.dtype.itemsize, memoryview(b"")
+    planes: list[tuple[str, int, np.ndarray]] = []
+    if found.form == RAW:
+        table = reader.rest()
+    elif found.form == PALETTE:
+        table = reader.take(reader.unsigned(forms.MOST_DISTINCT) * width)
+    elif found.form == GRID:
+        table = reader.take(4)
+    if found.form in (INTEGERS, PALETTE, SPARSE, GRID):
+        planes.append(_plane(reader, rows))
+    if found.form in (PLANES, SPARSE):
+        number = found.entries
+        if found.form == SPARSE:
+            number = int(np.count_nonzero(forms.within(planes[0][2], 0, 1)))
+        planes += [_plane(reader, (1, number)) for _ in range(width)]
+    reader.end()
+    return Parts(table, planes)
+
+
+def decode(found: Head) -> Any:
+    """The array of a head."""
+    table, planes = parts(found)
+    codes = [plane for _, _, plane in planes]
+    if found.form == RAW:
+        array = np.frombuffer(table, np.uint8)
+        if array.size != found.entries * found.dtype.itemsize:
+            raise ArtifactError(f"{array.size} bytes for an array of {found.entries} entries of {found.dtype.name}")
+        array = array.copy().view(found.dtype)
+    elif found.form == INTEGERS:
+        array = forms.from_integers(codes[0], found.dtype)
+    elif found.form == PALETTE:
+        array = forms.from_palette(table, codes[0], found.dtype)
+    elif found.form == GRID:
+        array = forms.multiples(codes[0], np.frombuffer(table, "<f4"), found.dtype)
+    else:
+        kept = codes.pop(0).reshape(-1).astype(bool) if found.form == SPARSE else None
+        array = forms.from_planes(codes, kept, found.dtype)
+    return _original(array.reshape(found.shape), found)
+
+
+def _start(origin: int, array: Any) -> bytes:
+    """What follows the form."""
+    return bytes([origin, DTYPES.index(array.dtype.name), len(array.shape)]) + b"".join(map(unsigned, array.shape))
+
+
+def _plain(leaf: Any) -> tuple[int, bytes, np.ndarray]:
+    """Where a leaf comes from, and itself as a contiguous NumPy array."""
+    if type(leaf) in _NUMBERS:
+        return PYTHON, b"", np.asarray(leaf)
+    origin, generator = (JAX if isinstance(leaf, jax.Array) else NUMPY), b""
+    if origin == JAX and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        origin, generator, leaf = KEY, str(jax.random.key_impl(leaf)).encode(), jax.random.key_data(leaf)
+    array = np.asarray(leaf)
+    return origin, generator, np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def _original(array: np.ndarray, found: Head) -> Any:
+    if found.origin == NUMPY:
+        return array
+    if found.origin == PYTHON:
+        return array.item()
+    if found.origin == KEY:
+        try:
+            return jax.random.wrap_key_data(jnp.asarray(array), impl=found.generator)
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"no key of generator {found.generator!r}: {error}") from error
+    # JAX would cut 64 bits to 32 unless told otherwise; the bits matter more than the type of the array.
+    same = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+    return jax.device_put(array) if same else array  # which takes aligned memory as it is
+
+
+def _coded(array: np.ndarray, wanted: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+    """The forms that take this array."""
+    if forms.is_integer(array.dtype):
+        yield INTEGERS, _put(forms.integers(array), wanted)
+        return
+    bits = forms.patterns(array)
+    few = forms.few_values(bits, array.dtype)
+    if few is not None:
+        table = few.table if few.is_grid else unsigned(len(few.table) // array.dtype.itemsize) + few.table
+        codes = np.asarray(few.codes).reshape(forms.rows(array.shape))
+        yield GRID if few.is_grid else PALETTE, table + _put(codes, wanted)
+    tried = [name for name in wanted if name in _PLANE_CODERS] or ["packing"]
+    kept = np.asarray(bits.any(axis=1))
+    zeros = array.size - np.count_nonzero(kept)
+    if zeros:
+        plane = _put(kept.reshape(forms.rows(array.shape)).astype(np.int32), wanted)
+        yield SPARSE, plane + b"".join(_put(plane, tried) for plane in forms.byte_planes(bits[kept], array.dtype))
+    if zeros < array.size / 4:
+        yield PLANES, b"".join(_put(plane, tried) for plane in forms.byte_planes(bits, array.dtype))
+
+
+def _put(codes: np.ndarray, wanted: Sequence[str]) -> bytes:
+    number, data = coders.smallest(codes, wanted)
+    return bytes([number]) + unsigned(len(data)) + data
+
+
+def _plane(reader: Reader, shape: tuple[int, int]) -> tuple[str, int, np.ndarray]:
+    number = reader.take(1)[0]
+    data = bytes(reader.take(reader.unsigned()))
+    codes = coders.decode(number, data, shape)
+    return coders.NAMES[number], len(data), codes

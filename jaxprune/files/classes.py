@@ -1,0 +1,203 @@
+"""Entropy coding of large leaves whose rows and columns differ in scale: a distribution for each sum of two classes.
+
+Row i has a class a[i], column j a class b[j], both about four times the logarithm (base 2) of its scale. Entries whose
+classes add up to the same number are about as wide, and share a distribution. As bytes:
+
+* which sides have classes (1: rows, 2: columns, 3: both); then, for each of these, rows first, the class that serves as
+  a center (a varint) and the differences from it as in :mod:`jaxprune.files.integers`, folded. Classes are 0 to 127,
+  and 0 on a side without. Only rows of at least 16 entries have classes, and columns as well.
+* a distribution for each sum that occurs, ascending (:mod:`jaxprune.files.normal`).
+* one stream as in :mod:`jaxprune.files.ans`, over the entries of the least sum, then of the next, and so on. Within
+  a sum they come by the class of their row, ascending, then row by row, then column by column. Sums whose distribution
+  has one value alone take no part.
+
+Classes by variance for entropy-coded quantizers: Joshi, Jafarkhani, Kasner, Fischer, Farvardin, Marcellin and
+Bamberger 1997, "Comparison of different methods of classification in subband coding of images".
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from jaxprune.files import ans, integers, normal, tables
+from jaxprune.files.bytestream import Reader, unsigned
+from jaxprune.files.errors import ArtifactError
+
+Stretch: TypeAlias = tuple[tables.Table, np.ndarray]
+
+_LEAST = 4096  # entries, below which classes cannot pay
+_SHORTEST = 16  # entries of what has a class
+_HIGHEST = 127  # class
+_SAMPLE = 1024  # rows that decide the classes of columns
+_AT_ONCE = 1 << 16  # entries that are looked at together
+_LARGEST = 1 << 15  # codes are below it
+_QUARTERS = (64, 54, 45, 38, 32, 27, 23, 19, 16, 13, 11, 10, 8, 7, 6, 5, 4, 3, 3, 2, 2, 2, 1)  # 64 * 2**(-i / 4)
+_BETWEEN = (0.5452538663326288, 0.6484197773255048, 0.7711054127039704, 0.9170040432046712)  # 2**(i / 4 - 7 / 8)
+_NOISE = 0.72  # bits that each of many things alike seems to gain by a class of its own
+
+
+class _Order(NamedTuple):
+    """Rows and columns by class.
+
+    Attributes:
+      rows, columns: the order, int64.
+      groups: for each sum of classes, ascending, its rectangles in that order: pairs of slices.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    groups: list[list[tuple[slice, slice]]]
+
+
+def encode(codes: np.ndarray, write: Callable[[Iterable[Stretch]], bytes | None] = ans.write) -> bytes | None:
+    """Codes as bytes; None for few or large ones, and where the classes of neither rows nor columns pay.
+
+    ``write`` makes the stream, or None, of tables and their entries, from the last to the first.
+    """
+    if codes.size < _LEAST or codes.min() <= -_LARGEST or codes.max() >= _LARGEST:
+        return None
+    codes = codes.astype(np.int16)
+    sides = _classes(codes)
+    flags = [bool(side.any()) for side in sides]
+    if not any(flags):
+        return None
+    head, models = bytes([flags[0] + 2 * flags[1]]), []
+    for side in sides:
+        if side.any():
+            center = int(np.bincount(side).argmax())
+            head += unsigned(center) + integers.write(integers.fold(side - center))
+
+    def stretches() -> Iterator[Stretch]:
+        for values in _parts(codes, _order(*sides)):
+            fitted = normal.fit(values)
+            assert fitted is not None  # 16-bit codes
+            models.append(fitted[1])
+            yield fitted[0], values
+
+    stream = write(stretches())
+    return None if stream is None else head + b"".join(reversed(models)) + stream
+
+
+def decode(
+    data: bytes,
+    shape: tuple[int, int],
+    read: Callable[[memoryview, Sequence[tuple[tables.Table, int]]], list[np.ndarray]] = ans.read,
+) -> np.ndarray:
+    """The codes that ``encode`` made ``data`` of, int32 of that shape; ``read`` reads what ``write`` wrote."""
+    reader, size = Reader(data), math.prod(shape)
+    sides = reader.unsigned(3)
+    if not sides or any(sides & bit and length < _SHORTEST for bit, length in ((1, shape[1]), (2, shape[0]))):
+        raise ArtifactError(f"classes of sides {sides} do not go with {shape[0]} rows and {shape[1]} columns")
+    if not size:
+        raise ArtifactError("classes of nothing")
+    order = _order(*(_read_side(reader, n, sides & bit) for n, bit in zip(shape, (1, 2), strict=True)))
+    counts = [sum(_area(*block) for block in blocks) for blocks in order.groups]
+    models = [normal.read(reader, count) for count in counts]
+    placed = np.empty(shape, np.int32)
+    for blocks, values in zip(order.groups, read(reader.rest(), list(zip(models, counts, strict=True))), strict=True):
+        at = 0
+        for block in blocks:
+            area = placed[block]
+            area[...] = values[at : at + area.size].reshape(area.shape)
+            at += area.size
+    return _restored(placed, order)
+
+
+def _classes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of rows and columns, int64 from 0 on; all 0 on a side where they do not pay."""
+    rows, columns = codes.shape
+    sample = np.abs(codes[:: -(-rows // _SAMPLE)].astype(np.float32))
+    first = _levels(sample @ np.ones(columns, np.float32))
+    b = _levels(_weights(first) @ sample)
+    weights, sums = _weights(b), np.empty(rows, np.float32)
+    for part in _chunks(rows, columns):
+        sums[part] = np.abs(codes[part].astype(np.float32)) @ weights
+    return _paying(_levels(sums), columns), _paying(b, rows)
+
+
+def _levels(sums: np.ndarray) -> np.ndarray:
+    """round(4 * log2(sum)), from the least on, at most 127.
+
+    Sums of whole numbers that stay below 2**24 are exact however they are added up, and comparisons find the class: so
+    all machines find the same (a file with other classes can be read as well, though).
+    """
+    mantissa, exponent = np.frexp(sums + np.float32(1))
+    levels = 4 * exponent.astype(np.int64) + np.searchsorted(_BETWEEN, mantissa)
+    return np.minimum(levels - levels.min(), _HIGHEST)
+
+
+def _weights(levels: np.ndarray) -> np.ndarray:
+    """About 64 over the scale, as small whole numbers."""
+    return np.array(_QUARTERS, np.float32)[np.minimum(levels, len(_QUARTERS) - 1)]
+
+
+def _paying(levels: np.ndarray, length: int) -> np.ndarray:
+    """The classes of rows or columns of that length, unless they gain less than they cost."""
+    if length < _SHORTEST:
+        return np.zeros_like(levels)
+    counts = np.bincount(levels)
+    mean = counts @ np.exp2(np.arange(len(counts)) / 2) / len(levels)  # variance
+    gain = len(levels) * (length / 2 * (np.log2(mean) - levels.mean() / 2) - _NOISE)
+    price = integers.cost(integers.fold(levels - int(counts.argmax()))) + 32 * (int(levels.max()) + 1)
+    return levels if gain > price else np.zeros_like(levels)
+
+
+def _order(a: np.ndarray, b: np.ndarray) -> _Order:
+    rows, columns = np.argsort(a, kind="stable"), np.argsort(b, kind="stable")
+    by_row, by_column = _runs(a), _runs(b)
+    groups: dict[int, list[tuple[slice, slice]]] = {}
+    for row, down in by_row:
+        for column, across in by_column:
+            groups.setdefault(row + column, []).append((down, across))
+    return _Order(rows, columns, [groups[key] for key in sorted(groups)])
+
+
+def _runs(levels: np.ndarray) -> list[tuple[int, slice]]:
+    """Each class that occurs, and where its members are once they are sorted."""
+    counts = np.bincount(levels)
+    ends = np.cumsum(counts)
+    return [(int(i), slice(int(ends[i] - counts[i]), int(ends[i]))) for i in np.flatnonzero(counts)]
+
+
+def _parts(codes: np.ndarray, order: _Order) -> Iterator[np.ndarray]:
+    """The entries of each sum, from the last to the first."""
+    placed = np.empty_like(codes)
+    for part in _chunks(*codes.shape):
+        np.take(codes[order.rows[part]], order.columns, axis=1, out=placed[part], mode="clip")
+    for blocks in reversed(order.groups):
+        values, at = np.empty(sum(_area(*block) for block in blocks), placed.dtype), 0
+        for block in blocks:
+            area = placed[block]
+            values[at : at + area.size].reshape(area.shape)[...] = area
+            at += area.size
+        yield values
+
+
+def _restored(placed: np.ndarray, order: _Order) -> np.ndarray:
+    """The entries back in the places that they had."""
+    codes = np.empty_like(placed)
+    columns = np.argsort(order.columns, kind="stable")
+    for part in _chunks(*placed.shape):
+        codes[order.rows[part]] = np.take(placed[part], columns, axis=1, mode="clip")
+    return codes
+
+
+def _chunks(rows: int, columns: int) -> Iterator[slice]:
+    height = max(1, _AT_ONCE // columns)
+    return (slice(at, min(at + height, rows)) for at in range(0, rows, height))
+
+
+def _area(down: slice, across: slice) -> int:
+    return (down.stop - down.start) * (across.stop - across.start)
+
+
+def _read_side(reader: Reader, number: int, given: int) -> np.ndarray:
+    if not given:
+        return np.zeros(number, np.int64)
+    center = reader.unsigned(_HIGHEST)
+    levels = center + integers.unfold(integers.read(reader, number, 2 * _HIGHEST))
+    if levels.min() < 0 or levels.max() > _HIGHEST:
+        raise ArtifactError(f"classes from {levels.min()} to {levels.max()}, where 0 to {_HIGHEST} are allowed")
+    return levels

@@ -1,0 +1,170 @@
+"""Arrays as integers that coders take, and back: as they are, by their distinct values, or byte by byte."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.files.errors import ArtifactError
+
+MOST_DISTINCT = 2**16
+_SAMPLE = 2**14  # entries that tell whether an array has few distinct values
+_PARTS = 4  # the least magnitude is looked for among the first multiples of the step
+_LARGEST_MULTIPLE = 2**15
+_ALIGNED = 64  # bytes
+
+
+def rows(shape: tuple[int, ...]) -> tuple[int, int]:
+    """An array as a matrix of rows of its last axis; a vector is one row."""
+    return math.prod(shape[:-1]), shape[-1] if shape else 1
+
+
+def within(codes: np.ndarray, low: int, high: int) -> np.ndarray:
+    """The codes, if they lie between."""
+    if codes.size and not (low <= codes.min() and codes.max() <= high):
+        raise ArtifactError(f"codes from {codes.min()} to {codes.max()}, where [{low}, {high}] is allowed")
+    return codes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Integers themselves
+
+
+def is_integer(dtype: np.dtype) -> bool:
+    """Whether 32 bits hold any value of the dtype as an integer."""
+    return (dtype.kind in "biu" or dtype.name.strip("u").startswith("int")) and dtype.itemsize <= 4
+
+
+def integers(array: np.ndarray) -> np.ndarray:
+    """int32 [rows, columns]; uint32 by its bits."""
+    return (array.view(np.int32) if array.dtype == np.uint32 else array.astype(np.int32)).reshape(rows(array.shape))
+
+
+def from_integers(codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The other way."""
+    if dtype == np.uint32:
+        return codes.view(np.uint32)
+    if not is_integer(dtype):
+        raise ArtifactError(f"integers as an array of {dtype.name}")
+    array = codes.astype(dtype)
+    if not np.array_equal(array.astype(np.int32), codes):
+        raise ArtifactError(f"integers from {codes.min()} to {codes.max()} do not fit {dtype.name}")
+    return array
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Few distinct values
+
+
+class Few(NamedTuple):
+    """Codes int32 [n], and the bytes of what turns them into values: a step, or a table."""
+
+    is_grid: bool
+    table: bytes
+    codes: np.ndarray
+
+
+def few_values(bits: np.ndarray, dtype: np.dtype) -> Few | None:
+    """What the entries are by a step, if they are multiples of one, else by a table; None if they are too many."""
+    sample = bits[:: max(1, len(bits) // _SAMPLE), 0]
+    if bits.shape[1] > 1 or np.unique(sample).size > max(256, sample.size // 8):
+        return None
+    values, positions = np.unique(bits[:, 0], return_inverse=True)
+    if values.size > min(MOST_DISTINCT, len(bits)):
+        return None
+    positions = positions.reshape(-1)
+    grid = _grid(values.view(dtype)) if values.size > 1 and jnp.issubdtype(dtype, jnp.floating) else None
+    if grid is not None:
+        step, numbers = grid
+        return Few(True, step_bytes(step), numbers[positions])
+    top = np.array(1 << (8 * values.dtype.itemsize - 1), values.dtype)
+    order = np.argsort(np.where(values & top, ~values, values | top))  # as floating-point numbers ascend
+    rank = np.empty(values.size, np.int32)
+    rank[order] = np.arange(values.size, dtype=np.int32)
+    return Few(False, values[order].tobytes(), rank[positions] - _zero(values[order]))
+
+
+def from_palette(table: memoryview, codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The other way, by a table."""
+    if dtype.itemsize > 8:
+        raise ArtifactError(f"a table of values of dtype {dtype.name}")
+    values = np.frombuffer(table, f"<u{dtype.itemsize}")
+    zero = _zero(values)
+    return values[within(codes, -zero, values.size - 1 - zero) + zero].reshape(-1).view(dtype)
+
+
+def _zero(values: np.ndarray) -> int:
+    """The position that codes count from: that of 0, or the first."""
+    found = np.flatnonzero(values == 0)
+    return int(found[0]) if found.size else 0
+
+
+def _grid(values: np.ndarray) -> tuple[np.float32, np.ndarray] | None:
+    """The step, and the integers whose products with it these values are, bit for bit; None if there is none."""
+    with np.errstate(all="ignore"):
+        wide = values.astype(np.float32)
+        least = np.min(np.abs(wide), where=wide != 0, initial=np.inf)
+        for part in range(1, _PARTS + 1):
+            step = np.float32(least / part)
+            numbers = np.round(wide / step)
+            if not np.all(np.abs(numbers) < _LARGEST_MULTIPLE):  # NaN too
+                return None
+            codes = numbers.astype(np.int32)
+            if multiples(codes, step, values.dtype).tobytes() == values.tobytes():
+                return step, codes
+    return None
+
+
+def multiples(codes: np.ndarray, step: Any, dtype: np.dtype) -> np.ndarray:
+    """The values of integers on a grid, as ``dequantize`` computes them."""
+    # The cast goes along with the product; JAX takes an array that is aligned as it is, and copies others.
+    memory = np.empty(4 * codes.size + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED
+    values = memory[start : start + 4 * codes.size].view(np.float32).reshape(codes.shape)
+    with np.errstate(all="ignore"):
+        np.multiply(codes, step, out=values, dtype=np.float32, casting="unsafe")
+        return values.astype(dtype, copy=False)
+
+
+def step_bytes(step: Any) -> bytes:
+    """A step as it is stored."""
+    return np.asarray(step, "<f4").tobytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Byte by byte
+
+
+def patterns(array: np.ndarray) -> np.ndarray:
+    """The bits of each entry as unsigned integers [size, 1], or [size, 2] if they are more than 64."""
+    width = min(array.dtype.itemsize, 8)
+    return array.reshape(-1).view(np.uint8).view(f"<u{width}").reshape(array.size, -1)
+
+
+def byte_planes(bits: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:
+    """int32 [1, n] for each byte, from the lowest on."""
+    planes = _rotated(bits, dtype, 1).reshape(-1).view(np.uint8).reshape(len(bits), dtype.itemsize)
+    return [plane[None].astype(np.int32) for plane in planes.T]
+
+
+def from_planes(planes: list[np.ndarray], kept: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
+    """The other way; ``kept`` says which entries the planes are about, others are 0."""
+    mixed = np.empty((planes[0].size, dtype.itemsize), np.uint8)
+    for i, plane in enumerate(planes):
+        mixed[:, i] = within(plane, 0, 255)[0]
+    entries = _rotated(mixed.view(f"<u{min(dtype.itemsize, 8)}"), dtype, -1)
+    if kept is not None:
+        whole = np.zeros((kept.size, entries.shape[1]), entries.dtype)
+        whole[kept] = entries
+        entries = whole
+    return entries.reshape(-1).view(np.uint8).view(dtype)
+
+
+def _rotated(bits: np.ndarray, dtype: np.dtype, by: int) -> np.ndarray:
+    """The bits of floating-point numbers rotated left or right by one; others as they are."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return bits
+    last = 8 * bits.dtype.itemsize - 1
+    left, right = (1, last) if by > 0 else (last, 1)
+    return (bits << bits.dtype.type(left)) | (bits >> bits.dtype.type(right))

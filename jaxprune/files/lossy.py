@@ -1,0 +1,127 @@
+"""What is lost, decided before anything is coded: masks, low-bit codes or a codebook, and smaller side information."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
+from jaxprune.files import arrays
+from jaxprune.files.records import is_record, with_scales
+from jaxprune.masks import apply_masks
+from jaxprune.quantization import codebook as codebooks
+from jaxprune.quantization import integers, rate_distortion, trellis
+
+#: ``(params, bits, where) -> params`` with a record, such as a ``QArray``, in place of each selected leaf.
+Quantizer = Callable[[Params, Setting, Where], Params]
+
+_WORTH = 0.115  # of a bit, in squared steps: 2 ln 2 / 12, at high rates
+
+
+class Chosen(NamedTuple):
+    """What is coded without further loss.
+
+    Attributes:
+      tree: the parameters with their records; a number for each record that is coded as one leaf.
+      leaves: the arrays, numbers and such records, in order.
+      dense: the paths of the records in the tree that come back as the dense arrays they stand for.
+    """
+
+    tree: Params
+    leaves: list[Any]
+    dense: list[str]
+
+
+def choose(
+    params: Params,
+    masks: Masks | None,
+    bits: Setting,
+    codebook: Setting,
+    quantizer: str | Quantizer,
+    spec: QuantSpec,
+    side: str | None,
+    where: Where,
+) -> Chosen:
+    """Decides what is lost."""
+    nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
+    # A record that was there before is no array to mask or quantize: a number, which nothing selects, stands for it.
+    result = treedef.unflatten([np.int32(0) if is_record(node) else node for node in nodes])
+    if masks is not None:
+        result = apply_masks(result, masks)
+    before = tree.select(result, where).chosen if side else ()
+    if bits is not None and codebook is not None:
+        raise ValueError("bits and codebook are two ways to make codes of the same weights: give one")
+    if codebook is not None:
+        result = codebooks.encode(result, codebook, where=where)
+    elif bits is not None:
+        result = _quantizer(quantizer, spec)(result, bits, where)
+    if side is not None:
+        result = _smaller_side(result, set(before), side)
+    new, treedef = jax.tree.flatten(result, is_leaf=is_record)
+    made = [path for path, node in zip(_paths(result), new, strict=True) if is_record(node)]
+    whole = [arrays.one_step(node) for node in new]
+    new = [old if is_record(old) else node for old, node in zip(nodes, new, strict=True)]
+    leaves = [part for node, one in zip(new, whole, strict=True) for part in ([node] if one else jax.tree.leaves(node))]
+    return Chosen(treedef.unflatten([0 if one else node for node, one in zip(new, whole, strict=True)]), leaves, made)
+
+
+def _quantizer(quantizer: str | Quantizer, spec: QuantSpec) -> Quantizer:
+    if callable(quantizer):
+        return quantizer
+    named: dict[str, Quantizer] = {
+        "uniform": lambda params, bits, where: integers.quantize(params, bits, spec=spec, where=where),
+        "rd": _rate_distortion,
+        "trellis": _trellis,
+    }
+    if quantizer not in named:
+        raise ValueError(f"quantizer must be one of {list(named)} or a function, got {quantizer!r}")
+    return named[quantizer]
+
+
+def _rate_distortion(params: Params, bits: Setting, where: Where) -> Params:
+    step = rate_distortion.step_for(params, bits=bits, penalty=_WORTH, where=where)
+    return rate_distortion.quantize(params, step, _WORTH, where=where)
+
+
+def _trellis(params: Params, bits: Setting, where: Where) -> Params:
+    # An index stands for every second number, so at half the step indices have the entropy of a uniform quantizer's.
+    step = rate_distortion.step_for(params, bits=bits, where=where) / 2
+    return trellis.quantize(params, step, rotate=True, where=where)
+
+
+def _paths(params: Params) -> list[str]:
+    """The path of each leaf; a record is one."""
+    nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
+    return tree.select(treedef.unflatten([np.int32(0)] * len(nodes)), lambda *_: False).paths
+
+
+def _smaller_side(params: Params, chosen: set[int], side: str) -> Params:
+    """Biases and scales at fewer bits: float16 rounds them, int8 quantizes biases and rounds scales to float16."""
+    if side not in ("float16", "int8"):
+        raise ValueError(f"side must be None, 'float16' or 'int8', got {side!r}")
+    nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
+    for i, (path, node) in enumerate(zip(_paths(params), nodes, strict=True)):
+        if is_record(node):
+            # A single step takes four bytes, whatever it is.
+            nodes[i] = with_scales(node, lambda scale, path=path: _half(scale, path) if scale.size > 1 else scale)
+        elif i not in chosen and tree.is_floating(node) and np.size(node):
+            whole = partial(integers.quantize, node, 8, where=lambda *_: True)
+            nodes[i] = whole() if side == "int8" and np.ndim(node) else _half(node, path)
+    return treedef.unflatten(nodes)
+
+
+def _half(leaf: Any, path: str) -> Any:
+    """Rounded to float16, in its own dtype."""
+    if np.dtype(leaf.dtype).itemsize <= 2:
+        return leaf
+    rounded = jnp.asarray(leaf).astype(jnp.float16).astype(leaf.dtype)
+    wrong = (jnp.isfinite(leaf) & ~jnp.isfinite(rounded)) | ((leaf != 0) & (rounded == 0))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"leaf {tree.show(path)} holds {float(jnp.asarray(leaf)[wrong].ravel()[0]):g}, beyond float16's range"
+        )
+    return rounded

@@ -1,0 +1,196 @@
+"""Records: one array in several parts, such as a ``QArray``. A new one is a line in the table here."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import QArray, QuantSpec
+from jaxprune.files.errors import ArtifactError
+from jaxprune.kernels.viterbi import TAPS
+from jaxprune.quantization import codebook, integers, trellis
+from jaxprune.quantization.arrays import n_of_m
+from jaxprune.quantization.arrays.n_of_m import NOfMArray
+from jaxprune.quantization.codebook import CodebookArray
+from jaxprune.quantization.trellis import TrellisArray
+
+_DEFAULT = QuantSpec()
+
+
+class Record(NamedTuple):
+    """How a record is stored.
+
+    Attributes:
+      cls: its class, a registered dataclass.
+      arrays: its arrays; of codes, the first has the shape of the array that they make, the second scales its values.
+      static: its static fields, and for each a function that makes it of JSON, or raises.
+      decode: the array that it makes.
+      fault: what is wrong with codes of the right shape, if anything.
+      codes: whether the first array is integer codes; otherwise it is values, fewer than the array has.
+    """
+
+    cls: Any
+    arrays: tuple[str, ...]
+    static: dict[str, Callable[[Any], Any]]
+    decode: Callable[[Any], Any]
+    fault: Callable[[Any], str] = lambda record: ""
+    codes: bool = True
+
+
+def _dtype(name: Any) -> np.dtype:
+    return np.dtype(getattr(jnp, str(name)))
+
+
+def _bits(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= 16:
+        raise ValueError(value)
+    return value
+
+
+def _spec(given: Any) -> QuantSpec:
+    axis, block = given["axis"], given["block_size"]
+    numbers = [*(axis if isinstance(axis, list) else [axis or 0]), block or 1]
+    if any(type(number) is not int for number in numbers) or (block or 1) < 1:
+        raise ValueError(given)
+    return QuantSpec(bool(given["symmetric"]), tuple(axis) if isinstance(axis, list) else axis, block)
+
+
+def _states(value: Any) -> int:
+    if type(value) is not int or value not in TAPS:
+        raise ValueError(value)
+    return value
+
+
+def _zero(value: Any) -> int | None:
+    if value is not None and type(value) is not int:
+        raise ValueError(value)
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= 256:
+        raise ValueError(value)
+    return value
+
+
+def _axis(value: Any) -> int:
+    if type(value) is not int or value >= 0:
+        raise ValueError(value)
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    lengths = tuple(value)
+    if any(type(n) is not int or n < 0 for n in lengths) or math.prod(max(n, 1) for n in lengths) >= 2**62:
+        raise ValueError(value)
+    return lengths
+
+
+def _no_centroid(record: CodebookArray) -> str:
+    codes, number = np.asarray(record.codes), record.centroids.size
+    beyond = codes.size and not 0 <= codes.min() <= codes.max() < number
+    return f"codes from {codes.min()} to {codes.max()} for {number} centroids" if beyond else ""
+
+
+def _no_index(record: TrellisArray) -> str:
+    held = np.iinfo(record.indices.dtype)
+    fits = record.zero is None or held.min <= record.zero <= held.max
+    return "" if fits else f"zeros as index {record.zero}, which no {record.indices.dtype} is"
+
+
+RECORDS: dict[str, Record] = {
+    "QArray": Record(
+        QArray,
+        ("codes", "scale", "zero_point"),
+        {"bits": _bits, "dtype": _dtype, "spec": _spec},
+        integers.dequantize,
+    ),
+    "CodebookArray": Record(
+        CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, codebook.decode, _no_centroid
+    ),
+    "TrellisArray": Record(
+        TrellisArray,
+        ("indices", "step", "basis"),
+        {"states": _states, "zero": _zero, "dtype": _dtype},
+        trellis.dequantize,
+        _no_index,
+    ),
+    "NOfMArray": Record(
+        NOfMArray,
+        ("values", "indices"),
+        {"n": _count, "m": _count, "axis": _axis, "shape": _shape},
+        n_of_m.dense,
+        n_of_m.fault,
+        codes=False,
+    ),
+}
+_CLASSES = tuple(record.cls for record in RECORDS.values())
+
+
+def is_record(leaf: Any) -> bool:
+    """Whether a node of a tree is an array in several parts."""
+    return isinstance(leaf, _CLASSES)
+
+
+def to_json(name: str, static: tuple[Any, ...]) -> dict[str, Any]:
+    """The static fields of a record as JSON; a spec is left out if it is the default."""
+    return {key: _plain(value) for key, value in zip(RECORDS[name].static, static, strict=True) if value != _DEFAULT}
+
+
+def from_json(name: str, kind: dict[str, Any]) -> dict[str, Any] | None:
+    """The static fields of a record, or None if they make no sense."""
+    given = {"spec": _plain(_DEFAULT), **kind}
+    try:
+        return {key: make(given[key]) for key, make in RECORDS[name].static.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def whole_shape(kind: dict[str, Any], first: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the array that a record of this kind makes, of that of its first part."""
+    return tuple(kind["shape"]) if "shape" in RECORDS[kind["type"]].static else first
+
+
+def dense(record: Any) -> Any:
+    """The array that a record makes."""
+    return _record_of(record).decode(record)
+
+
+def with_scales(record: Any, change: Callable[[Any], Any]) -> Any:
+    """The record with its scales, or centroids, changed; as it is if it has none."""
+    if not _record_of(record).codes:
+        return record
+    name = _record_of(record).arrays[1]
+    return replace(record, **{name: change(getattr(record, name))})
+
+
+def check(record: Any) -> None:
+    """Raises :class:`ArtifactError` unless the parts of a record fit together."""
+    codes = getattr(record, _record_of(record).arrays[0])
+    try:
+        made = jax.eval_shape(_record_of(record).decode, record)
+    except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise ArtifactError(f"parts of a {type(record).__name__} that do not fit together: {error}") from error
+    if _record_of(record).codes and (made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer)):
+        raise ArtifactError(f"codes of shape {codes.shape} and dtype {codes.dtype} for values of shape {made.shape}")
+    fault = _record_of(record).fault(record)
+    if fault:
+        raise ArtifactError(fault)
+
+
+def _record_of(record: Any) -> Record:
+    return RECORDS[type(record).__name__]
+
+
+def _plain(value: Any) -> Any:
+    """A static field as JSON. How ranges were found is no part of a spec: a calibration is a function."""
+    if isinstance(value, QuantSpec):
+        axis = list(value.axis) if isinstance(value.axis, tuple) else value.axis
+        return {"symmetric": value.symmetric, "axis": axis, "block_size": value.block_size}
+    if isinstance(value, tuple):
+        return list(value)
+    return value if value is None or isinstance(value, int | str) else np.dtype(value).name

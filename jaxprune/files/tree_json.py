@@ -1,0 +1,136 @@
+"""The structure of a tree as JSON, and back, without pickle: only the kinds of node that are listed here come to life.
+
+A leaf is a number, ``None`` is null, a dict with string keys is an object; any other node is an array: the position of
+its kind in the table of kinds, then its children. ``docs/format.md`` lists the kinds.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxprune.files import node_kinds
+from jaxprune.files.errors import ArtifactError
+
+_DEEPEST = 64  # levels of a tree; Python's own stack ends far below that of a hostile file
+_DICT: dict[str, Any] = {"type": "dict"}
+
+
+class Node(NamedTuple):
+    """A node of a tree.
+
+    Attributes:
+      path: where it is, as in :func:`jaxprune.tree.select`.
+      kind: what it is, as in the file; None for a leaf.
+      keys: the keys of a mapping; empty for others.
+      children: the nodes below, in the order of ``jax.tree.leaves``.
+    """
+
+    path: str
+    kind: dict[str, Any] | None
+    keys: tuple[Any, ...] = ()
+    children: "tuple[Node, ...]" = ()
+
+
+def outline(tree: Any, dense: Collection[str] = ()) -> Node:
+    """The nodes of ``tree``; records (a ``QArray``, say) at the paths in ``dense`` will come back as dense arrays."""
+
+    def walk(treedef: Any, path: str) -> Node:
+        data = treedef.node_data()
+        if data is None:
+            return Node(path, None)
+        kind, keys, names = node_kinds.describe(data[0], data[1], path)
+        if path in dense and node_kinds.is_record(kind):
+            kind = {**kind, "dense": True}
+        names = range(len(treedef.children())) if names is None else names
+        below = zip(treedef.children(), names, strict=True)
+        return Node(path, kind, keys, tuple(walk(child, node_kinds.join(path, name)) for child, name in below))
+
+    return walk(jax.tree.structure(tree), "")
+
+
+def leaves(node: Node) -> Iterator[Node]:
+    """The leaves below, in order."""
+    if node.kind is None:
+        yield node
+    for child in node.children:
+        yield from leaves(child)
+
+
+def find(root: Node, path: str) -> tuple[Node, int]:
+    """The node at a path (of a box and what it holds, what it holds), and how many leaves come before it."""
+    before, pending = 0, [root]
+    while pending:
+        node = pending.pop()
+        boxes = len(node.children) == 1 and node.children[0].path == path
+        if node.path == path and not boxes:
+            return node, before
+        before += node.kind is None
+        pending.extend(reversed(node.children))
+    raise ValueError(f"there is no leaf {path!r}; there are {[leaf.path for leaf in leaves(root)]}")
+
+
+def to_json(node: Node, marks: Sequence[int]) -> dict[str, Any]:
+    """``{"kinds": [...], "tree": ...}`` with a mark for each leaf."""
+    table: list[dict[str, Any]] = []
+    remaining = iter(marks)
+
+    def walk(node: Node) -> Any:
+        if node.kind is None:
+            return next(remaining)
+        below = [walk(child) for child in node.children]
+        if node.kind == {"type": "None"}:
+            return None
+        if node.kind == _DICT and all(isinstance(key, str) for key in node.keys):
+            return dict(zip(node.keys, below, strict=True))
+        kind = {**node.kind, "keys": list(node.keys)} if node.keys else node.kind
+        if kind not in table:
+            table.append(kind)
+        return [table.index(kind), *below]
+
+    tree = walk(node)
+    return {"kinds": table, "tree": tree} if table else {"tree": tree}
+
+
+def from_json(header: Any) -> tuple[Node, list[int]]:
+    """The nodes and the marks of the leaves; an :class:`ArtifactError` for what :func:`to_json` cannot have made."""
+    if not isinstance(header, dict) or "tree" not in header or not isinstance(header.get("kinds", []), list):
+        raise ArtifactError("the header has no tree")
+    table = [node_kinds.check(kind) for kind in header.get("kinds", [])]
+    marks: list[int] = []
+
+    def walk(item: Any, path: str, depth: int) -> Node:
+        if depth > _DEEPEST:
+            raise ArtifactError(f"the tree is deeper than {_DEEPEST} levels")
+        if item is None:
+            return Node(path, {"type": "None"})
+        if type(item) is int and item in (0, 1):
+            marks.append(item)
+            return Node(path, None)
+        if isinstance(item, dict):
+            kind, keys, below = _DICT, tuple(item), list(item.values())
+        elif isinstance(item, list) and item and type(item[0]) is int and 0 <= item[0] < len(table):
+            kind, below = table[item[0]], item[1:]
+            keys = tuple(kind.get("keys", ()))
+            kind = {name: value for name, value in kind.items() if name != "keys"}
+        else:
+            raise ArtifactError(f"the tree has {str(item)[:80]} at {path!r}, which is no node")
+        names = node_kinds.names(kind, keys, len(below))
+        under = [walk(part, node_kinds.join(path, name), depth + 1) for part, name in zip(below, names, strict=True)]
+        return Node(path, kind, keys, tuple(under))
+
+    return walk(header["tree"], "", 0), marks
+
+
+def rebuild(node: Node, take: Callable[[], Any]) -> Any:
+    """The tree, with its leaves from ``take`` in order."""
+    if node.kind is None:
+        return take()
+    return node_kinds.build(node.kind, node.keys, [rebuild(child, take) for child in node.children], node.path)
+
+
+def collapsed(node: Node, dense_only: bool = False) -> Node:
+    """The same tree with one leaf in place of each record, or of each that comes back dense."""
+    if node.kind is not None and node_kinds.is_record(node.kind) and (node.kind.get("dense") or not dense_only):
+        return Node(node.path, None)
+    return node._replace(children=tuple(collapsed(child, dense_only) for child in node.children))

@@ -1,0 +1,259 @@
+"""Order statistics by radix selection: count one digit, most significant first, among the elements that may still win.
+
+Keys of 32 bits take two passes over the elements, or one where a sample says where to look; keys of 16 bits take one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.base import Array
+from jaxprune.kernels.float_keys import Cut, bases, key_type, to_keys
+from jaxprune.kernels.histogram import Weigh, histogram
+
+_LARGE = 1 << 22  # elements from which a sample pays, and digits whose histogram takes 1 MiB
+_WIDE = 18  # bits of such digits
+_EVERY = 17  # of so many elements one is sampled; odd, so that every column of a matrix has its turn
+_SAMPLED = 4  # more leaves take longer to compile a sample, or to clear long histograms, than it saves
+_LANES = 1 << 6  # bins that share one count, because additions to a single one wait for each other
+
+
+def cuts_at(
+    leaves: Sequence[Array],
+    guards: Sequence[Cut | None],
+    dtype: np.dtype,
+    rankings: tuple[int, ...],
+    ranks: Array,
+    keys: Array | None = None,
+) -> Cut:
+    """For each of R rankings, a cut that exactly ``ranks[r]`` of its elements lie below.
+
+    One loop finds the keys, digit by digit, and then, among equal keys, the flat indices, which most data never need:
+    it ends once no ranking has an equal element left to remove. A loop over digits and not a sequence of passes, and
+    one loop for all rankings, because each loop body costs compile time. A digit may start anywhere: where a sample
+    tells in which narrow range the key must lie, one pass finds it; if it does not lie there, the search starts anew.
+
+    Args:
+      leaves: float arrays.
+      guards: for each leaf, the cut above which its elements must stay, or ``None``.
+      dtype: in which the leaves compare.
+      rankings: for each leaf the number of its ranking, ascending.
+      ranks: uint32 [R], below the number of elements in the ranking.
+      keys: [R], if they are known; then ``ranks`` counts only elements of this key.
+    """
+    count = ranks.size
+    totals = [sum(leaf.size for leaf, r in zip(leaves, rankings, strict=True) if r == group) for group in range(count)]
+    large = count == 1 and len(leaves) <= _SAMPLED and totals[0] >= _LARGE
+    width = _WIDE if large else _digit_width(max(totals))
+    lanes = _LANES if large else 0
+    kind = np.promote_types(key_type(dtype), np.uint32)
+    shifts = [kind.type(max(bits - width, 0)) for bits in (dtype.itemsize * 8, max(totals).bit_length())]
+
+    def whole(on_index: Array) -> _Digit:
+        return _Digit(jnp.zeros(count, kind), jnp.where(on_index, shifts[1], shifts[0]), on_index)
+
+    def step(state: tuple[_Digit, Cut, Array, Array]) -> tuple[_Digit, Cut, Array, Array]:
+        digit, cut, rank, done = state
+        counts = [jnp.zeros((1 << width) + 2 * lanes, jnp.uint32)] * count
+        for leaf, guard, r, base in zip(leaves, guards, rankings, bases(leaves, rankings), strict=True):
+            binning = _NextDigit(dtype, width, lanes, base)
+            counts[r] += histogram(leaf, (cut.of(r).key, digit.of(r), guard), binning, counts[r].size)
+        counts = jnp.stack(counts)
+        below = counts[:, 1 << width : (1 << width) + lanes].sum(1, dtype=jnp.uint32)
+        bins, rest = _locate(counts[:, : 1 << width], jnp.arange(count, dtype=jnp.int32), rank - below)
+        inside = bins < 1 << width
+        value = digit.start + (bins.astype(kind) << digit.shift)
+        found = inside & (digit.shift == 0)
+        of_key, of_index = found & ~digit.on_index, found & digit.on_index & ~done
+        cut = Cut(
+            jnp.where(of_key, value.astype(cut.key.dtype), cut.key),
+            jnp.where(of_index, value.astype(jnp.uint32), cut.position),
+        )
+        shift = jnp.maximum(digit.shift, width) - kind.type(width)
+        narrower = _digit(value, shift, digit.on_index, width) if large else _Digit(value, shift, digit.on_index)
+        nowhere = ~inside & (digit.start == 0) & (digit.shift == whole(digit.on_index).shift)  # in no elements at all
+        anew = whole(digit.on_index | of_key)
+        digit = jax.tree.map(lambda new, old: jnp.where(inside & ~of_key, new, old), narrower, anew)
+        rank = jnp.where(of_key if large else inside, rest, rank)
+        return digit, cut, rank, done | nowhere | of_index | (of_key & (rest == 0))
+
+    known = keys is not None
+    cut = Cut(jnp.zeros(count, key_type(dtype)) if keys is None else keys, jnp.zeros(count, jnp.uint32))
+    digit = whole(jnp.full(count, known))
+    if large and not known and dtype.itemsize > 2:
+        digit = _likely(leaves, guards, dtype, totals[0], ranks, width)
+    start = digit, cut, ranks, (ranks == 0) & known
+    return lax.while_loop(lambda state: ~jnp.all(state[3]), step, start)[1]
+
+
+class _Digit(NamedTuple):
+    """What each ranking counts next: ``(number - start) >> shift``, of keys or, among equals, of flat indices."""
+
+    start: Array
+    shift: Array
+    on_index: Array
+
+    def of(self, ranking: int) -> "_Digit":
+        return _Digit(*(part[ranking] for part in self))
+
+
+def _digit(start: Array, shift: Array, on_index: Array, width: int) -> _Digit:
+    """A digit that starts no later than there, and whose last bin ends no later than the numbers do."""
+    return _Digit(jnp.minimum(start, -(start.dtype.type(1 << width) << shift)), shift, on_index)
+
+
+@dataclass(frozen=True)
+class _NextDigit:
+    """Sends an element to its digit, or beyond all bins.
+
+    With ``lanes``, where a digit may start at the wrong place, elements whose number is too low are counted too, in so
+    many bins behind, and the others in as many more: of elements at random, a branch that skips them is often predicted
+    wrongly, and counting takes less time. Unequal keys have the highest index of all. What is too low wraps around.
+    """
+
+    dtype: np.dtype
+    width: int
+    lanes: int
+    base: int
+
+    def __call__(self, values: Array, index: Array, key: Array, digit: _Digit, guard: Cut | None) -> Array:
+        keys, kind = to_keys(values, self.dtype, index, guard), digit.start.dtype
+        place = jnp.where(keys == key, index + np.uint32(self.base), np.uint32(2**32 - 1))
+        number = jnp.where(digit.on_index, place.astype(kind), keys.astype(kind))
+        bins, end = (number - digit.start) >> digit.shift, np.uint32(1 << self.width)
+        outside = end
+        if self.lanes:
+            outside = index % self.lanes + jnp.where(number < digit.start, end, end + np.uint32(self.lanes))
+        return jnp.where(bins < end, bins.astype(jnp.uint32), outside)
+
+
+def _likely(
+    leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, total: int, ranks: Array, width: int
+) -> _Digit:
+    """A digit of the keys in which the rank very likely lies, by a sample."""
+    left = dtype.itemsize * 8 - 16
+    counts = jnp.zeros(1 << 16, jnp.uint32)
+    binning = _SlotDigit(dtype, (16,), 1)
+    for leaf, guard in zip(leaves, guards, strict=True):
+        counts += histogram(leaf, ((), guard), binning, counts.size, every=_EVERY)
+    size = counts.sum(dtype=jnp.uint32).astype(jnp.float32)
+    middle = ranks.astype(jnp.float32) * (size / total)
+    spread = 4 * jnp.sqrt(middle * jnp.maximum(1 - middle / size, 0)) + 16
+    ends = jnp.concatenate([middle - spread, middle + spread])
+    bins, _ = _locate(counts[None], jnp.zeros(2, jnp.int32), jnp.clip(ends, 0, size - 1).astype(jnp.uint32))
+    low, high = jnp.where(ends < 0, 0, jnp.where(ends >= size - 1, (1 << 16) - 1, bins)).astype(jnp.uint32)
+    shift = jnp.maximum(32 - lax.clz(high - low).astype(jnp.int32) + left - width, 0)
+    kind = np.promote_types(key_type(dtype), np.uint32)
+    return _digit((low.astype(kind) << left)[None], shift.astype(kind)[None], jnp.zeros(1, bool), width)
+
+
+def keys_at(
+    leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, ranks: Array
+) -> tuple[Array, Array]:
+    """For each 0-based rank (any shape): the key found there, and how many of its equals come before it.
+
+    All ranks share the passes. Each level leaves a table from (slot, digit) to the next slot, where a slot stands for
+    the distinct leading digits behind which some rank lies; the number of ranks stands for none.
+    """
+    rank = ranks.reshape(-1)
+    slot, key = jnp.zeros(rank.size, jnp.int32), jnp.zeros(rank.size, key_type(dtype))
+    tables: tuple[Array, ...] = ()
+    widths = _digit_widths(dtype.itemsize * 8, sum(leaf.size for leaf in leaves), rank.size)
+    for level, width in enumerate(widths):
+        counts = _count_slots(leaves, guards, _SlotDigit(dtype, widths[: level + 1], rank.size), tables)
+        digit, rank = _locate(counts, slot, rank)
+        key = (key << width) | digit.astype(key.dtype)
+        tables, slot = _deepen(tables, slot, digit, width)
+    return key.reshape(ranks.shape), rank.reshape(ranks.shape)
+
+
+def weights_below(leaves: Sequence[Array], dtype: np.dtype, keys: Array, weigh: Weigh) -> Array:
+    """For each of ``keys`` [K], what all elements of lower keys weigh together: float32 [K], in shared passes."""
+    slot, total, left = jnp.zeros(keys.size, jnp.int32), jnp.zeros(keys.size), dtype.itemsize * 8
+    tables: tuple[Array, ...] = ()
+    widths = _digit_widths(left, sum(leaf.size for leaf in leaves), keys.size)
+    for level, width in enumerate(widths):
+        left -= width
+        digit = ((keys >> left) & ((1 << width) - 1)).astype(jnp.int32)
+        binning = _SlotDigit(dtype, widths[: level + 1], keys.size)
+        weights = _count_slots(leaves, [None] * len(leaves), binning, tables, weigh)
+        lower = jnp.arange(1 << width, dtype=jnp.int32) < digit[:, None]
+        total += jnp.where(lower, weights[slot], 0.0).sum(1)
+        tables, slot = _deepen(tables, slot, digit, width)
+    return total
+
+
+def _count_slots(
+    leaves: Sequence[Array],
+    guards: Sequence[Cut | None],
+    binning: "_SlotDigit",
+    tables: tuple[Array, ...],
+    weigh: Weigh | None = None,
+) -> Array:
+    """The leaves' histogram, [slots, bins]."""
+    slots = binning.ranks if tables else 1
+    counts = jnp.zeros(slots << binning.widths[-1], jnp.uint32 if weigh is None else jnp.float32)
+    for leaf, guard in zip(leaves, guards, strict=True):
+        counts += histogram(leaf, (tables, guard), binning, counts.size, weigh)
+    return counts.reshape(slots, -1)
+
+
+def _deepen(tables: tuple[Array, ...], slot: Array, digit: Array, width: int) -> tuple[tuple[Array, ...], Array]:
+    """Adds the table of one more digit: a bucket's slot is the number of the first rank in it."""
+    slots = slot.size if tables else 1
+    bucket = (slot << width) + digit
+    table = jnp.full(slots << width, slot.size, jnp.int32).at[bucket].min(jnp.arange(slot.size, dtype=jnp.int32))
+    return (*tables, table), table[bucket]
+
+
+@dataclass(frozen=True)
+class _SlotDigit:
+    """Sends an element to (slot of its leading digits, next digit); beyond all bins if no rank lies behind those."""
+
+    dtype: np.dtype
+    widths: tuple[int, ...]
+    ranks: int
+
+    def __call__(self, values: Array, index: Array, tables: tuple[Array, ...], guard: Cut | None) -> Array:
+        keys = to_keys(values, self.dtype, index, guard)
+        slot = jnp.zeros(values.shape, jnp.uint32)
+        left = self.dtype.itemsize * 8
+        for level, width in enumerate(self.widths):
+            if level:
+                slot = tables[level - 1].at[slot].get(mode="fill", fill_value=self.ranks).astype(jnp.uint32)
+            left -= width
+            slot = (slot << width) + ((keys >> left) & ((1 << width) - 1)).astype(jnp.uint32)
+        return slot
+
+
+def _locate(counts: Array, slot: Array, rank: Array) -> tuple[Array, Array]:
+    """In row ``slot`` of ``counts`` [slots, bins], the bin in which each rank falls, and the rank within it.
+
+    In two steps, blocks of bins and then bins, so that nothing as long as the histogram is summed up cumulatively.
+    """
+    blocks = counts.reshape(counts.shape[0], 1 << (counts.shape[1].bit_length() // 2), -1)
+    block, rank = _walk(blocks.sum(-1, dtype=jnp.uint32)[slot], rank)
+    inner, rank = _walk(blocks[slot, block], rank)
+    return block * blocks.shape[2] + inner, rank
+
+
+def _walk(rows: Array, rank: Array) -> tuple[Array, Array]:
+    passed = jnp.cumsum(rows, axis=1, dtype=jnp.uint32) <= rank[:, None]
+    return passed.sum(1, dtype=jnp.int32), rank - jnp.where(passed, rows, 0).sum(1, dtype=jnp.uint32)
+
+
+def _digit_width(total: int, ranks: int = 1) -> int:
+    """Digits as wide as pays: a histogram no longer than the data, in at most 2**16 bins a slot."""
+    return min(max(total // max(ranks, 1), 1 << 8), 1 << 16).bit_length() - 1
+
+
+def _digit_widths(width: int, total: int, ranks: int) -> tuple[int, ...]:
+    widths = [min(_digit_width(total), width)]
+    while sum(widths) < width:
+        widths.append(min(_digit_width(total, ranks), width - sum(widths)))
+    return tuple(widths)

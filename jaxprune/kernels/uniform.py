@@ -1,0 +1,177 @@
+"""A uniform quantizer on one array: its groups, its scale, its fake and its stored form. Called under ``jit``."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import PartitionSpec
+
+from jaxprune.base import Array, QArray, QParams, QuantSpec
+from jaxprune.kernels.ranges import full_range, mean_magnitude
+from jaxprune.kernels.rounding import TINY, divide, grid, multiples, qparams_of, snap
+from jaxprune.kernels.sharding import automatic, explicit_spec
+
+
+def layout(shape: tuple[int, ...], spec: QuantSpec, path: str) -> tuple[int | None, tuple[int, ...]]:
+    """``(blocked axis, axes that share a range)``, the latter in the grouped array, where a blocked axis is two."""
+    rank, size = len(shape), spec.block_size
+    name = f"leaf {path!r} of shape {shape}"
+    blocked = None if size is None else max(rank - 2, 0)
+    if size is not None and (size < 1 or rank == 0):
+        raise ValueError(f"{name}: block_size must be at least 1 and needs an axis to cut, got {size}")
+    axis = spec.axis
+    if axis is None:
+        axis = () if blocked is None else tuple(i for i in range(rank) if i != blocked)
+    axis = (axis,) if isinstance(axis, int) else tuple(axis)
+    if not all(-rank <= a < rank for a in axis):
+        raise ValueError(f"{name}: axis must be in [{-rank}, {rank - 1}], got {spec.axis}")
+    kept = {a % rank for a in axis}
+    if len(kept) < len(axis):
+        raise ValueError(f"{name}: axis names one axis twice: {spec.axis}")
+    if blocked in kept:
+        raise ValueError(f"{name}: axis {spec.axis} keeps the axis that block_size cuts, {blocked - rank}")
+    shared = [i for i in range(rank) if i not in kept and i != blocked]
+    if blocked is not None:
+        shared = sorted([blocked + 1] + [i if i < blocked else i + 1 for i in shared])
+    return blocked, tuple(shared)
+
+
+def grouped_shape(shape: tuple[int, ...], spec: QuantSpec, path: str = "") -> tuple[int, ...]:
+    blocked, _ = layout(shape, spec, path)
+    if blocked is None or spec.block_size is None:
+        return shape
+    return (*shape[:blocked], -(-shape[blocked] // spec.block_size), spec.block_size, *shape[blocked + 1 :])
+
+
+def checked(given: QParams, shape: tuple[int, ...], spec: QuantSpec, name: str) -> QParams:
+    """Given parameters as arrays, if they fit an array of ``shape``; in Python, before any ``jit``."""
+    shape = grouped_shape(shape, spec, name)
+    with jax.ensure_compile_time_eval():
+        scale, zero_point = jnp.asarray(given.scale, jnp.float32), jnp.asarray(given.zero_point, jnp.int32)
+    for part, array in (("scale", scale), ("zero_point", zero_point)):
+        fits = array.ndim <= len(shape) and all(
+            n in (1, m) for n, m in zip(array.shape[::-1], shape[::-1], strict=False)
+        )
+        if not fits:
+            raise ValueError(f"{part} of leaf {name!r} has shape {array.shape}, which does not broadcast to {shape}")
+    with jax.ensure_compile_time_eval():
+        if not (isinstance(scale, Tracer) or bool(jnp.all((scale >= 0) & (scale < jnp.inf)))):
+            raise ValueError(f"scale of leaf {name!r} must be finite and at least 0, got {scale}")
+        if spec.symmetric and not isinstance(zero_point, Tracer) and bool(jnp.any(zero_point)):
+            raise ValueError(f"zero_point of leaf {name!r} must be 0 in a symmetric quantizer, got {zero_point}")
+    return QParams(scale, zero_point)
+
+
+def width(bits: Array) -> Array:
+    """int32 in [1, 16]; halves round up."""
+    return jnp.clip(jnp.floor(bits + 0.5), 1, 16).astype(jnp.int32)
+
+
+def group(x: Array, spec: QuantSpec, fill: float = 0) -> Array:
+    """The array with the blocked axis cut in two, the last block filled up."""
+    blocked, _ = layout(x.shape, spec, "")
+    shape = grouped_shape(x.shape, spec)
+    if blocked is None:
+        return x
+    tail = shape[blocked] * shape[blocked + 1] - x.shape[blocked]
+    pads = [(0, tail if i == blocked else 0) for i in range(x.ndim)]
+    return (jnp.pad(x, pads, constant_values=fill) if tail else x).reshape(shape)
+
+
+def ungroup(x: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:
+    blocked, _ = layout(shape, spec, "")
+    if blocked is None:
+        return x
+    x = x.reshape(*shape[:blocked], -1, *shape[blocked + 1 :]) if x.size else jnp.zeros(shape, x.dtype)
+    return lax.slice_in_dim(x, 0, shape[blocked], axis=blocked)
+
+
+def choose(x: Array, bits: Array, clip: Array, spec: QuantSpec) -> QParams:
+    x = lax.stop_gradient(x)
+    axes = layout(x.shape, spec, "")[1]
+    if x.size == 0:
+        shape = tuple(1 if i in axes else n for i, n in enumerate(grouped_shape(x.shape, spec)))
+        return QParams(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32))
+    if spec.calibration is None:
+        low, high = full_range(group(x, spec), axes, spec.symmetric)
+    else:
+        low, high = spec.calibration(group(x, spec, jnp.nan).astype(jnp.float32), axes, bits, spec)
+    scale, zero_point = qparams_of(low, high, bits, spec.symmetric)
+    if spec.symmetric:
+        mean = mean_magnitude(axes)(bits == 1, group(x, spec, jnp.nan), jnp.maximum(-low, high))
+        scale = jnp.where(bits == 1, mean, scale)
+    clip = jnp.clip(clip, TINY, 1)
+    scale = jnp.where(scale * clip >= TINY, scale * clip, 0)
+    return QParams(scale, jnp.where(scale > 0, zero_point, 0))
+
+
+def grid_of(x: Array, bits: Array, clip: Array, given: QParams | None, spec: QuantSpec):
+    qparams = choose(x, bits, clip, spec) if given is None else given
+    return qparams, grid(qparams, bits, spec.symmetric)
+
+
+@jax.custom_jvp
+def straight_through(x: Array, scale: Array, divisor: Array, lowest: Array, highest: Array) -> Array:
+    return _store(snap(x.astype(jnp.float32), scale, divisor, lowest, highest), x.dtype)
+
+
+@straight_through.defjvp
+def _(primals, tangents):
+    x, scale, _, lowest, highest = primals
+    y = x.astype(jnp.float32)
+    code = jnp.round(divide(y, jnp.where(scale > 0, scale, 1)))  # NaN for NaN and infinities: no gradient
+    inside = (code >= lowest) & (code <= highest)
+    return straight_through(*primals), jnp.where(inside, tangents[0], 0)
+
+
+def _store(x: Array, dtype: Any) -> Array:
+    """Casts float32 values; those beyond a smaller dtype saturate at its largest number."""
+    if dtype == jnp.float32:
+        return x
+    largest = min(float(jnp.finfo(dtype).max), float(jnp.finfo(jnp.float32).max))
+    return jnp.clip(x, -largest, largest).astype(dtype)
+
+
+def fake_quant(x: Array, bits: Array, clip: Array, given: QParams | None, spec: QuantSpec) -> Array:
+    return ungroup(straight_through(group(x, spec), *grid_of(x, bits, clip, given, spec)[1]), x.shape, spec)
+
+
+def quantize(x: Array, width: Array, clip: Array, given: QParams | None, spec: QuantSpec, bits: int) -> QArray:
+    coded = partial(_coded, spec=spec, bits=bits)
+    shardings = (explicit_spec(x), PartitionSpec(), PartitionSpec())
+    codes, scale, zero_point = automatic(coded, x, width, clip, given, out=shardings)
+    return QArray(codes, scale, zero_point, bits, np.dtype(x.dtype), spec)
+
+
+def _coded(
+    x: Array, width: Array, clip: Array, given: QParams | None, spec: QuantSpec, bits: int
+) -> tuple[Array, Array, Array]:
+    qparams, (scale, divisor, lowest, highest) = grid_of(x, width, clip, given, spec)
+    zero_point = jnp.broadcast_to(qparams.zero_point, scale.shape)
+    dtype, marker = _storage(bits, spec.symmetric)
+    grouped = group(x, spec).astype(jnp.float32)
+    nan = jnp.isnan(grouped)
+    code, _ = multiples(jnp.where(nan, 0, grouped), divisor, lowest, highest)
+    code = code.astype(jnp.int32) + zero_point
+    code = code if marker is None else jnp.where(nan, marker, code)
+    return ungroup(code.astype(dtype), x.shape, spec), scale, zero_point
+
+
+def dequantize(q: QArray) -> Array:
+    dtype, marker = _storage(q.bits, q.spec.symmetric)
+    code = group(q.codes, q.spec).astype(jnp.int32)
+    value = (code - q.zero_point).astype(jnp.float32) * q.scale
+    value = value if marker is None else jnp.where(code == marker, jnp.nan, value)
+    return ungroup(_store(value, q.dtype), q.codes.shape, q.spec)
+
+
+def _storage(bits: int, symmetric: bool) -> tuple[Any, int | None]:
+    """Dtype of the codes, and the code that stands for NaN where one is free."""
+    dtype = (jnp.int8 if bits <= 8 else jnp.int16) if symmetric else (jnp.uint8 if bits <= 8 else jnp.uint16)
+    if symmetric:
+        return dtype, int(jnp.iinfo(dtype).min)
+    return dtype, None if bits in (8, 16) else int(jnp.iinfo(dtype).max)

@@ -1,0 +1,108 @@
+"""What a unit's weights look like: the entropy of their histogram, their fraction of zeros. Kernels on one array.
+
+Traced, and written for float32, into which narrower floats widen exactly. A unit is an index along the last axis.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.base import Array
+from jaxprune.kernels.histogram import histogram
+from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.sharding import automatic
+
+
+def entropy(w: Array, bins: int) -> Array:
+    """Entropy in bits of each unit's histogram, over equal bins between the finite ends of ``w``: (1, ..., 1, C)."""
+    counts = automatic(partial(_histograms, bins=bins), jax.lax.stop_gradient(w))
+    p = divide(counts.astype(jnp.float32), jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True, dtype=jnp.uint32), 1))
+    # log2 by parts, exact at powers of two: jnp.log2 alone is an ulp off at some of them.
+    mantissa, exponent = jnp.frexp(jnp.where(p == 0, 1.0, p))
+    bits = jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1)), axis=-1)
+    return bits.reshape((1,) * (w.ndim - 1) + w.shape[-1:])
+
+
+def sparsity(w: Array) -> Array:
+    """Fraction of zeros in each unit: (1, ..., 1, C)."""
+    zeros = jnp.sum(w == 0, axis=within_unit(w), keepdims=True, dtype=jnp.int32)
+    return divide(zeros.astype(jnp.float32), float(max(math.prod(w.shape[:-1]), 1)))
+
+
+def within_unit(w: Array) -> tuple[int, ...]:
+    """The axes that a unit spans."""
+    return tuple(range(w.ndim - 1))
+
+
+def check_bins(bins: Any) -> None:
+    """Raises ``ValueError`` unless ``bins`` is an integer of at least 1."""
+    if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 1:
+        raise ValueError(f"bins must be an integer of at least 1 (it is static), got {bins!r}")
+
+
+def check_countable(chosen: tree.Selection, bins: int = 1) -> None:
+    """Raises ``ValueError`` unless the histograms of the chosen leaves fit 32-bit integers."""
+    for path, value in zip(chosen.names, chosen.values, strict=True):
+        *rest, units = value.shape or (1,)
+        if max(math.prod(rest), units * bins) >= 2**31:
+            raise ValueError(
+                f"leaf {tree.show(path)} has {math.prod(rest)} values a unit and {units} units of {bins} bins; "
+                "both must be below 2**31 in number"
+            )
+
+
+def _histograms(w: Array, bins: int) -> Array:
+    """Histogram of each unit over equal bins between the finite ends of ``w``: integers (C, bins)."""
+    finite = jnp.isfinite(w)
+    low = jnp.min(w, where=finite, initial=jnp.inf).astype(jnp.float32)
+    high = jnp.max(w, where=finite, initial=-jnp.inf).astype(jnp.float32)
+    low, high = jnp.where(low <= high, low, 0.0), jnp.where(low <= high, high, 0.0)
+    scale = power_of_two(jnp.maximum(-low, high))  # so that the width of the range cannot overflow
+    ends = (low * scale, high * scale, scale)
+    binning = _UnitBin(w.shape[-1] if w.ndim else 1, bins)
+    return jax.lax.platform_dependent(
+        w, ends, tpu=partial(_count_by_pass, binning), default=partial(_count_by_scatter, binning)
+    )
+
+
+def _count_by_scatter(binning: "_UnitBin", w: Array, ends: tuple[Array, ...]) -> Array:
+    return histogram(w, ends, binning, binning.units * binning.bins).reshape(binning.units, binning.bins)
+
+
+def _count_by_pass(binning: "_UnitBin", w: Array, ends: tuple[Array, ...]) -> Array:
+    """The same counts by a pass over ``w`` for each bin, for hardware where scatters are slow."""
+    bin_ = binning.bin_of(w, *ends)
+    counts = jax.lax.map(lambda b: jnp.sum(bin_ == b, within_unit(w), dtype=jnp.uint32), jnp.arange(binning.bins))
+    return counts.reshape(binning.bins, binning.units).T
+
+
+@dataclass(frozen=True)
+class _UnitBin:
+    """Sends a weight to (its unit, its bin); beyond all bins if it is not finite."""
+
+    units: int
+    bins: int
+
+    def bin_of(self, values: Array, low: Array, high: Array, scale: Array) -> Array:
+        finite = jnp.isfinite(values)
+        above = jnp.where(finite, values.astype(jnp.float32) * scale, low) - low
+        steps = divide(above, jnp.where(low < high, high - low, 1.0)) * self.bins
+        return jnp.where(finite, jnp.minimum(steps.astype(jnp.int32), self.bins - 1), self.bins)
+
+    def __call__(self, values: Array, index: Array, *ends: Array) -> Array:
+        bin_ = self.bin_of(values, *ends).astype(jnp.uint32)
+        unit = index % np.uint32(self.units)
+        return jnp.where(bin_ < self.bins, unit * np.uint32(self.bins) + bin_, np.uint32(self.units * self.bins))
+
+
+def power_of_two(largest: Array) -> Array:
+    """The power of two that takes ``largest`` (float32, >= 0) into [2, 4): an exact factor, itself a normal float."""
+    exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) & 0xFF
+    return jax.lax.bitcast_convert_type((255 - jnp.clip(exponent, 1, 254)) << 23, jnp.float32)

@@ -1,0 +1,1 @@
+"""A traced function: its values and operations, and running it again, in full or on less."""

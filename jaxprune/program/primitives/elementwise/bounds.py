@@ -1,0 +1,239 @@
+"""What is known of results of operations on each entry alone."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.program.primitives import range_arithmetic as on
+from jaxprune.program.primitives.ranges import ANYTHING, UNBOUNDED, Range, Rule, Step, Value, between, hull, join, many
+
+#: ``(step, ranges of the operands) -> range of the result``.
+Entrywise = Callable[..., Range]
+
+
+def each(step: Step, values: Sequence[Value], function: Callable[..., Range]) -> list[Value]:
+    """Applies a function of ranges to what is known of all entries, and at each index that goes."""
+    rest = function(*(value.rest for value in values))
+    found = []
+    for result in range(len(step.outs)):
+        axes = {}
+        for axis, gone in step.outs[result].items():
+            ranges = function(*(value.along(axis, gone) for value in values))
+            axes[axis] = many(ranges, gone.size) if ranges.low.ndim == 0 else ranges
+        found.append(step.value(rest, axes, values, result))
+    return found
+
+
+def _rule(function: Entrywise) -> Rule:
+    return lambda step, values: each(step, values, function)
+
+
+def _mul(step: Step, values: Sequence[Value]) -> list[Value]:
+    return each(step, values, (lambda a, _: on.square(a)) if values[0] is values[1] else on.mul)
+
+
+def _sub(step: Step, values: Sequence[Value]) -> list[Value]:
+    """A value less its own maximum is not above 0, and reaches it."""
+    found = each(step, values, on.sub)
+    value, other = values
+    if other.largest is None or other.largest[0] is not value:
+        return found
+    _, over, sources = other.largest
+    for axis, size in enumerate(step.shape(0)):
+        source = sources[axis] if axis < len(sources) else None
+        if size > 1 and axis not in over and source != axis:
+            return found
+
+    def cap(a: Range, x: Range) -> Range:
+        return Range(np.minimum(a.low, 0), np.minimum(a.high, 0), a.nan & ~x.finite, a.infinite)
+
+    rest = cap(found[0].rest, value.rest)
+    axes = {i: cap(found[0].axes[i], value.along(i, gone)) for i, gone in found[0].gone.items()}
+    return [Value(rest, axes, found[0].gone, peak=(over, 0.0))]
+
+
+def _exp(step: Step, values: Sequence[Value]) -> list[Value]:
+    (found,) = each(step, values, on.MONOTONE["exp"])
+    if values[0].peak is not None:
+        over, number = values[0].peak
+        found.peak = (over, float(np.exp(number) * 0.98))
+    return [found]
+
+
+def _div(step: Step, values: Sequence[Value]) -> list[Value]:
+    def quotient(a: Range, b: Range) -> Range:
+        found = on.div(a, b)
+        if jnp.issubdtype(step.equation.outvars[0].aval.dtype, jnp.integer):
+            return between(np.trunc(found.low), np.trunc(found.high), found.nan, found.infinite)
+        return found
+
+    return each(step, values, quotient)
+
+
+def _extreme(function: Entrywise, neutral: float) -> Rule:
+    """The larger (smaller) of two values: if one is the least (most) of all, the other itself."""
+
+    def rule(step: Step, values: Sequence[Value]) -> list[Value]:
+        for i, other in ((0, values[1]), (1, values[0])):
+            whole = step.shape(i) == step.equation.outvars[0].aval.shape
+            if whole and all(np.all((a.low == neutral) & (a.high == neutral) & ~a.nan) for a in other.ranges()):
+                return [values[i]]
+        return each(step, values, function)
+
+    return rule
+
+
+def _same(step: Step, values: Sequence[Value]) -> list[Value]:
+    return list(values)
+
+
+def _convert(step: Step, values: Sequence[Value]) -> list[Value]:
+    before, after = step.equation.invars[0].aval.dtype, step.equation.outvars[0].aval.dtype
+    if before == after:
+        return list(values)
+
+    def converted(a: Range) -> Range:
+        if after == jnp.bool_:
+            return on.truth((a.low > 0) | (a.high < 0), a.zero)
+        if jnp.issubdtype(after, jnp.integer):
+            return between(np.trunc(a.low), np.trunc(a.high), a.nan, a.infinite)
+        return a if before == jnp.bool_ else on.widen(a)
+
+    (found,) = each(step, values, converted)
+    if jnp.issubdtype(before, jnp.floating) and jnp.issubdtype(after, jnp.floating):
+        found.peak, found.finite_at = values[0].peak, values[0].finite_at
+    return [found]
+
+
+def _add(step: Step, values: Sequence[Value]) -> list[Value]:
+    """A sum with a constant that is infinite in places: masks are added to logits."""
+    (found,) = each(step, values, on.add)
+    for value, constant in (values, values[::-1]):
+        if constant.known is not None and all(np.all(a.finite) for a in value.ranges()):
+            found.finite_at = partial(_finite_in, constant.known)
+    return [found]
+
+
+def _finite_in(known: Callable[[], Any]) -> Any:
+    return np.isfinite(np.asarray(known()))
+
+
+def _power(step: Step, values: Sequence[Value]) -> list[Value]:
+    if "y" in step.params:
+        return each(step, values, partial(on.power, exponent=float(step.params["y"])))
+    exponent = join(*(hull(a) for a in values[1].ranges()))
+    if exponent.low == exponent.high and np.isfinite(exponent.low):
+        return each(step, values, lambda a, _: on.power(a, float(exponent.low)))
+
+    def raised(a: Range, b: Range) -> Range:
+        safe = on.unknown(a, b)
+        return Range(*(np.where(a.low > 0, x, y) for x, y in zip(safe, ANYTHING, strict=True)))
+
+    return each(step, values, raised)
+
+
+def _clamp(low: Range, x: Range, high: Range) -> Range:
+    return on.minimum(on.maximum(x, low), high)
+
+
+def _remainder(a: Range, b: Range) -> Range:
+    pole = (b.low <= 0) & (b.high >= 0)
+    zero = a.zero & ~pole
+    bad = pole | a.infinite | a.nan | b.nan
+    return between(np.where(zero, 0, -np.inf), np.where(zero, 0, np.inf), bad)
+
+
+#: Operations on complex numbers that are followed; these are 0, or finite, or anything.
+_SIMPLE = "add add_any sub mul neg".split()
+_ODD = "abs square sin tan sinh tanh convert_element_type".split()
+
+
+def _real(rule: Rule) -> Rule:
+    """A rule for real numbers; of most operations on complex ones only little is known."""
+
+    def guarded(step: Step, values: Sequence[Value]) -> list[Value]:
+        dtypes = [atom.aval.dtype for atom in (*step.equation.invars, *step.equation.outvars)]
+        name = step.equation.primitive.name
+        if name in _SIMPLE or not any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+            return rule(step, values)
+        return linear(step, values) if name in _ODD else unknown(step, values)
+
+    return guarded
+
+
+def _angle(a: Range, b: Range) -> Range:
+    return between(np.full_like(a.low, -3.2), 3.2, a.nan | b.nan)
+
+
+def unknown(step: Step, values: Sequence[Value]) -> list[Value]:
+    """Nothing is known of the results."""
+    return each(step, values, lambda *_: ANYTHING)
+
+
+def finite(step: Step, values: Sequence[Value]) -> list[Value]:
+    """The results are finite if the operands are."""
+    return each(step, values, on.unknown)
+
+
+def linear(step: Step, values: Sequence[Value]) -> list[Value]:
+    """The results are finite if the operands are, and 0 if they are."""
+    return each(step, values, partial(on.unknown, zero=True))
+
+
+def _any_number(step: Step, values: Sequence[Value]) -> list[Value]:
+    """Random bits and keys."""
+    return each(step, [Value(UNBOUNDED)], lambda a: a)
+
+
+def _iota(step: Step, values: Sequence[Value]) -> list[Value]:
+    size = step.params["shape"][step.params["dimension"]]
+    found = {}
+    for axis, gone in step.outs[0].items():
+        index = np.arange(gone.size) if axis == step.params["dimension"] else np.zeros(gone.size)
+        found[axis] = between(index, index if axis == step.params["dimension"] else size - 1)
+    return [step.value(between(0.0, max(size - 1, 0)), found, [])]
+
+
+_REAL: dict[str, Rule] = {
+    **{name: _rule(function) for name, function in on.MONOTONE.items() if name != "exp"},
+    "exp": _exp,
+    "add": _add,
+    "add_any": _rule(on.add),
+    "sub": _sub,
+    "mul": _mul,
+    "div": _div,
+    "neg": _rule(on.negative),
+    "abs": _rule(on.absolute),
+    "square": _rule(on.square),
+    "integer_pow": _power,
+    "pow": _power,
+    "max": _extreme(on.maximum, -np.inf),
+    "min": _extreme(on.minimum, np.inf),
+    "clamp": _rule(_clamp),
+    "sign": _rule(on.sign),
+    "floor": _rule(on.step(np.floor)),
+    "ceil": _rule(on.step(np.ceil)),
+    "round": _rule(lambda a: between(np.floor(a.low), np.ceil(a.high), a.nan, a.infinite)),
+    "rem": _rule(_remainder),
+    "sin": _rule(on.wave(np.sin)),
+    "cos": _rule(on.wave(np.cos)),
+    "atan2": _rule(_angle),
+    "cosh": finite,
+    "convert_element_type": _convert,
+    "reduce_precision": linear,
+}
+
+RULES: dict[str, Rule] = {
+    **{name: _real(rule) for name, rule in _REAL.items()},
+    **{name: _same for name in ("copy", "copy_p", "device_put", "stop_gradient", "name", "optimization_barrier")},
+    **{name: linear for name in ("real", "imag", "conj", "complex")},
+    **{name: _any_number for name in ("threefry2x32", "random_bits", "random_seed", "random_wrap", "random_unwrap")},
+    **{name: _any_number for name in ("random_fold_in", "shift_left", "shift_right_logical")},
+    "shift_right_arithmetic": _any_number,
+    "bitcast_convert_type": unknown,
+    "iota": _iota,
+    "empty": lambda step, values: each(step, [Value(ANYTHING)], lambda a: a),
+}

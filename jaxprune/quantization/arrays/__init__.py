@@ -1,0 +1,1 @@
+"""What a leaf can be instead of a dense array."""

@@ -1,0 +1,193 @@
+"""Weight sharing: a codebook of at most ``k`` values a leaf, found by k-means in one dimension.
+
+A leaf is stored as a code for each weight and a table of ``k`` centroids (Han et al. 2016, arXiv:1510.00149, section
+3). :mod:`jaxprune.kernels.clustering` finds them.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import PartitionSpec
+
+from jaxprune import tree
+from jaxprune.base import Array, Params, Setting, Where
+from jaxprune.kernels import clustering
+from jaxprune.kernels.sharding import automatic, explicit_spec
+
+__all__ = ["CodebookArray", "decode", "encode", "kmeans"]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("codes", "centroids", "keeps_zeros"), meta_fields=("dtype",))
+@dataclass(frozen=True)
+class CodebookArray:
+    """An array of shared weights: ``centroids[codes]``.
+
+    Attributes:
+      codes: ``uint8`` up to 256 centroids, else ``uint16``, in the shape of the array.
+      centroids: float32 ``(k,)``.
+      keeps_zeros: bool scalar; whether code 0 stands for the weights that were exactly 0. It then decodes to 0 and
+        takes no gradient, whatever its centroid is.
+      dtype: dtype of the array, static.
+    """
+
+    codes: Array
+    centroids: Array
+    keeps_zeros: Array
+    dtype: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.codes.shape
+
+
+def kmeans(params: Params, k: Setting, *, iterations: Any = 64, keep_zeros: bool = True, where: Where = None) -> Params:
+    """Rounds the weights of each selected leaf to at most ``k`` shared values; equals ``decode(encode(params, k))``.
+
+    The gradient is straight-through, 1 everywhere.
+
+    Args:
+      params, k, iterations, keep_zeros, where: as in :func:`encode`.
+
+    Returns:
+      ``params`` with the same structure, shapes and dtypes; leaves that take no part are the same objects.
+
+    Raises:
+      As :func:`encode`.
+
+    >>> print(kmeans(jnp.array([0.0, 1.0, 1.5, -4.0, -4.5, 0.0]), 3))
+    [ 0.    1.25  1.25 -4.25 -4.25  0.  ]
+    """
+    selection, sizes = _checked(params, k, keep_zeros, where)
+    steps = _iterations(iterations)
+    return selection.replace(
+        [_shared(x, size, steps, bool(keep_zeros)) for x, size in zip(selection.values, sizes, strict=True)]
+    )
+
+
+def encode(params: Params, k: Setting, *, iterations: Any = 64, keep_zeros: bool = True, where: Where = None) -> Params:
+    """Stores each selected leaf as codes and centroids that make ``sum((w - centroids[codes])**2)`` small.
+
+    Lloyd's algorithm from two deterministic starts: centroids at equal distances from the least to the largest weight
+    (Han et al. 2016, arXiv:1510.00149, section 3.2), and centroids as dense as the cube root of the density of the
+    weights, which is the best density for many of them (Panter and Dite 1951). An empty cluster keeps its centroid; if
+    some are left, they are put where they cut wide clusters in two, and the algorithm runs again. The best result is
+    taken, so it is never worse than that of the linear start. A weight half-way between two centroids takes the lower
+    one. A leaf of at most ``k`` distinct values is reproduced exactly. Computed in float32; memory grows with the leaf,
+    not with ``k`` times the leaf. The centroids take no gradient from ``params``.
+
+    Args:
+      params: any pytree, or one bare array.
+      k: number of values a leaf, an integer in [1, 65536]; one for all leaves or a tree of them. Static, because it
+        sets shapes.
+      iterations: the most iterations of each run; one that has converged stops. Traced.
+      keep_zeros: whether weights that are exactly 0 stay so, and other weights apart from them: pruned weights stay
+        pruned. 0 is then one of the ``k`` values of a leaf that holds zeros, and ``k`` must be at least 2. Static.
+      where: which leaves take part; see :func:`jaxprune.tree.select`.
+
+    Returns:
+      ``params`` with a :class:`CodebookArray` in place of each selected leaf; other leaves are the same objects. The
+      centroids ascend, but for the 0 of kept zeros, which comes first.
+
+    Raises:
+      ValueError: a leaf holds NaN or infinities (under ``jit`` all its weights but kept zeros become NaN instead), or
+        2**31 weights or more; ``k`` or ``iterations`` is out of range.
+      TypeError: ``k`` is no integer, or traced; a selected leaf does not hold floating-point numbers.
+
+    >>> encoded = encode(jnp.array([0.0, 1.0, 1.5, -4.0, -4.5, 0.0]), 3)
+    >>> encoded.codes, encoded.centroids.tolist()
+    (Array([0, 2, 2, 1, 1, 0], dtype=uint8), [0.0, -4.25, 1.25])
+    """
+    selection, sizes = _checked(params, k, keep_zeros, where)
+    steps = _iterations(iterations)
+    return selection.replace(
+        [_encode_leaf(x, size, steps, bool(keep_zeros)) for x, size in zip(selection.values, sizes, strict=True)]
+    )
+
+
+def decode(params: Params) -> Params:
+    """Turns every :class:`CodebookArray` back into an array of its shape and dtype: ``centroids[codes]``.
+
+    Differentiable in the centroids: the gradient of one is the sum, in float32, of the gradients of the weights that
+    share it; that of kept zeros is 0.
+
+    Args:
+      params: any pytree; leaves that are no ``CodebookArray`` come back as the same objects.
+
+    >>> print(decode(encode(jnp.array([0.0, 1.0, 1.5, -4.0, -4.5, 0.0]), 3)))
+    [ 0.    1.25  1.25 -4.25 -4.25  0.  ]
+    """
+    leaves, treedef = jax.tree.flatten(params, is_leaf=is_encoded)
+    return treedef.unflatten([_decode_leaf(leaf) if is_encoded(leaf) else leaf for leaf in leaves])
+
+
+def is_encoded(leaf: Any) -> bool:
+    return isinstance(leaf, CodebookArray)
+
+
+def _checked(params: Params, k: Setting, keep_zeros: bool, where: Where) -> tuple[tree.Selection, list[int]]:
+    """The leaves that take part, fit to be clustered, and the number of values of each."""
+    selection = tree.select(params, where)
+    if any(isinstance(size, Tracer) for size in jax.tree.leaves(k)):
+        raise TypeError("k is static, as it sets shapes; got a traced one")
+    if not all(np.issubdtype(np.asarray(size).dtype, np.integer) for size in jax.tree.leaves(k)):
+        raise TypeError(f"k must be an integer or a tree of them, got {k!r}")
+    sizes = [int(size) for size in tree.per_leaf(k, selection, "k", 2 if keep_zeros else 1, 2**16)]
+    for path, leaf in zip(selection.names, selection.values, strict=True):
+        if leaf.size >= 2**31:
+            raise ValueError(f"leaf {tree.show(path)} has {leaf.size} weights; the most are 2**31 - 1")
+        if not isinstance(leaf, Tracer) and not _all_finite(leaf):
+            raise ValueError(f"leaf {tree.show(path)} holds NaN or infinities, which no codebook can share")
+    return selection, sizes
+
+
+def _iterations(iterations: Any) -> Array:
+    return jnp.asarray(tree.check_setting(iterations, "iterations", 0, 2**24)).astype(jnp.int32)
+
+
+def _all_finite(leaf: Array) -> bool:
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.isfinite(leaf).all())
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 3))
+def _shared(x: Array, k: int, iterations: Array, keep_zeros: bool) -> Array:
+    return _decode_leaf(_encode_leaf(x, k, iterations, keep_zeros))
+
+
+@_shared.defjvp
+def _(k: int, keep_zeros: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    x, iterations = primals
+    return _shared(x, k, iterations, keep_zeros), tangents[0]
+
+
+@jax.jit
+def _decode_leaf(leaf: CodebookArray) -> Array:
+    def table(codes: Array, centroids: Array, keeps_zeros: Array) -> Array:
+        zero = keeps_zeros & (lax.iota(jnp.int32, centroids.size) == 0)
+        centroids = jnp.where(zero, 0.0, centroids)
+        # In float32 up to here and back: the transpose of the gather is the sum over each cluster.
+        return centroids.at[codes.astype(jnp.int32)].get(mode="promise_in_bounds").astype(leaf.dtype)
+
+    return automatic(table, leaf.codes, leaf.centroids, leaf.keeps_zeros, out=explicit_spec(leaf.codes))
+
+
+def _encode_leaf(x: Array, k: int, iterations: Array, keep_zeros: bool) -> CodebookArray:
+    wide = lax.stop_gradient(x).astype(jnp.float32)  # outside of the jit, so that all dtypes share a program
+    codes, table, zeros = _clustered(wide, k, iterations, keep_zeros)
+    return CodebookArray(codes, table, zeros, np.dtype(x.dtype))
+
+
+@partial(jax.jit, static_argnames=("k", "keep_zeros"))
+def _clustered(x: Array, k: int, iterations: Array, keep_zeros: bool) -> tuple[Array, Array, Array]:
+    def coded(x: Array, iterations: Array) -> tuple[Array, Array, Array]:
+        table, zeros = clustering.centroids(x, k, iterations, keep_zeros)
+        return clustering.codes(x, table, zeros).astype(jnp.uint8 if k <= 256 else jnp.uint16), table, zeros
+
+    return automatic(coded, x, iterations, out=(explicit_spec(x), PartitionSpec(), PartitionSpec()))

@@ -1,0 +1,267 @@
+"""Sparse from the first step on: masks drawn at random, which stay as they are or exchange weights as training goes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.core import Tracer
+
+from jaxprune import schedules, tree
+from jaxprune.base import Array, Masks, Params, Setting, Where
+from jaxprune.kernels import order
+from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.masks import by_sparsity
+from jaxprune.training.held_masks import chosen_of, held, masked, need, within
+
+#: ``(leaf's gradient, key) -> score`` of each weight that may grow, finite and larger for those that should.
+Growth = Callable[[Array, Array], Array]
+
+
+class SparseState(NamedTuple):
+    """State of the transformations of this file: arrays alone.
+
+    Attributes:
+      step: int32, updates so far.
+      masks: bool, True is live; 0-d for leaves that take no part.
+      key: the data of a PRNG key, uint32.
+      inner_state: of the inner optimizer.
+    """
+
+    step: Array
+    masks: Masks
+    key: Array
+    inner_state: Any
+
+
+def static_sparse(
+    inner: optax.GradientTransformation, sparsity: Setting, *, key: Array, where: Where = None
+) -> optax.GradientTransformationExtraArgs:
+    """Trains under random masks that never change: the baseline of sparse training.
+
+    Start from ``jaxprune.masks.apply_masks(params, masks_of(state))``, so that the first gradient sees the sparse
+    network too. Removed weights are 0 after every ``optax.apply_updates``, and the inner optimizer sees zero gradients
+    for them.
+
+    Args:
+      inner: any optax transformation that gives updates to be added.
+      sparsity: fraction to remove of each leaf, a scalar or a tree such as
+        ``jaxprune.masks.allocation.erdos_renyi_kernel(params, 0.9)`` gives. Traced.
+      key: PRNG key of the masks, of either kind. Traced.
+      where: which leaves take part; see :func:`jaxprune.tree.select`.
+
+    Returns:
+      An optax transformation with :class:`SparseState`. It needs ``params`` to update.
+
+    Raises:
+      ValueError: a concrete sparsity outside [0, 1]; a ``where`` that matches nothing; no params.
+
+    >>> optimizer = static_sparse(optax.sgd(0.1), 0.75, key=jax.random.key(0))
+    >>> int(optimizer.init(jnp.ones((4, 4))).masks.sum())
+    4
+    """
+    return _sparse(inner, sparsity, key, None, None, 0.0, None, where, "static_sparse")
+
+
+def sparse_evolution(
+    inner: optax.GradientTransformation,
+    sparsity: Setting,
+    *,
+    key: Array,
+    every: Any = 100,
+    drop_fraction: Any = 0.3,
+    stop_step: Any = None,
+    where: Where = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Sparse evolutionary training (SET): drops the smallest live weights, grows as many at random.
+
+    Args:
+      inner: as for :func:`static_sparse`.
+      sparsity: as for :func:`static_sparse`; constant throughout.
+      key: PRNG key of the masks and of what grows. Traced.
+      every: as for :func:`rigl`.
+      drop_fraction: as for :func:`rigl`.
+      stop_step: as for :func:`rigl`.
+      where: which leaves take part; see :func:`jaxprune.tree.select`.
+
+    Returns:
+      An optax transformation with :class:`SparseState`.
+
+    Raises:
+      ValueError: as :func:`rigl`.
+
+    Source: Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018
+    (arXiv:1707.04780), Algorithm 2, with the smallest magnitudes in place of the values nearest to 0 of either sign.
+
+    >>> optimizer = sparse_evolution(optax.sgd(0.1), 0.75, key=jax.random.key(0), every=1)
+    >>> params = jnp.ones((4, 4))
+    >>> state = optimizer.init(params)
+    >>> for _ in range(3):
+    ...     updates, state = optimizer.update(jnp.ones((4, 4)), state, params)
+    ...     params = optax.apply_updates(params, updates)
+    >>> int(state.masks.sum()), int((params != 0).sum()) <= 4
+    (4, True)
+    """
+
+    def at_random(grad: Array, key: Array) -> Array:
+        return _uniform(grad, key)
+
+    return _sparse(inner, sparsity, key, at_random, every, drop_fraction, stop_step, where, "sparse_evolution")
+
+
+def rigl(
+    inner: optax.GradientTransformation,
+    sparsity: Setting,
+    *,
+    key: Array,
+    every: Any = 100,
+    drop_fraction: Any = 0.3,
+    stop_step: Any = None,
+    where: Where = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Rigging the lottery (RigL): drops the smallest live weights, grows those of the largest gradients.
+
+    At steps ``every``, 2 ``every``, ... before ``stop_step``, ``floor(fraction * live)`` weights of each leaf go, those
+    that the inner update leaves smallest, and as many come: of all that have not survived, those with the largest
+    ``|dL/dw|``, at masked weights the gradient at 0. The number of live weights never changes; a weight that was not
+    live starts at exactly 0. Equal magnitudes and equal gradients go by their flat index, the lower one first to go.
+
+    Args:
+      inner: as for :func:`static_sparse`.
+      sparsity: as for :func:`static_sparse`; constant throughout.
+      key: PRNG key of the first masks. Traced.
+      every: steps between exchanges, 1 or more, traced.
+      drop_fraction: of the live weights, in [0, 1]; with a ``stop_step`` it falls along half a cosine from this to 0.
+        Or a function ``count -> fraction``. Traced.
+      stop_step: from this step on masks stay, traced; None for exchanges without end.
+      where: which leaves take part; see :func:`jaxprune.tree.select`.
+
+    Returns:
+      An optax transformation with :class:`SparseState`.
+
+    Raises:
+      ValueError: a concrete sparsity or fraction outside [0, 1]; an ``every`` below 1; no params.
+
+    Source: Evci et al., "Rigging the Lottery: Making All Tickets Winners", 2020 (arXiv:1911.11134), section 3.
+
+    >>> optimizer = rigl(optax.sgd(0.1), 0.75, key=jax.random.key(0), every=1, drop_fraction=0.5)
+    >>> params = jnp.ones((4, 4))
+    >>> state = optimizer.init(params)
+    >>> for _ in range(3):
+    ...     updates, state = optimizer.update(jnp.ones((4, 4)), state, params)
+    ...     params = optax.apply_updates(params, updates)
+    >>> int(state.masks.sum())
+    4
+    """
+
+    def by_gradient(grad: Array, key: Array) -> Array:
+        return jnp.abs(grad)
+
+    return _sparse(inner, sparsity, key, by_gradient, every, drop_fraction, stop_step, where, "rigl")
+
+
+def _sparse(
+    inner: optax.GradientTransformation,
+    sparsity: Setting,
+    key: Array,
+    growth: Growth | None,
+    every: Any,
+    drop_fraction: Any,
+    stop_step: Any,
+    where: Where,
+    name: str,
+) -> optax.GradientTransformationExtraArgs:
+    """Random masks, and if there is a ``growth``, exchanges of weights."""
+    if growth and not isinstance(every, Tracer) and not np.asarray(every) >= 1:
+        raise ValueError(f"every must be a number of steps, 1 or more; got {every!r}")
+    fraction = _drop_schedule(drop_fraction, stop_step)
+    typed = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    generator = jax.random.key_impl(typed)
+
+    def init(params: Params) -> SparseState:
+        first, later = jax.random.split(typed)
+        masks = _random_masks(params, sparsity, first, where)
+        return SparseState(jnp.zeros((), jnp.int32), masks, jax.random.key_data(later), inner.init(params))
+
+    def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> Any:
+        params = need(params, name)
+        advance = partial(optax.with_extra_args_support(inner).update, **extra)
+        masks = state.masks
+        if growth:
+            key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=generator), state.step)
+            due = (state.step > 0) & (state.step % jnp.asarray(every, jnp.int32) == 0)
+            if stop_step is not None:
+                due &= state.step < jnp.asarray(stop_step, jnp.int32)
+            operands = (params, updates, state.inner_state, fraction(state.step), key, masks)
+            masks = _exchange_if(due, growth, advance, operands)
+        stayed = jax.tree.map(lambda now, before: now & before if now.ndim else now, masks, state.masks)
+        new, inner_state = advance(masked(updates, stayed), state.inner_state, params)
+        step = jnp.asarray(optax.safe_increment(state.step))
+        return held(new, params, stayed), SparseState(step, masks, state.key, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _drop_schedule(drop_fraction: Any, stop_step: Any) -> Callable[[Array], Any]:
+    if callable(drop_fraction):
+        return drop_fraction
+    fraction = tree.check_setting(drop_fraction, "drop_fraction", 0.0, 1.0)
+    return schedules.constant(fraction) if stop_step is None else schedules.cosine(fraction, 0.0, stop_step)
+
+
+def _random_masks(params: Params, sparsity: Setting, key: Array, where: Where) -> Masks:
+    chosen = chosen_of(params, where)
+    keys = jax.random.split(key, max(len(chosen.chosen), 1))
+    drawn = [_uniform(leaf, k) for k, leaf in zip(keys, chosen.values, strict=False)]
+    scores = chosen.replace(drawn, lambda _: jnp.zeros((), jnp.float32))
+    names = set(chosen.names)
+    return by_sparsity(scores, within(sparsity, params), where=lambda path, _: path in names)
+
+
+def _uniform(like: Array, key: Array) -> Array:
+    """Uniform numbers in the shape and the sharding of an array."""
+    drawn = automatic(lambda like, key: jax.random.uniform(key, like.shape), like, key, out=explicit_spec(like))
+    if isinstance(drawn, Tracer) or len(like.sharding.device_set) == 1:
+        return drawn
+    return jax.device_put(drawn, like.sharding)
+
+
+def _exchange_if(due: Array, growth: Growth, advance: Callable[..., Any], operands: Any) -> Masks:
+    """New masks if they are due, made before the step is taken; see ``renewal.renewed``."""
+
+    def exchange(params: Params, grads: Any, inner_state: Any, fraction: Array, key: Array, masks: Masks) -> Masks:
+        updates, _ = advance(masked(grads, masks), inner_state, params)
+        flat, treedef = jax.tree.flatten(masks)
+        columns = [treedef.flatten_up_to(each) for each in (optax.apply_updates(params, updates), grads)]
+        places = [i for i, mask in enumerate(flat) if mask.ndim]
+        rows = [(flat[i], columns[0][i], columns[1][i]) for i in places]
+        for i, new in zip(places, _exchanged(rows, growth, fraction, key), strict=True):
+            flat[i] = new
+        return treedef.unflatten(flat)
+
+    if isinstance(due, Tracer):
+        return lax.cond(due, exchange, lambda *operands: operands[-1], *operands)
+    return exchange(*operands) if due else operands[-1]
+
+
+def _exchanged(rows: list[tuple[Array, Array, Array]], growth: Growth, fraction: Array, key: Array) -> list[Array]:
+    """New masks of (mask, weights, gradients): of the live weights the largest survive, of the others the best grow."""
+    dead = [jnp.sum(~mask, dtype=jnp.uint32) for mask, _, _ in rows]
+    live = [np.uint32(mask.size) - count for (mask, _, _), count in zip(rows, dead, strict=True)]
+    drop = [jnp.floor(jnp.clip(fraction, 0, 1) * count.astype(jnp.float32)).astype(jnp.uint32) for count in live]
+    sizes = [jnp.where(mask, jnp.abs(weight), -1) for mask, weight, _ in rows]
+    stay = order.keep_from_each(sizes, [d + jnp.minimum(k, n) for d, k, n in zip(dead, drop, live, strict=True)])
+    keys = jax.random.split(key, max(len(rows), 1))
+    wanted = [_finite(growth(grad, k)) for (_, _, grad), k in zip(rows, keys, strict=False)]
+    scores = [jnp.where(kept, jnp.inf, want) for kept, want in zip(stay, wanted, strict=True)]
+    return order.keep_from_each(scores, dead)
+
+
+def _finite(scores: Array) -> Array:
+    """Below the infinity that marks survivors; NaN last of all."""
+    scores = jnp.where(jnp.isnan(scores), -1, scores)
+    return jnp.minimum(scores, jnp.finfo(scores.dtype).max)

@@ -1,0 +1,117 @@
+"""Masks in the forward pass over weights that stay dense underneath: straight-through pruning."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import tree
+from jaxprune.base import Array, Masks, Params, Where
+from jaxprune.masks.application import pair
+from jaxprune.masks.selection import Scope
+from jaxprune.training.held_masks import need
+from jaxprune.training.mask_updates import MaskFn, PruningState, mask_rule, ordered, renewed, start
+
+
+def masked_forward(params: Params, masks: Masks) -> Params:
+    """The masked weights, whose gradient goes to all of them: ``where(mask, w, 0)`` with derivative 1.
+
+    For the loss of :func:`straight_through`: ``loss(masked_forward(params, masks_of(opt_state)))``.
+
+    Args:
+      params: any pytree of arrays.
+      masks: bool, True keeps, in the structure of the parameters.
+
+    Returns:
+      The structure, shapes and dtypes of ``params``; +0.0 under a False, also where NaN or inf was.
+
+    Raises:
+      As :func:`jaxprune.masks.apply_masks`.
+
+    Source: Bengio et al., 2013 (arXiv:1308.3432), for the straight-through estimator.
+
+    >>> masks = jnp.array([True, False])
+    >>> masked_forward(jnp.array([3.0, 2.0]), masks).tolist()
+    [3.0, 0.0]
+    >>> jax.grad(lambda w: masked_forward(w, masks).sum())(jnp.array([3.0, 2.0])).tolist()
+    [1.0, 1.0]
+    """
+    chosen, kept = pair(params, masks)
+    return chosen.replace([_pass_through(value, mask) for value, mask in zip(chosen.values, kept, strict=True)])
+
+
+@jax.custom_jvp
+def _pass_through(value: Array, mask: Array) -> Array:
+    return jnp.where(mask, value, jnp.zeros((), value.dtype))
+
+
+@_pass_through.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return _pass_through(*primals), tangents[0]
+
+
+def straight_through(
+    inner: optax.GradientTransformation,
+    schedule: Any,
+    *,
+    decay: Any = 0.0,
+    saliency: Any = None,
+    mask_fn: MaskFn | None = None,
+    every: int | None = 1,
+    scope: Scope = "leaf",
+    where: Where = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Masks on a schedule over dense latent weights: the loss sees masked weights, the optimizer trains all of them.
+
+    The state holds the masks, the parameters stay dense. Take the loss at ``masked_forward(params, masks_of(state))``;
+    after training, ``jaxprune.masks.apply_masks(params, masks_of(state))`` is the sparse network. A weight that was
+    masked comes back at its latent value.
+
+    Args:
+      inner: as for :func:`gradual_pruning`.
+      schedule: as for :func:`gradual_pruning`.
+      decay: adds ``decay * w`` to the gradients of masked weights, which makes masks settle; traced.
+      saliency: as for :func:`gradual_pruning`; with :func:`movement` this is movement pruning.
+      mask_fn: as for :func:`gradual_pruning`.
+      every: steps between updates of the masks; None for updates only where the schedule reaches a new level.
+      scope: static, "leaf" or "global".
+      where: which leaves take part; see :func:`jaxprune.tree.select`.
+
+    Returns:
+      An optax transformation with :class:`PruningState`.
+
+    Raises:
+      ValueError: as :func:`gradual_pruning`; a concrete decay below 0.
+
+    Source: Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", 2021
+    (arXiv:2102.04010), Eq. 9 for the decay.
+
+    >>> optimizer = straight_through(optax.sgd(0.1), 0.5)
+    >>> params = jnp.array([4.0, -3.0, 2.0, 1.0])
+    >>> _, state = optimizer.update(jnp.zeros(4), optimizer.init(params), params)
+    >>> masked_forward(params, state.masks).tolist()
+    [4.0, -3.0, 0.0, 0.0]
+    """
+    rule = mask_rule(schedule, saliency, mask_fn, every, scope, where, revive=True)
+    decay = tree.check_setting(decay, "decay", 0.0, jnp.inf)
+
+    def init(params: Params) -> PruningState:
+        return start(rule, params, inner.init(params))
+
+    def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> Any:
+        params = need(params, "straight_through")
+        drawn = jax.tree.map(lambda mask, g, w: _drawn(mask, g, w, decay), state.masks, updates, params)
+        advance = partial(optax.with_extra_args_support(inner).update, **extra)
+        state = renewed(rule, state, params, drawn, lambda *step: advance(*step)[0])
+        new, inner_state = advance(ordered(drawn, state), state.inner_state, params)
+        return new, state._replace(inner_state=inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _drawn(mask: Array, grad: Array, weight: Array, decay: Any) -> Array:
+    if not jnp.ndim(mask):
+        return grad
+    return jnp.where(mask, grad, grad + (decay * weight.astype(jnp.float32)).astype(grad.dtype))

@@ -1,0 +1,249 @@
+"""Fine-tuning of shared weights: gradients are summed up for each centroid (Han et al. 2016, arXiv:1510.00149, fig. 3).
+
+Two ways. :func:`shared_weights` wraps an optimizer and leaves dense parameters dense: equal weights stay equal, and
+zeros stay 0. With :func:`centroids_of` and :func:`with_centroids` the centroids themselves are the parameters, and the
+loss decodes them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.core import Tracer
+
+from jaxprune import tree
+from jaxprune.base import Array, Params, Setting, Where
+from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.quantization import codebook
+from jaxprune.quantization.codebook import CodebookArray, is_encoded
+from jaxprune.training.held_masks import chosen_of, need, within
+
+
+class Shares(NamedTuple):
+    """Which weights of a leaf are one.
+
+    Attributes:
+      codes: uint8 or uint16, the cluster of each weight, in the leaf's shape.
+      member: int32 ``(k,)``, a position in each cluster; that of an empty one is the leaf's size.
+      keeps_zeros: bool scalar; whether cluster 0 is that of zeros that stay.
+    """
+
+    codes: Array
+    member: Array
+    keeps_zeros: Array
+
+
+class SharedState(NamedTuple):
+    """State of :func:`shared_weights`: the clusters of each leaf that takes part, and the inner state, by centroid."""
+
+    shares: tuple[Shares, ...]
+    inner: Any
+
+
+def shared_weights(
+    inner: optax.GradientTransformation,
+    k: Setting,
+    *,
+    average: bool = False,
+    keep_zeros: bool = True,
+    where: Where = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains the values that weights share, with any optimizer: equal weights stay equal, zeros stay exactly 0.
+
+    When it is initialized, the equal weights of each selected leaf become one cluster. From then on ``inner`` sees
+    float32 vectors of ``k`` centroids in place of these leaves, the gradient of a centroid being the sum of those of
+    its weights, in float32, and each weight gets the update of its centroid. Moments are of ``k`` entries, and weight
+    decay, norms and learning rates are those of the centroids.
+
+    Args:
+      inner: an optax transformation. What it decides by the rank of a parameter it decides for vectors.
+      k: number of values a leaf, an integer in [1, 65536]; one for all leaves or a tree of them. Static. Weights that
+        ``jaxprune.codebook.kmeans(params, k)`` has shared have no more.
+      average: whether a centroid's gradient is the mean instead of the sum, which suits a learning rate of dense
+        training. Static.
+      keep_zeros: whether weights that are 0 when it is initialized stay 0. Static.
+      where: which leaves take part; see :func:`jaxprune.tree.select`. Others are trained as they are.
+
+    Returns:
+      An optax transformation; its updates have the dtypes of the parameters.
+
+    Raises:
+      ValueError: when initialized, a leaf of more than ``k`` distinct values (not seen under ``jit``), with its path;
+        when it updates, no ``params``.
+      TypeError: ``k`` is no integer; a selected leaf does not hold floating-point numbers.
+
+    >>> params = jnp.array([0.0, 2.0, 2.0, -1.0])
+    >>> optimizer = shared_weights(optax.sgd(0.5), 3)
+    >>> state = optimizer.init(params)
+    >>> updates, state = optimizer.update(jnp.array([9.0, 1.0, 2.0, 1.0]), state, params)
+    >>> optax.apply_updates(params, updates).tolist()
+    [0.0, 0.5, 0.5, -1.5]
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> SharedState:
+        selection = chosen_of(params, where)
+        shares = _shares_of(selection, within(k, params), keep_zeros)
+        return SharedState(shares, inner.init(_centroids(selection, shares)))
+
+    def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> tuple[Any, SharedState]:
+        selection = chosen_of(need(params, "shared_weights"), where)
+        grads = [_summed(*pair, average) for pair in _pairs(selection, updates, state.shares)]
+        steps, after = inner.update(
+            _replaced(selection, updates, grads), state.inner, _centroids(selection, state.shares), **extra
+        )
+        spread = [
+            _spread(step, share, leaf.dtype)
+            for (step, share), leaf in zip(_pairs(selection, steps, state.shares), selection.values, strict=True)
+        ]
+        return _replaced(selection, steps, spread), SharedState(state.shares, after)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def centroids_of(encoded: Params) -> Params:
+    """The trainable part of a tree of codebooks: each gives way to its centroids, other leaves stay.
+
+    Args:
+      encoded: a tree in which :func:`jaxprune.codebook.encode` has put a ``CodebookArray`` for some leaves.
+
+    Returns:
+      The tree with float32 ``(k,)`` in their places. Other leaves are the same objects.
+
+    >>> centroids_of({"kernel": codebook.encode(jnp.array([0.0, 2.0, 2.0]), 2), "bias": 1.0})
+    {'bias': 1.0, 'kernel': Array([0., 2.], dtype=float32)}
+    """
+    return jax.tree.map(lambda leaf: leaf.centroids if is_encoded(leaf) else leaf, encoded, is_leaf=is_encoded)
+
+
+def with_centroids(encoded: Params, centroids: Params) -> Params:
+    """Puts trained centroids, and other trained leaves, back: the opposite of :func:`centroids_of`.
+
+    To train them, take the gradient of ``loss(decode(with_centroids(encoded, centroids)))`` in ``centroids``: that of a
+    centroid is the sum over its cluster, that of kept zeros 0.
+
+    Args:
+      encoded: a tree in which :func:`jaxprune.codebook.encode` has put a ``CodebookArray`` for some leaves.
+      centroids: as :func:`centroids_of` returns it.
+
+    Returns:
+      ``encoded`` with these centroids, and with the other leaves of ``centroids``.
+
+    Raises:
+      ValueError: trees that differ in structure, or centroids of another shape, with the path.
+
+    >>> encoded = codebook.encode({"kernel": jnp.array([[0.0, 2.0, 2.0]])}, 2)
+    >>> loss = lambda c: codebook.decode(with_centroids(encoded, c))["kernel"].sum()
+    >>> jax.grad(loss)(centroids_of(encoded))
+    {'kernel': Array([0., 2.], dtype=float32)}
+    """
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(encoded, is_leaf=is_encoded)
+    try:
+        values = treedef.flatten_up_to(centroids)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"centroids do not follow the encoded tree: {error}") from error
+    found = []
+    for (key, leaf), value in zip(keyed, values, strict=True):
+        if is_encoded(leaf):
+            if np.shape(value) != leaf.centroids.shape:
+                raise ValueError(
+                    f"centroids of {jax.tree_util.keystr(key)} have shape {np.shape(value)}, not {leaf.centroids.shape}"
+                )
+            value = CodebookArray(leaf.codes, value, leaf.keeps_zeros, leaf.dtype)
+        found.append(value)
+    return treedef.unflatten(found)
+
+
+def _shares_of(selection: tree.Selection, k: Setting, keep_zeros: bool) -> tuple[Shares, ...]:
+    """The clusters of equal weights of each chosen leaf."""
+    chosen = set(selection.names)
+    params = selection.treedef.unflatten(selection.leaves)
+    encoded = codebook.encode(params, k, iterations=0, keep_zeros=keep_zeros, where=lambda path, _: path in chosen)
+    records = selection.treedef.flatten_up_to(encoded)
+    found = []
+    for i, path, leaf in zip(selection.chosen, selection.names, selection.values, strict=True):
+        if not isinstance(leaf, Tracer) and not _is_shared(leaf, records[i]):
+            size = records[i].centroids.size
+            raise ValueError(
+                f"leaf {tree.show(path)} has more than {size} distinct values; share them first, "
+                f"with jaxprune.codebook.kmeans(params, {size})"
+            )
+        found.append(_shares(records[i]))
+    return tuple(found)
+
+
+def _is_shared(leaf: Array, record: CodebookArray) -> bool:
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.all(codebook.decode(record) == leaf))
+
+
+@jax.jit
+def _shares(record: CodebookArray) -> Shares:
+    def members(codes: Array) -> Array:
+        first = jnp.full(record.centroids.shape, codes.size, jnp.int32)
+        return first.at[_flat(codes)].min(lax.iota(jnp.int32, codes.size))
+
+    return Shares(record.codes, automatic(members, record.codes), record.keeps_zeros)
+
+
+def _centroids(selection: tree.Selection, shares: tuple[Shares, ...]) -> Params:
+    """The parameters, with the float32 values that weights share in place of each chosen leaf."""
+    values = [_values(leaf, share.member) for leaf, share in zip(selection.values, shares, strict=True)]
+    return selection.replace(values)
+
+
+def _values(leaf: Array, member: Array) -> Array:
+    def values(leaf: Array, member: Array) -> Array:
+        return leaf.reshape(-1).at[member].get(mode="fill", fill_value=0).astype(jnp.float32)
+
+    return automatic(values, leaf, member)
+
+
+def _pairs(selection: tree.Selection, values: Any, shares: tuple[Shares, ...]) -> list[tuple[Array, Shares]]:
+    """What ``values``, a tree like the parameters, has for each chosen leaf, with the leaf's clusters."""
+    leaves = selection.treedef.flatten_up_to(values)
+    return [(leaves[i], share) for i, share in zip(selection.chosen, shares, strict=True)]
+
+
+def _replaced(selection: tree.Selection, values: Any, chosen: list[Array]) -> Any:
+    """``values`` with others in place of the chosen leaves."""
+    leaves = list(selection.treedef.flatten_up_to(values))
+    for i, leaf in zip(selection.chosen, chosen, strict=True):
+        leaves[i] = leaf
+    return selection.treedef.unflatten(leaves)
+
+
+def _summed(grad: Array, share: Shares, average: bool) -> Array:
+    """The sum of the gradients of each cluster, or their mean, in float32; 0 for zeros that stay."""
+
+    def summed(codes: Array, grad: Array) -> Array:
+        empty = jnp.zeros(share.member.size, jnp.float32)
+        total = empty.at[_flat(codes)].add(grad.reshape(-1).astype(jnp.float32))
+        if average:
+            count = empty.astype(jnp.int32).at[_flat(codes)].add(1)
+            total = divide(total, jnp.maximum(count, 1).astype(jnp.float32))
+        return total
+
+    return jnp.where(_kept(share), 0, automatic(summed, share.codes, grad))
+
+
+def _spread(step: Array, share: Shares, dtype: Any) -> Array:
+    """The update of each weight: that of its cluster."""
+
+    def spread(codes: Array, step: Array) -> Array:
+        return step.at[codes.astype(jnp.int32)].get(mode="promise_in_bounds")
+
+    step = jnp.where(_kept(share), 0, step).astype(dtype)
+    return automatic(spread, share.codes, step, out=explicit_spec(share.codes))
+
+
+def _flat(codes: Array) -> Array:
+    return codes.reshape(-1).astype(jnp.int32)
+
+
+def _kept(share: Shares) -> Array:
+    return share.keeps_zeros & (lax.iota(jnp.int32, share.member.size) == 0)
