@@ -48,7 +48,7 @@ def prune(
     """
     chosen = tree.select(params, where)
     scores = saliency(params)
-    tree.same_paths(chosen, tree.select(scores, lambda *_: False), "params", "scores")
+    tree.same_paths(chosen, tree.flatten(scores), "params", "scores")
     names = set(chosen.names)
     kept = masking.by_sparsity(scores, sparsity, scope=scope, min_keep=min_keep, where=lambda path, _: path in names)
     return Pruned(masking.apply_masks(params, kept), kept)

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
-from jax.core import Tracer
 
-from jaxprune.base import Array, Params, Setting, Where
+from jaxprune.base import Array, Masks, Params, Where
 
 # Names under which frameworks keep vectors that may be stacked (scanned layers) or reshaped (attention heads), and so
 # reach rank 2 without being kernels.
@@ -46,6 +45,18 @@ class Selection(NamedTuple):
         return tree_util.tree_unflatten(self.treedef, new)
 
 
+def flatten(tree: Params) -> Selection:
+    """The leaves of ``tree`` and their paths; none is chosen.
+
+    Raises:
+      TypeError: a leaf is no array.
+
+    >>> flatten({"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}).paths
+    ['bias', 'kernel']
+    """
+    return _flatten(tree)[0]
+
+
 def select(tree: Params, where: Where = None) -> Selection:
     """Chooses the leaves of ``tree`` that take part in a transform.
 
@@ -70,12 +81,8 @@ def select(tree: Params, where: Where = None) -> Selection:
     >>> select(params, lambda path, leaf: True).names
     ['Dense_0/bias', 'Dense_0/kernel']
     """
-    keyed, treedef = tree_util.tree_flatten_with_path(tree)
-    leaves = [leaf for _, leaf in keyed]
-    paths, trainable = _paths(tree, keyed)
-    for path, leaf in zip(paths, leaves, strict=True):
-        if not (is_array(leaf) or isinstance(leaf, bool | int | float | complex) or callable(leaf)):
-            raise TypeError(f"leaf {show(path)} is {leaf!r} ({type(leaf).__name__}); leaves must be arrays")
+    flat, trainable = _flatten(tree)
+    leaves, paths = flat.leaves, flat.paths
     bare = paths == [""]
     default = [
         bare or (free and _is_kernel(path, leaf)) for path, leaf, free in zip(paths, leaves, trainable, strict=True)
@@ -85,45 +92,7 @@ def select(tree: Params, where: Where = None) -> Selection:
         if not is_floating(leaves[i]):
             kind = getattr(leaves[i], "dtype", type(leaves[i]).__name__)
             raise TypeError(f"leaf {show(paths[i])} has dtype {kind}; only floating-point leaves can be selected")
-    return Selection(leaves, paths, treedef, chosen)
-
-
-def per_leaf(setting: Setting, selection: Selection, name: str, low: float, high: float) -> list[Any]:
-    """One float32 scalar for each chosen leaf.
-
-    A scalar serves all leaves; a tree of scalars follows the parameters' paths (a subtree may be given by one value).
-    Concrete values outside [low, high] or NaN raise ``ValueError``; traced ones are left for the transform to clamp.
-    """
-    if is_scalar(setting) or selection.paths == [""]:
-        return [check_setting(setting, name, low, high)] * len(selection.chosen)
-    by_path = follow_paths(setting, selection.paths, selection.names, name)
-    return [check_setting(by_path[path], f"{name} of {show(path)}", low, high) for path in selection.names]
-
-
-def check_setting(value: Any, name: str, low: float, high: float) -> Any:
-    """``value`` as a float32 scalar, in [low, high] unless it is traced."""
-    shape = np.shape(value)
-    if shape != ():
-        raise ValueError(
-            f"{name} must be a scalar, got shape {shape}; use jax.vmap or jaxprune.sweep for several settings"
-        )
-    if isinstance(value, Tracer):
-        return value.astype(jnp.float32)
-    number = np.asarray(value)
-    if not (np.issubdtype(number.dtype, np.integer) or jnp.issubdtype(number.dtype, jnp.floating)):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not low <= float(number) <= high:  # NaN fails too
-        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {float(number):g}")
-    return np.float32(number)
-
-
-def check_settings(values: Any, name: str, low: float, high: float) -> Array:
-    """``values``, an array or nested sequence of settings, as a float32 array; concrete ones lie in [low, high]."""
-    array = jnp.asarray(values, jnp.float32)
-    if not isinstance(array, Tracer):
-        for value in np.ravel(array):
-            check_setting(value, name, low, high)
-    return array
+    return flat._replace(chosen=chosen)
 
 
 def follow_paths(values: Any, paths: Sequence[str], wanted: Sequence[str], name: str) -> dict[str, Any]:
@@ -156,6 +125,37 @@ def same_paths(left: Selection, right: Selection, left_name: str, right_name: st
     )
 
 
+def pair(params: Params, masks: Masks) -> tuple[Selection, list[Array]]:
+    """The parameters that masks can change, and a valid mask for each."""
+    everything = flatten(params)
+    flags = flatten(masks)
+    same_paths(everything, flags, "params", "masks")
+    for path, leaf, mask in zip(everything.paths, everything.leaves, flags.leaves, strict=True):
+        check_mask(path, leaf, mask)
+    chosen = select(params, lambda _, leaf: is_floating(leaf))
+    return chosen, [jnp.asarray(flags.leaves[i]) for i in chosen.chosen]
+
+
+def check_mask(path: str, leaf: Any, mask: Any) -> None:
+    """Raises unless the mask is bool and broadcasts to its parameter."""
+    kind = np.dtype(mask.dtype if is_array(mask) else type(mask))
+    if kind != np.dtype(bool):
+        raise TypeError(f"the mask of {show(path)} has dtype {kind}; masks are bool, True keeps")
+    shape, wanted = np.shape(mask), np.shape(leaf)
+    try:
+        fits = np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the mask of {show(path)} has shape {shape}, which does not broadcast to its parameter {wanted}"
+        )
+    if shape and not is_floating(leaf):
+        raise TypeError(
+            f"leaf {show(path)} has dtype {getattr(leaf, 'dtype', type(leaf))}; only the 0-d True can mask it"
+        )
+
+
 def check_axis(path: str, leaf: Any, axis: int) -> int:
     """``axis`` of the leaf counted from the front; ``ValueError`` if it has no such axis."""
     ndim = np.ndim(leaf)
@@ -179,9 +179,15 @@ def is_floating(leaf: Any) -> bool:
     return isinstance(leaf, float) or (is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
-def is_scalar(value: Any) -> bool:
-    """Whether a setting is one value for all leaves rather than a tree of them."""
-    return is_array(value) or isinstance(value, int | float | str) or value is None
+def _flatten(tree: Params) -> tuple[Selection, list[bool]]:
+    """The leaves, none chosen, and whether each is trainable by where it stands."""
+    keyed, treedef = tree_util.tree_flatten_with_path(tree)
+    leaves = [leaf for _, leaf in keyed]
+    paths, trainable = _paths(tree, keyed)
+    for path, leaf in zip(paths, leaves, strict=True):
+        if not (is_array(leaf) or isinstance(leaf, bool | int | float | complex) or callable(leaf)):
+            raise TypeError(f"leaf {show(path)} is {leaf!r} ({type(leaf).__name__}); leaves must be arrays")
+    return Selection(leaves, paths, treedef, ()), trainable
 
 
 def _resolve(where: Where, paths: list[str], leaves: list[Any], default: list[bool]) -> list[bool]:

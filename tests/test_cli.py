@@ -540,7 +540,7 @@ def test_a_request_to_end_leaves_nothing(tmp_path):
         "def stop(path, leaves):\n"
         "    path.write_bytes(b'half')\n"
         f"    os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
-        "checkpoints.npz.write = stop\n"
+        "checkpoints.npz_files.write = stop\n"
         "sys.argv[1:] = ['convert', 'model.npz', 'other.npz']\n"
         "sys.exit(cli.run())\n"
     )

@@ -80,5 +80,5 @@ def test_without_matplotlib(monkeypatch):
 
     found = report()
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"plots need matplotlib: pip install 'jaxprune\[plots\]'"):
+    with pytest.raises(ImportError, match=r"matplotlib is not installed: pip install 'jaxprune\[plots\]'"):
         found.plot()

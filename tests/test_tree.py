@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import nnx
 from flax.core import FrozenDict
 
-from jaxprune import tree
+from jaxprune import settings, tree
 
 KEY = jax.random.key(0)
 containers = pytest.mark.parametrize("freeze", [dict, FrozenDict], ids=["dict", "FrozenDict"])
@@ -299,7 +299,7 @@ def test_leaves_that_cannot_be_selected_are_named():
 
 def settings_of(setting, params=None, where=None, low=0.0, high=1.0):
     selection = tree.select(network() if params is None else params, where)
-    return tree.per_leaf(setting, selection, "sparsity", low, high)
+    return settings.per_leaf(setting, selection, "sparsity", low, high)
 
 
 @pytest.mark.parametrize(

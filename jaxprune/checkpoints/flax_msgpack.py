@@ -3,7 +3,6 @@
 As ``flax.serialization.to_bytes`` writes, and ``msgpack_restore`` reads, with arrays of more than a gigabyte in pieces.
 """
 
-import importlib
 import mmap
 import os
 from functools import partial
@@ -14,6 +13,7 @@ import numpy as np
 
 from jaxprune.checkpoints import names
 from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of, from_file
+from jaxprune.host import library
 
 NAME = "msgpack"
 SUFFIXES = (".msgpack",)
@@ -73,8 +73,8 @@ def read(path: Path) -> dict[str, Leaf]:
 
 def write(path: Path, leaves: Leaves) -> None:
     """Writes one leaf after the other."""
-    flax = _library("flax.serialization")
-    packer = _library("msgpack").Packer()
+    flax = library("flax.serialization", "flax")
+    packer = library("msgpack", "flax").Packer()
 
     with open(path, "xb") as file:
 
@@ -88,13 +88,6 @@ def write(path: Path, leaves: Leaves) -> None:
                 file.write(flax.msgpack_serialize(np.asarray(node.read())))
 
         put(names.nested(leaves))
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{name.split('.')[0]} is needed for msgpack files: pip install flax") from error
 
 
 def _scan(data: mmap.mmap, at: int, depth: int) -> tuple[Any, int]:
@@ -199,4 +192,4 @@ def _lazy(path: Path, data: mmap.mmap, place: _Place) -> Leaf:
 
 
 def _unpack(data: mmap.mmap, place: _Place) -> Any:
-    return _library("msgpack").unpackb(data[place.start : place.stop])
+    return library("msgpack", "flax").unpackb(data[place.start : place.stop])

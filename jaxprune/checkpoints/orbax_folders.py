@@ -1,6 +1,5 @@
 """Orbax checkpoints: a folder, whose metadata name the leaves. Each leaf is restored alone."""
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from jaxprune.checkpoints import names
 from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of
+from jaxprune.host import library
 
 NAME = "orbax"
 SUFFIXES = (".orbax",)
@@ -26,7 +26,12 @@ def read(path: Path) -> dict[str, Leaf]:
     """The leaves, as the metadata list them; text and empty entries are left out."""
     folder = _item(path)
     try:
-        tree = _library().PyTreeCheckpointer().metadata(folder.absolute()).item_metadata
+        tree = (
+            library("orbax.checkpoint", "orbax-checkpoint")
+            .PyTreeCheckpointer()
+            .metadata(folder.absolute())
+            .item_metadata
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder}: a damaged Orbax checkpoint: {error}") from error
     if tree is None:
@@ -44,11 +49,11 @@ def read(path: Path) -> dict[str, Leaf]:
 
 def write(path: Path, leaves: Leaves) -> None:
     """Writes all leaves at once, as Orbax does: they are in memory together."""
-    ocp = _library()
+    ocp = library("orbax.checkpoint", "orbax-checkpoint")
     empty = [name for name, leaf in leaves.items() if not leaf.size]
     if empty:
         raise CheckpointError(f"leaf {empty[0]!r} has no entries, which Orbax does not store; write .safetensors")
-    store = importlib.import_module("tensorstore")  # what Orbax writes with
+    store = library("tensorstore", "orbax-checkpoint")  # what Orbax writes with
     for name, leaf in leaves.items():
         try:
             store.dtype(leaf.dtype.name)
@@ -56,13 +61,6 @@ def write(path: Path, leaves: Leaves) -> None:
             raise CheckpointError(f"leaf {name!r}: {leaf.dtype} does not go into Orbax; write .npz") from error
     tree = names.nested({name: np.array(leaf.read()) for name, leaf in leaves.items()})
     ocp.PyTreeCheckpointer().save(path.absolute(), tree)
-
-
-def _library() -> Any:
-    try:
-        return importlib.import_module("orbax.checkpoint")
-    except ImportError as error:
-        raise ImportError("Orbax is needed for its folders: pip install orbax-checkpoint") from error
 
 
 def _item(path: Path) -> Path:
@@ -86,7 +84,7 @@ def _is_item(folder: Path) -> bool:
 
 def _reading(folder: Path, treedef: Any, position: int) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        ocp = _library()
+        ocp = library("orbax.checkpoint", "orbax-checkpoint")
         wanted = [ocp.PLACEHOLDER] * treedef.num_leaves
         wanted[position] = 0
         how = [ocp.RestoreArgs(restore_type=np.ndarray)] * treedef.num_leaves

@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxprune.checkpoints.leaf import CheckpointError
+from jaxprune.host import written_whole
 
 
 @contextlib.contextmanager
@@ -30,17 +29,8 @@ def replacing(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[
     ...     os.listdir(folder)
     ['new']
     """
-    target = check_output(path, force=force)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with written_whole(check_output(path, force=force)) as beside:
         yield beside
-        if beside.is_file():
-            with open(beside, "rb+") as file:
-                os.fsync(file.fileno())
-        _move(beside, target)
-    finally:
-        for left in target.parent.glob(beside.name + "*"):  # Orbax makes folders of its own beside it
-            _remove(left)
 
 
 def check_output(path: str | os.PathLike[str], *, force: bool = False) -> Path:
@@ -51,27 +41,3 @@ def check_output(path: str | os.PathLike[str], *, force: bool = False) -> Path:
     if target.exists() and not force:
         raise CheckpointError(f"{target} exists; choose another name, or --force to replace it")
     return target
-
-
-def _move(beside: Path, target: Path) -> None:
-    """A folder cannot be renamed to one that holds something, so that one steps aside."""
-    if not (beside.is_dir() or target.is_dir()):
-        os.replace(beside, target)
-        return
-    aside = beside.with_suffix(".old")
-    if target.exists():
-        os.replace(target, aside)
-    try:
-        os.replace(beside, target)
-    except OSError:
-        if aside.exists():
-            os.replace(aside, target)
-        raise
-    _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, host
 from jaxprune.checkpoints import Checkpoint, CheckpointError, compressed, writing
 from jaxprune.cli import diff, lossy, output, recipe
 from jaxprune.files import Compressed, decoding
@@ -109,7 +109,7 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _text(found: dict[str, Any]) -> str:
     head = ("leaf", "shape", "before", "after", "smaller", "zeros", "bits/weight", "rel. error")
     rows = [_cells(row, row["name"], output.shape(row["shape"])) for row in found["leaves"]]
-    lines = [output.table(head, rows, _cells(found["total"], "total", ""), left=2), ""]
+    lines = [host.table(head, rows, _cells(found["total"], "total", ""), left=2), ""]
     lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
     if lost:
         some = f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, host
 from jaxprune.checkpoints import Leaf, comparison, names
 from jaxprune.cli import output
-from jaxprune.progress import bar
+from jaxprune.host import progress_bar
 
 HELP = "the error of each leaf, and what was removed"
 EXAMPLES = """\
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
             f"{args.before} and {args.after} have no leaf in common: {_few(list(before))} against {_few(list(after))}"
         )
     rows, shapes = [], []
-    with bar(output.progress_wanted(args), "leaves", 0, len(both)) as finished:
+    with progress_bar(output.progress_wanted(args), "leaves", 0, len(both)) as finished:
         for number, path in enumerate(both, 1):
             if before[path].shape == after[path].shape:
                 rows.append(measured(before[path], after[path]))
@@ -95,7 +95,7 @@ def _text(found: dict[str, Any], changed: bool) -> str:
     head = ("leaf", "shape", "dtype", "rel. error", "max error", "zeros before", "after", "removed", "units")
     rows = [row for row in found["leaves"] if not (changed and row["equal"])]
     cells = [_cells(row, row["name"], output.shape(row["shape"]), _dtypes(row)) for row in rows]
-    lines = [output.table(head, cells, _cells(found["total"], "total", "", ""), left=3), "", _NOTES, ""]
+    lines = [host.table(head, cells, _cells(found["total"], "total", "", ""), left=3), "", _NOTES, ""]
     for row in found["shapes"]:
         lines.append(f"{row['name']}: {output.shape(row['before'])} before, {output.shape(row['after'])} after")
     for key, name in (("only_before", found["before"]["path"]), ("only_after", found["after"]["path"])):

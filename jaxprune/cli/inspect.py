@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, host
 from jaxprune.checkpoints import Leaf, inspection
 from jaxprune.cli import output, selection
-from jaxprune.progress import bar
+from jaxprune.host import progress_bar
 
 HELP = "what is in a checkpoint, leaf by leaf, and what 8-bit and 4-bit codes would take"
 EXAMPLES = """\
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     leaves = {name: opened.leaves[name] for name in shown}
     marked = set(selection.eligible(opened.leaves))
     facts = {}
-    with bar(output.progress_wanted(args), "leaves", 0, len(leaves)) as finished:
+    with progress_bar(output.progress_wanted(args), "leaves", 0, len(leaves)) as finished:
         for number, (name, leaf) in enumerate(leaves.items(), 1):
             facts[name] = inspection.describe(leaf.read())
             finished(number)
@@ -112,7 +112,7 @@ def _warnings(leaves: Mapping[str, Leaf], facts: dict[str, inspection.Facts]) ->
 def _text(found: dict[str, Any]) -> str:
     head = ("leaf", "shape", "dtype", "parameters", "bytes", "zeros", "nan/inf", "absmax", "H8", "H4", "8-bit", "4-bit")
     total = found["total"] | {"name": "total", "shape": None, "dtype": "", "selected": False}
-    text = output.table(head, [_cells(row) for row in found["leaves"]], _cells(total), left=3)
+    text = host.table(head, [_cells(row) for row in found["leaves"]], _cells(total), left=3)
     return "\n".join(
         [
             f"{found['path']}: {found['format']}, {output.size(found['file_bytes'])}, {len(found['leaves'])} leaves",

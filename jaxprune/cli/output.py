@@ -39,19 +39,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None, left: int = 1) -> str:
-    """Columns in line, the first ``left`` of them to the left, and a last row below a rule."""
-    lines = [list(head), *map(list, rows), *([list(total)] if total else [])]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    drawn = [
-        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
-    rule = "-" * max(map(len, drawn))
-    body = [drawn[0], rule, *drawn[1 : len(rows) + 1]] + ([rule, drawn[-1]] if total else [])
-    return "\n".join(line.rstrip() for line in body)
-
-
 def size(number: int | float) -> str:
     """Bytes for people, in powers of 1,000.
 

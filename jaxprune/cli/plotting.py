@@ -1,25 +1,22 @@
 """The curves of a sweep as a picture."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 from jaxprune.checkpoints.writing import replacing
+from jaxprune.host import library
 
 
-def library() -> Any:
+def pyplot() -> Any:
     """Matplotlib, without a window."""
-    try:
-        importlib.import_module("matplotlib").use("Agg")
-        return importlib.import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise ImportError("matplotlib is needed for --png: pip install 'jaxprune[plots]'") from error
+    library("matplotlib", "jaxprune[plots]").use("Agg")
+    return library("matplotlib.pyplot", "jaxprune[plots]")
 
 
 def draw(path: Path, rows: list[dict[str, Any]], metric: str, force: bool) -> None:
     """A line for each width, over bytes."""
-    pyplot = library()
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    plot = pyplot()
+    figure, axes = plot.subplots(figsize=(7, 4.5), layout="constrained")
     for bits in dict.fromkeys(row["bits"] for row in rows):
         line = [row for row in rows if row["bits"] == bits]
         values = [row.get("metric", row["relative_error"]) for row in line]
@@ -33,4 +30,4 @@ def draw(path: Path, rows: list[dict[str, Any]], metric: str, force: bool) -> No
     axes.legend()
     with replacing(path, force=force) as beside:
         figure.savefig(beside, format=path.suffix[1:] or "png", dpi=150)
-    pyplot.close(figure)
+    plot.close(figure)

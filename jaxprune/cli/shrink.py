@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from jaxprune import checkpoints
+from jaxprune import checkpoints, host
 from jaxprune.checkpoints import names, writing
 from jaxprune.checkpoints.leaf import dtype_of
 from jaxprune.cli import loading, output
@@ -106,6 +106,6 @@ def _text(found: dict[str, Any], report: str) -> str:
         (row["name"], output.shape(row["before"]), output.shape(row["after"]), f"{math.prod(row['after']):,}")
         for row in found["leaves"]
     ]
-    table = output.table(("leaf", "before", "after", "parameters"), rows, left=3)
+    table = host.table(("leaf", "before", "after", "parameters"), rows, left=3)
     sizes = output.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join([report, "", table, "", f"{found['path']}: {sizes}"])

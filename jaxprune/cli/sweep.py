@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import jaxprune as jp
-from jaxprune import checkpoints
+from jaxprune import checkpoints, host
 from jaxprune.checkpoints import writing
 from jaxprune.cli import loading, output, plotting, selection, trials
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--sparsity none: write 0, which prunes nothing")
     if args.png:
         writing.check_output(args.png, force=args.force)
-        plotting.library()
+        plotting.pyplot()
     evaluate = loading.function(args.eval) if args.eval else None
     opened = checkpoints.open(args.checkpoint)
     chosen = selection.choose(opened.leaves, args.where, args.exclude)
@@ -112,4 +112,4 @@ def _text(found: dict[str, Any], metric: str) -> str:
         for row in rows
     ]
     title = f"{found['path']}: {len(found['chosen'])} leaves chosen, {found['bytes']:,} bytes as arrays"
-    return "\n".join([title, "", output.table(head, cells), "", _NOTES.format(metric=metric)])
+    return "\n".join([title, "", host.table(head, cells), "", _NOTES.format(metric=metric)])

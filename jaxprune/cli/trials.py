@@ -11,7 +11,7 @@ import numpy as np
 import jaxprune as jp
 from jaxprune.checkpoints import Leaf, comparison, compressed, nested, ranking
 from jaxprune.cli import lossy
-from jaxprune.progress import bar
+from jaxprune.host import progress_bar
 
 
 class Trial(NamedTuple):
@@ -35,7 +35,7 @@ def curves(trial: Trial, sparsities: Sequence[float], widths: Sequence[float | N
     errors, sizes, norm = np.zeros(len(settings)), np.zeros(len(settings), np.int64), 0.0
     removed = _removed(trial, sparsities)
     rest = sum(leaf.nbytes for name, leaf in trial.leaves.items() if name not in set(trial.chosen))
-    with bar(trial.progress, "leaves", 0, len(trial.chosen)) as finished:
+    with progress_bar(trial.progress, "leaves", 0, len(trial.chosen)) as finished:
         for number, name in enumerate(trial.chosen, 1):
             leaf = trial.leaves[name]
             w = lossy.as_jax(leaf.read())
@@ -63,7 +63,7 @@ def evaluated(trial: Trial, rows: Sequence[dict[str, Any]], evaluate: Callable[.
     found: list[float] = []
     spec = jp.QuantSpec(axis=trial.axis)
     cuts: dict[float, dict[str, ranking.Cut]] = {}
-    with bar(trial.progress, "settings", 0, len(rows)) as finished:
+    with progress_bar(trial.progress, "settings", 0, len(rows)) as finished:
         for row in rows:
             if row["sparsity"] not in cuts:
                 cuts[row["sparsity"]] = _cuts(trial, row["sparsity"])

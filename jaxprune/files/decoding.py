@@ -10,7 +10,7 @@ from jaxprune.files import arrays, node_kinds, records, tree_json
 from jaxprune.files.container import Stored
 from jaxprune.files.errors import ArtifactError
 from jaxprune.files.tree_json import Node
-from jaxprune.progress import bar
+from jaxprune.host import progress_bar
 
 _LEAST_LIMIT = 2**30  # bytes that any file may decode to
 _LEAST_RATIO = 1000  # times its coded size that any file may decode to
@@ -52,7 +52,7 @@ def decode_all(wanted: Sequence[Unit], coded: int, max_bytes: int | None, progre
 
 def in_parallel(work: Callable[[Any], Any], items: Sequence[Any], what: str, progress: bool) -> list[Any]:
     """``[work(item) for item in items]``, in threads, the first error in order raised."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar(progress, what, 0, len(items)) as show:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(progress, what, 0, len(items)) as show:
         results = pool.map(work, items)
         found = []
         for result in results:

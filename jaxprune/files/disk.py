@@ -7,7 +7,7 @@ from jaxprune.base import Params
 from jaxprune.files import container, extras
 from jaxprune.files.codec import Compressed, compress
 from jaxprune.files.errors import ArtifactError
-from jaxprune.writing import write_whole
+from jaxprune.host import written_whole
 
 _LONGEST_HEADER = 2**26  # bytes; the library that parses it takes as much again
 
@@ -39,7 +39,8 @@ def save(path: str | os.PathLike[str], params: Params | Compressed, **options: A
     else:
         compressed = compress(params, **options)
     data = compressed.to_bytes()
-    write_whole(path, data)
+    with written_whole(path) as beside:
+        beside.write_bytes(data)
     return len(data)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 
 __all__ = ["erdos_renyi_kernel", "uniform"]
@@ -78,7 +78,7 @@ def erdos_renyi_kernel(params: Params, sparsity: Setting, *, where: Where = None
 
 
 def _overall(sparsity: Setting) -> Array:
-    return jnp.clip(tree.check_setting(sparsity, "sparsity", 0.0, 1.0), 0.0, 1.0)
+    return jnp.clip(settings.check_setting(sparsity, "sparsity", 0.0, 1.0), 0.0, 1.0)
 
 
 def _zero(leaf: Any) -> Array:

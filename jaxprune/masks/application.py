@@ -1,7 +1,5 @@
 """What is done with masks: apply them, and count what they remove."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +30,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     >>> apply_masks(jnp.array([jnp.inf, jnp.nan, 1.0, -2.0]), jnp.array([False, False, True, False])).tolist()
     [0.0, 0.0, 1.0, 0.0]
     """
-    chosen, kept = pair(params, masks)
+    chosen, kept = tree.pair(params, masks)
     touched = [i for i, mask in enumerate(kept) if not _keeps_all(mask)]
     chosen = chosen._replace(chosen=tuple(chosen.chosen[i] for i in touched))
     return chosen.replace(_apply(chosen.values, [kept[i] for i in touched]))
@@ -66,7 +64,7 @@ def sparsity_of(masks: Masks, params: Params) -> Array:
     >>> sparsity_of({"kernel": jnp.array([[True, False]])}, {"kernel": jnp.ones((3, 2))})
     Array(0.5, dtype=float32)
     """
-    chosen, kept = pair(params, masks)
+    chosen, kept = tree.pair(params, masks)
     about = [(value.size, mask) for value, mask in zip(chosen.values, kept, strict=True) if mask.ndim and mask.size]
     return _removed_fraction([mask for _, mask in about], tuple(size for size, _ in about))
 
@@ -77,34 +75,3 @@ def _removed_fraction(masks: list[Array], sizes: tuple[int, ...]) -> Array:
     for mask, size in zip(masks, sizes, strict=True):
         removed += jnp.sum(~mask, dtype=jnp.uint32).astype(jnp.float32) * np.float32(size // mask.size)
     return divide(removed, np.float32(max(total, 1)))
-
-
-def pair(params: Params, masks: Masks) -> tuple[tree.Selection, list[Array]]:
-    """The parameters that masks can change, and a valid mask for each."""
-    everything = tree.select(params, lambda *_: False)
-    flags = tree.select(masks, lambda *_: False)
-    tree.same_paths(everything, flags, "params", "masks")
-    for path, leaf, mask in zip(everything.paths, everything.leaves, flags.leaves, strict=True):
-        check_mask(path, leaf, mask)
-    chosen = tree.select(params, lambda _, leaf: tree.is_floating(leaf))
-    return chosen, [jnp.asarray(flags.leaves[i]) for i in chosen.chosen]
-
-
-def check_mask(path: str, leaf: Any, mask: Any) -> None:
-    """Raises unless the mask is bool and broadcasts to its parameter."""
-    kind = np.dtype(mask.dtype if tree.is_array(mask) else type(mask))
-    if kind != np.dtype(bool):
-        raise TypeError(f"the mask of {tree.show(path)} has dtype {kind}; masks are bool, True keeps")
-    shape, wanted = np.shape(mask), np.shape(leaf)
-    try:
-        fits = np.broadcast_shapes(shape, wanted) == wanted
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"the mask of {tree.show(path)} has shape {shape}, which does not broadcast to its parameter {wanted}"
-        )
-    if shape and not tree.is_floating(leaf):
-        raise TypeError(
-            f"leaf {tree.show(path)} has dtype {getattr(leaf, 'dtype', type(leaf))}; only the 0-d True can mask it"
-        )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Scores, Setting, Where
 from jaxprune.kernels import order
 
@@ -33,7 +33,7 @@ def by_threshold(scores: Scores, threshold: Setting, *, where: Where = None) -> 
     [False, True, True]
     """
     chosen = tree.select(scores, where)
-    limits = tree.per_leaf(threshold, chosen, "threshold", -np.inf, np.inf)
+    limits = settings.per_leaf(threshold, chosen, "threshold", -np.inf, np.inf)
     return as_masks(chosen, _at_least(chosen.values, limits))
 
 
@@ -90,12 +90,12 @@ def keep_highest(
     """One mask for each of ``scores``, which belong to the chosen leaves: the mechanism of ``by_sparsity``."""
     check_scope(chosen, scores, scope)
     if scope == "global":
-        if not tree.is_scalar(sparsity):
+        if not settings.is_scalar(sparsity):
             raise TypeError(
                 f"sparsity must be a real number for scope='global', which ranks all leaves; got {sparsity!r}"
             )
-        return _keep(scores, tree.check_setting(sparsity, "sparsity", 0.0, 1.0), min_keep)
-    sparsities = tree.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
+        return _keep(scores, settings.check_setting(sparsity, "sparsity", 0.0, 1.0), min_keep)
+    sparsities = settings.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
     if any(isinstance(leaf, Tracer) for leaf in scores):
         return _keep_each(scores, sparsities, min_keep)  # one program: all leaves share one loop
     pairs = zip(scores, sparsities, strict=True)  # eager: leaves of one shape share one program
@@ -135,7 +135,7 @@ def thresholds(scores: Scores, sparsities: Any, *, scope: Scope = "leaf", where:
     """
     chosen = tree.select(scores, where)
     check_scope(chosen, chosen.values, scope)
-    fractions = tree.check_settings(sparsities, "sparsity", 0.0, 1.0)
+    fractions = settings.check_settings(sparsities, "sparsity", 0.0, 1.0)
     if scope == "leaf":
         found = [_kth([leaf], fractions) for leaf in chosen.values]
     else:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels import clustering
 from jaxprune.kernels.sharding import automatic, explicit_spec
@@ -138,7 +138,7 @@ def _checked(params: Params, k: Setting, keep_zeros: bool, where: Where) -> tupl
         raise TypeError("k is static, as it sets shapes; got a traced one")
     if not all(np.issubdtype(np.asarray(size).dtype, np.integer) for size in jax.tree.leaves(k)):
         raise TypeError(f"k must be an integer or a tree of them, got {k!r}")
-    sizes = [int(size) for size in tree.per_leaf(k, selection, "k", 2 if keep_zeros else 1, 2**16)]
+    sizes = [int(size) for size in settings.per_leaf(k, selection, "k", 2 if keep_zeros else 1, 2**16)]
     for path, leaf in zip(selection.names, selection.values, strict=True):
         if leaf.size >= 2**31:
             raise ValueError(f"leaf {tree.show(path)} has {leaf.size} weights; the most are 2**31 - 1")
@@ -148,7 +148,7 @@ def _checked(params: Params, k: Setting, keep_zeros: bool, where: Where) -> tupl
 
 
 def _iterations(iterations: Any) -> Array:
-    return jnp.asarray(tree.check_setting(iterations, "iterations", 0, 2**24)).astype(jnp.int32)
+    return jnp.asarray(settings.check_setting(iterations, "iterations", 0, 2**24)).astype(jnp.int32)
 
 
 def _all_finite(leaf: Array) -> bool:

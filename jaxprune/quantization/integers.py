@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, QArray, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import rounding, uniform
 from jaxprune.kernels.ranges import mean_squared_error, percentile
@@ -199,7 +199,7 @@ def fixed_point(params: Params, exponent: Setting, *, where: Where = None) -> Pa
     [ 0.25  0.5  -1.25]
     """
     selection = tree.select(params, where)
-    exponents = tree.per_leaf(exponent, selection, "exponent", -126, 126)
+    exponents = settings.per_leaf(exponent, selection, "exponent", -126, 126)
     return selection.replace(_fixed_point_leaves(selection.values, exponents))
 
 
@@ -223,7 +223,7 @@ def fixed_point_codes(params: Params, fraction_bits: Setting, *, where: Where = 
     Array([ 1,  2, -5], dtype=int32)
     """
     selection = tree.select(params, where)
-    fractions = tree.per_leaf(fraction_bits, selection, "fraction_bits", -126, 126)
+    fractions = settings.per_leaf(fraction_bits, selection, "fraction_bits", -126, 126)
     return selection.replace(_fixed_point_code_leaves(selection.values, fractions))
 
 
@@ -235,8 +235,8 @@ def _select(params: Params, spec: QuantSpec, where: Where) -> tree.Selection:
 
 
 def _settings(selection: tree.Selection, bits: Setting, clip: Setting) -> tuple[list[Any], list[Any]]:
-    widths = tree.per_leaf(bits, selection, "bits", 1, 16)
-    return widths, tree.per_leaf(clip, selection, "clip", float(rounding.TINY), 1)
+    widths = settings.per_leaf(bits, selection, "bits", 1, 16)
+    return widths, settings.per_leaf(clip, selection, "clip", float(rounding.TINY), 1)
 
 
 def _given(selection: tree.Selection, qparams: Any, clip: Setting, spec: QuantSpec) -> list[QParams] | None:

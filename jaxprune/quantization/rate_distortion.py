@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, QArray, QuantSpec, Setting, Where
 from jaxprune.kernels import deadzone
 from jaxprune.kernels.rounding import TINY
@@ -137,7 +137,7 @@ def step_for(
         raise TypeError("give either error or bits")
     selection, _, penalties = _checked(params, 1.0, penalty, scope, where)
     wanted, name, high = (error, "error", 1.0) if bits is None else (bits, "bits", 10.0)
-    goal = tree.check_setting(wanted, name, float(TINY), high)
+    goal = settings.check_setting(wanted, name, float(TINY), high)
     if not selection.chosen:
         return jnp.float32(1)
     return _find_step(selection.values, goal, penalties[0], bits is None, scope)
@@ -150,8 +150,8 @@ def _checked(
         raise ValueError(f"scope must be 'global' or 'leaf', got {scope!r}")
     selection = tree.select(params, where)
     largest = float(np.finfo(np.float32).max) / 4
-    steps = tree.per_leaf(step, selection, "step", float(TINY), largest)
-    penalties = tree.per_leaf(penalty, selection, "penalty", 0, largest)
+    steps = settings.per_leaf(step, selection, "step", float(TINY), largest)
+    penalties = settings.per_leaf(penalty, selection, "penalty", 0, largest)
     for name, leaf in zip(selection.names, selection.values, strict=True):
         with jax.ensure_compile_time_eval():
             if not isinstance(leaf, Tracer) and not bool(jnp.isfinite(leaf).all()):

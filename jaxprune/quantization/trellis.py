@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels import rotation, viterbi
 from jaxprune.kernels.rounding import TINY
@@ -111,8 +111,8 @@ def quantize(
     if states not in viterbi.TAPS:
         raise ValueError(f"states must be one of {sorted(viterbi.TAPS)}, got {states!r}")
     selection = tree.select(params, where)
-    steps = tree.per_leaf(step, selection, "step", float(TINY), float(np.finfo(np.float32).max) / 4)
-    penalties = tree.per_leaf(penalty, selection, "penalty", 0, float(np.finfo(np.float32).max))
+    steps = settings.per_leaf(step, selection, "step", float(TINY), float(np.finfo(np.float32).max) / 4)
+    penalties = settings.per_leaf(penalty, selection, "penalty", 0, float(np.finfo(np.float32).max))
     leaves = selection.values
     if any(isinstance(value, Tracer) for value in (*leaves, *steps, *penalties)):
         raise TypeError("trellis.quantize needs concrete values, which decide how the indices are stored")

@@ -72,8 +72,8 @@ def _matched(before: Params, after: Params) -> tuple[tree.Selection, tree.Select
     for leaf in jax.tree.leaves((before, leaves)):
         if isinstance(leaf, Tracer):
             raise TypeError("report needs concrete arrays; under jit, coded_bytes counts the bytes")
-    old = tree.select(before, lambda *_: False)
-    new = tree.select(dequantize(treedef.unflatten(leaves)), lambda *_: False)
+    old = tree.flatten(before)
+    new = tree.flatten(dequantize(treedef.unflatten(leaves)))
     tree.same_paths(old, new, "before", "after")
     for path, was, now in zip(old.paths, old.leaves, new.leaves, strict=True):
         if np.shape(was) != np.shape(now):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, QuantSpec, Where
 from jaxprune.kernels import order, unit_statistics
 from jaxprune.quantization.integers import fake_quant
@@ -149,7 +149,7 @@ def _relative(lost: Array, w: Array) -> Array:
 
 def _vector(values: Any, name: str, low: float, high: float) -> Array:
     """The settings as float32 [N]."""
-    array = tree.check_settings(values, name, low, high)
+    array = settings.check_settings(values, name, low, high)
     if array.ndim != 1:
         raise ValueError(f"a curve needs a vector of values for {name}, got shape {array.shape}")
     return array

@@ -1,10 +1,10 @@
 """Pictures for notebooks and papers, by matplotlib, which is imported when it is asked for."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxprune.host import library
 from jaxprune.reports import axes, frontier
 from jaxprune.reports.columns import name
 from jaxprune.reports.markup import visible
@@ -38,8 +38,9 @@ def plot_leaves(report: "Report", ax: Any, most: int) -> Any:
     ax.margins(0.3, 0.01)
     ax.set_xlim(left=0)
     ax.set_xlabel("bytes")
-    ax.xaxis.set_major_locator(_matplotlib("ticker").MaxNLocator(4))
-    ax.xaxis.set_major_formatter(_matplotlib("ticker").StrMethodFormatter("{x:,.0f}"))
+    ticker = library("matplotlib.ticker", "jaxprune[plots]")
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
+    ax.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     ax.legend(frameon=False, loc="lower right", fontsize=8)
     _calm(ax)
     return ax
@@ -120,17 +121,12 @@ def _short(path: str) -> str:
 
 
 def _axes(ax: Any, size: tuple[float, float]) -> Any:
-    return _matplotlib("pyplot").subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+    if ax is not None:
+        return ax
+    return library("matplotlib.pyplot", "jaxprune[plots]").subplots(figsize=size, layout="constrained")[1]
 
 
 def _calm(ax: Any) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="x", alpha=0.25)
     ax.set_axisbelow(True)
-
-
-def _matplotlib(name: str) -> Any:
-    try:
-        return importlib.import_module(f"matplotlib.{name}")
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'jaxprune[plots]'") from error

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, QArray, QuantSpec, Setting, Where
 from jaxprune.kernels import uniform
-from jaxprune.masks.application import pair
 
 _PLAIN = QuantSpec()
 
@@ -53,7 +52,7 @@ def coded_bytes(
     >>> int(coded_bytes(params)), int(coded_bytes(params, bits=4))  # 40 floats; 32 codes, a scale, 8 floats
     (160, 52)
     """
-    everything = tree.select(params, lambda *_: False)
+    everything = tree.flatten(params)
     flags = mask_leaves(params, masks)
     quantized = widths(params, bits, spec, where, {})
     positions = [i for i, leaf in enumerate(everything.leaves) if holds_numbers(leaf)]
@@ -98,7 +97,7 @@ def mask_leaves(params: Params, masks: Masks | None) -> dict[int, Array]:
     """The mask of each floating leaf, by position."""
     if masks is None:
         return {}
-    chosen, kept = pair(params, masks)
+    chosen, kept = tree.pair(params, masks)
     return dict(zip(chosen.chosen, kept, strict=True))
 
 
@@ -110,7 +109,7 @@ def widths(
     found = {i: (code.bits, _scale_bytes(code.shape, code.spec, selection.paths[i])) for i, code in codes.items()}
     if bits is None:
         return found
-    given = tree.per_leaf(bits, selection, "bits", 1, 16)
+    given = settings.per_leaf(bits, selection, "bits", 1, 16)
     for i, path, width in zip(selection.chosen, selection.names, given, strict=True):
         if i not in codes:
             found[i] = (width, _scale_bytes(np.shape(selection.leaves[i]), spec, path))

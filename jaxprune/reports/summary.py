@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from jaxprune.host import written_whole
 from jaxprune.reports import frontier, notebook, page, plots, text
 from jaxprune.reports.rows import Row
-from jaxprune.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Report:
             found = frontier.find(sweep, cost=cost, metric=metric, settings=settings, chosen=chosen, baseline=baseline)
         elif not (settings is None and chosen is None and baseline is None):
             raise ValueError("settings, chosen and baseline are about a sweep; give sweep= as well")
-        write_whole(path, page.render(self, title, found).encode())
+        with written_whole(path) as beside:
+            beside.write_bytes(page.render(self, title, found).encode())
         return Path(path)
 
     def plot(self, ax: Any = None, *, most: int = 30) -> Any:

@@ -53,7 +53,7 @@ def certify(traced: tracing.Traced, removed: np.ndarray, params: Params, masked:
       masked: masks of what is known to be 0; ``None``: all that is removed.
     """
     reading = _Reading(removed)
-    selection = tree.select(params, lambda *_: False)
+    selection = tree.flatten(params)
     flags = None if masked is None else list(plans.mask_flags(masked, params).values())
     inner = jaxprs.body(traced.scope.program)
     values = []

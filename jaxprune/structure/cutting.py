@@ -96,7 +96,7 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
 
 def _named(params: Params) -> dict[Any, tuple[str, tuple[int, ...]]]:
     """Path and shape of each parameter by its keys, and by those inside its collection; positions alone do not tell."""
-    selection = tree.select(params, lambda *_: False)
+    selection = tree.flatten(params)
     named, counts = {}, Counter()
     keyed = tree_util.tree_leaves_with_path(params)
     for (keys, leaf), path in zip(keyed, selection.paths, strict=True):
@@ -112,7 +112,7 @@ def _parts(params: Params) -> dict[Any, list[tuple[str, tuple[int, ...]]] | None
 
     ``None`` for a structure that several collections have.
     """
-    selection = tree.select(params, lambda *_: False)
+    selection = tree.flatten(params)
     everything = [(path, leaf.shape) for path, leaf in zip(selection.paths, selection.leaves, strict=True)]
     parts: dict[Any, list[tuple[str, tuple[int, ...]]] | None] = {}
     start = 0
@@ -128,7 +128,7 @@ def _parts(params: Params) -> dict[Any, list[tuple[str, tuple[int, ...]]] | None
 
 def small_shapes(params: Params, flags: Flags) -> list[tuple[str, tuple[int, ...]]]:
     """Path and shape of each parameter after the cut."""
-    selection = tree.select(params, lambda *_: False)
+    selection = tree.flatten(params)
     return [
         (path, tuple(int(flags[path, i].sum()) if (path, i) in flags else n for i, n in enumerate(leaf.shape)))
         for path, leaf in zip(selection.paths, selection.leaves, strict=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import tree_util
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting
 
 _STATISTICS = ("mean", "var")
@@ -92,7 +92,7 @@ def _epsilons(epsilon: Setting, pairs: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(epsilon, Mapping) and {*epsilon} != {*pairs.values()}:
         raise ValueError(f"epsilon is given for {sorted(epsilon)}, the BatchNorms are {sorted({*pairs.values()})}")
     one = {path: epsilon[path] if isinstance(epsilon, Mapping) else epsilon for path in pairs.values()}
-    return {path: tree.check_setting(value, f"epsilon of {path!r}", 0, 3e38) for path, value in one.items()}
+    return {path: settings.check_setting(value, f"epsilon of {path!r}", 0, 3e38) for path, value in one.items()}
 
 
 def _entries(variables: Mapping[Any, Any], path: str) -> dict[str, _Leaf]:

@@ -111,7 +111,7 @@ def entries(units: Units, groups: Sequence[Group]) -> dict[tuple[str, int], np.n
 
 def mask_flags(masks: Any, params: Any) -> dict[str, np.ndarray]:
     """For each parameter, by path, its mask in full shape; ``ValueError`` or ``TypeError`` if the masks are not."""
-    chosen, shapes = tree.select(masks, lambda *_: False), tree.select(params, lambda *_: False)
+    chosen, shapes = tree.flatten(masks), tree.flatten(params)
     tree.same_paths(chosen, shapes, "masks", "params")
     flags = {}
     for path, mask, leaf in zip(chosen.paths, chosen.leaves, shapes.leaves, strict=True):

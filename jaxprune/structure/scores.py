@@ -34,11 +34,11 @@ def of_groups(
       ValueError: scores of another shape than the parameter, with its path.
       TypeError: traced parameters: what is removed decides on shapes.
     """
-    if any(isinstance(leaf, Tracer) for leaf in tree.select(params, lambda *_: False).leaves):
+    if any(isinstance(leaf, Tracer) for leaf in tree.flatten(params).leaves):
         raise TypeError("shrinking needs concrete parameters: what is removed decides on shapes")
     shapes = tree.select(params, where)
     sizes = {path: np.shape(leaf) for path, leaf in zip(shapes.paths, shapes.leaves, strict=True)}
-    scored = tree.select(saliency(params), lambda *_: False)
+    scored = tree.flatten(saliency(params))
     leaves = dict(zip(scored.paths, scored.leaves, strict=True))
     for path, leaf in leaves.items():
         wrong = np.ndim(leaf) != len(sizes.get(path, ())) or any(

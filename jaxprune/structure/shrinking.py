@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxprune import saliency as criteria
-from jaxprune import tree
+from jaxprune import settings
 from jaxprune.base import Params, Saliency, Where
 from jaxprune.structure import budgets, cost, scores
 from jaxprune.structure.graph import Graph, trace
@@ -94,7 +94,7 @@ def shrink(
     >>> shrunk.params["first"].shape, shrunk.apply(shrunk.params, jnp.ones((4, 3))).shape
     ((3, 4), (4, 2))
     """
-    amount = float(tree.check_setting(sparsity, "sparsity", 0.0, 1.0))
+    amount = float(settings.check_setting(sparsity, "sparsity", 0.0, 1.0))
     for name, value in (("round_to", round_to), ("min_keep", min_keep)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

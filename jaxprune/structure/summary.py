@@ -88,7 +88,7 @@ def _pair(values: Iterable[int]) -> tuple[int, int]:
 
 def summarize(graph: Graph, params: Params, plan: Units, certificate: Certificate) -> ShrinkReport:
     """The report of a plan."""
-    selection, shapes, flags = tree.select(params, lambda *_: False), graph.shapes(plan), graph.kept(plan)
+    selection, shapes, flags = tree.flatten(params), graph.shapes(plan), graph.kept(plan)
     widths = {path: leaf.dtype.itemsize for path, leaf in zip(selection.paths, selection.leaves, strict=True)}
     pair = (graph.shapes({}), shapes)
     rows = tuple(

@@ -61,7 +61,7 @@ def label(function: Callable[..., Any], params: Params, inputs: Any, trailing: b
 
 
 def _walk(traced: Any, params: Params, inputs: Any, shape: Any, free: FreeOutput, labels: Labels) -> Traced:
-    selection = tree.select(params, lambda *_: False)
+    selection = tree.flatten(params)
     axes = [tuple(labels.fresh(size) for size in leaf.shape) for leaf in selection.leaves]
     labels.born = labels.count
     given = []
@@ -70,7 +70,7 @@ def _walk(traced: Any, params: Params, inputs: Any, shape: Any, free: FreeOutput
         given.append(tuple(labels.fixed(size, f"axis {i} of {name}") for i, size in enumerate(leaf.shape)))
     scope = walk(traced, [*axes, *given], labels)
     outputs, out_tree = jax.tree.flatten(shape)
-    paths = tree.select(shape, lambda *_: False).paths
+    paths = tree.flatten(shape).paths
     may_shrink = tuple(_is_free(path, out, free) for path, out in zip(paths, outputs, strict=True))
     for path, out_free, out_axes in zip(paths, may_shrink, scope.out_axes, strict=True):
         if not out_free:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
-from jaxprune.progress import bar
+from jaxprune.host import progress_bar
 from jaxprune.sweeps import batching, checkpointing
 
 
@@ -126,7 +126,7 @@ def sweep(
         keeping = checkpointing.keeping(path, description, results, start)
     # With a checkpoint nothing runs ahead, so that all that is finished at an exception is already on the host.
     finishing = batching.run(program, settings, placed, results, range(start, count, width), checkpoint is None)
-    with bar(progress, "settings", start, count) as show, keeping as keep:
+    with progress_bar(progress, "settings", start, count) as show, keeping as keep:
         for finished in finishing:
             keep(finished)
             show(finished)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, QParams, QuantSpec, Setting
 from jaxprune.kernels import uniform
 from jaxprune.kernels.rounding import TINY, grid, qparams_of
@@ -51,7 +51,7 @@ def clip_activations(x: Array, alpha: Any, bits: Setting) -> Array:
     x, alpha = jnp.asarray(x), jnp.asarray(alpha, jnp.float32)
     if not _broadcasts(alpha.shape, x.shape):
         raise ValueError(f"alpha has shape {alpha.shape}, which does not broadcast to the activations {x.shape}")
-    return _clip(x, alpha, jnp.asarray(tree.check_setting(bits, "bits", 1, 16)))
+    return _clip(x, alpha, jnp.asarray(settings.check_setting(bits, "bits", 1, 16)))
 
 
 @jax.jit
@@ -127,7 +127,7 @@ def observe(state: Range, x: Array, decay: Setting = 0.99) -> Range:
     x = jnp.asarray(x)
     if not _broadcasts(np.shape(state.low), x.shape):
         raise ValueError(f"the range has shape {np.shape(state.low)}, which does not broadcast to the batch {x.shape}")
-    return _observe(state, x, tree.check_setting(decay, "decay", 0, 1))
+    return _observe(state, x, settings.check_setting(decay, "decay", 0, 1))
 
 
 @jax.jit
@@ -182,7 +182,7 @@ def range_qparams(state: Range, bits: Setting, *, spec: QuantSpec = _SYMMETRIC) 
     """
     if spec.block_size is not None:
         raise ValueError(f"an observed range has no blocks, got block_size {spec.block_size}")
-    return _range_qparams(state, jnp.asarray(tree.check_setting(bits, "bits", 1, 16)), spec.symmetric)
+    return _range_qparams(state, jnp.asarray(settings.check_setting(bits, "bits", 1, 16)), spec.symmetric)
 
 
 @partial(jax.jit, static_argnames="symmetric")

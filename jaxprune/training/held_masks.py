@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from optax import MaskedNode
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Setting, Where
-from jaxprune.masks.application import check_mask
 
 
 class HeldMasks(NamedTuple):
@@ -84,8 +83,8 @@ def masks_of(opt_state: Any, params: Params | None = None) -> Masks:
         merged = _merged(merged, masks)
     if params is None:
         return merged
-    shown = tree.select(params, lambda *_: False)
-    known = tree.select(merged, lambda *_: False)
+    shown = tree.flatten(params)
+    known = tree.flatten(merged)
     by_path = dict(zip(known.paths, known.leaves, strict=True))
     return shown.treedef.unflatten([by_path.get(path, jnp.ones((), bool)) for path in shown.paths])
 
@@ -127,10 +126,10 @@ def chosen_of(params: Params, where: Where) -> tree.Selection:
 
 def within(setting: Setting, params: Params) -> Setting:
     """A setting or tree of settings, without those of leaves that ``optax.masked`` has taken out of ``params``."""
-    if tree.is_scalar(setting) or not _has_gaps(params):
+    if settings.is_scalar(setting) or not _has_gaps(params):
         return setting
-    given = tree.select(setting, lambda *_: False)
-    paths = tree.select(params, lambda *_: False).paths
+    given = tree.flatten(setting)
+    paths = tree.flatten(params).paths
     known = {
         path: value
         for path, value in zip(given.paths, given.leaves, strict=True)
@@ -141,7 +140,7 @@ def within(setting: Setting, params: Params) -> Setting:
 
 def _fitted(masks: Masks, params: Params) -> Masks:
     """The masks in the structure of ``params``, once it is sure that they fit."""
-    shown, flags = tree.select(params, lambda *_: False), tree.select(masks, lambda *_: False)
+    shown, flags = tree.flatten(params), tree.flatten(masks)
     if not _has_gaps(params):
         tree.same_paths(shown, flags, "params", "masks")
     by_path = dict(zip(flags.paths, flags.leaves, strict=True))
@@ -149,7 +148,7 @@ def _fitted(masks: Masks, params: Params) -> Masks:
     if missing:
         raise ValueError(f"masks have no leaf {missing[0]!r}; they have {flags.paths}")
     for path, leaf in zip(shown.paths, shown.leaves, strict=True):
-        check_mask(path, leaf, by_path[path])
+        tree.check_mask(path, leaf, by_path[path])
     return shown.treedef.unflatten([jnp.asarray(by_path[path]) for path in shown.paths])
 
 

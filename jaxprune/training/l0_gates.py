@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Setting, Where
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
@@ -63,7 +63,7 @@ def init_gates(params: Params, keep: Setting = 0.9, *, units: bool = False, wher
     10.8
     """
     chosen = tree.select(params, where)
-    chances = tree.per_leaf(keep, chosen, "keep", _LEAST, 1 - _LEAST)
+    chances = settings.per_leaf(keep, chosen, "keep", _LEAST, 1 - _LEAST)
     shapes = [np.shape(chosen.leaves[i]) for i in chosen.chosen]
     if () in shapes:
         raise ValueError(f"leaf {tree.show(chosen.names[shapes.index(())])} is a scalar; gates need an axis")
@@ -151,7 +151,7 @@ def gate_masks(params: Params, log_alpha: Any) -> Masks:
 
 def _pair(params: Params, log_alpha: Any) -> tuple[tree.Selection, list[Array]]:
     """The parameters that have gates, and their gates."""
-    everything, gates = tree.select(params, lambda *_: False), tree.select(log_alpha, lambda *_: False)
+    everything, gates = tree.flatten(params), tree.flatten(log_alpha)
     tree.same_paths(everything, gates, "params", "log_alpha")
     chosen = tuple(i for i, gate in enumerate(gates.leaves) if np.ndim(gate))
     for i in chosen:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import uniform
 from jaxprune.kernels.ranges import full_range, mean_magnitude
@@ -147,7 +147,7 @@ def step_qparams(
 
 
 def _widths(selection: tree.Selection, bits: Setting, signed: bool) -> list[Any]:
-    return tree.per_leaf(bits, selection, "bits", 2 if signed else 1, 16)
+    return settings.per_leaf(bits, selection, "bits", 2 if signed else 1, 16)
 
 
 def _steps_of(selection: tree.Selection, steps: Params) -> list[Array]:

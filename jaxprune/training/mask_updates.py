@@ -12,9 +12,8 @@ from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
 from jaxprune import masks as masking
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Scores, Setting, Where
-from jaxprune.masks.application import check_mask
 from jaxprune.masks.selection import Scope
 from jaxprune.training.held_masks import chosen_of, within
 from jaxprune.training.running_saliency import RunningSaliency, as_running
@@ -63,7 +62,7 @@ def mask_rule(
         raise ValueError(f"scope must be 'leaf' or 'global', got {scope!r}")
     function = schedule
     if not callable(schedule):
-        level = jax.tree.map(lambda value: tree.check_setting(value, "sparsity", 0.0, 1.0), schedule)
+        level = jax.tree.map(lambda value: settings.check_setting(value, "sparsity", 0.0, 1.0), schedule)
         function = lambda count: level  # noqa: E731
     return MaskRule(function, as_running(saliency), mask_fn, every, scope, where, revive)
 
@@ -163,7 +162,7 @@ def _(axis_size: int, batched: Any, due: Array) -> tuple[Array, bool]:
 def ranked(rule: MaskRule, params: Params, target: Setting, memory: Any, grads: Any, old: Masks = None) -> Masks:
     """Masks of the params' scores for a target; without revival what ``old`` masks remove stays removed."""
     chosen = chosen_of(params, rule.where)
-    found = tree.select(rule.saliency.scores(memory, params, grads), lambda *_: False)
+    found = tree.flatten(rule.saliency.scores(memory, params, grads))
     tree.same_paths(chosen, found, "params", "scores")
     scores = [found.leaves[i] for i in chosen.chosen]
     if old is None or rule.revive:
@@ -184,8 +183,8 @@ def _rank(rule: MaskRule, chosen: tree.Selection, scores: list[Array], target: S
         made = masking.by_sparsity(given, target, scope=rule.scope, where=lambda path, _: path in names)
     else:
         made = rule.mask_fn(given, target)
-    masks = tree.select(made, lambda *_: False)
+    masks = tree.flatten(made)
     tree.same_paths(chosen, masks, "params", "masks")
     for path, leaf, mask in zip(chosen.paths, chosen.leaves, masks.leaves, strict=True):
-        check_mask(path, leaf, mask)
+        tree.check_mask(path, leaf, mask)
     return [jnp.asarray(masks.leaves[i]) for i in chosen.chosen]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels.rounding import divide
 from jaxprune.training.held_masks import chosen_of, need, within
@@ -106,10 +106,10 @@ def _proximal(
 
     def update(updates: Any, state: Any, params: Params | None = None, **_: Any) -> tuple[Any, Any]:
         chosen = chosen_of(need(params, name), where)
-        moved = tree.select(updates, lambda *_: False)
+        moved = tree.flatten(updates)
         tree.same_paths(chosen, moved, "params", "updates")
         setting = within(strength(state.step) if scheduled else strength, params)
-        limits = tree.per_leaf(setting, chosen, "strength", 0.0, np.inf)
+        limits = settings.per_leaf(setting, chosen, "strength", 0.0, np.inf)
         new = _step(prox, chosen.values, [jnp.asarray(moved.leaves[i]) for i in chosen.chosen], limits)
         if scheduled:
             state = ProximalState(jnp.asarray(optax.safe_increment(state.step)))

@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxprune import masks as masking
 from jaxprune import saliency as criteria
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Saliency, Scores, Setting, Where
 from jaxprune.kernels.rounding import power_of_two
 from jaxprune.masks.selection import Scope, as_masks
@@ -179,9 +179,9 @@ def prune_at_start(
     shown = tree.select(jax.eval_shape(lambda: saliency(params)), lambda path, _: path in names)
     tree.same_paths(chosen, shown, "params", "scores")
     if scope == "leaf":
-        tree.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
-    elif tree.is_scalar(sparsity):
-        tree.check_setting(sparsity, "sparsity", 0.0, 1.0)
+        settings.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
+    elif settings.is_scalar(sparsity):
+        settings.check_setting(sparsity, "sparsity", 0.0, 1.0)
 
     def prune(kept: list[Array], fraction: Setting) -> tuple[list[Array], None]:
         scores = jax.tree.leaves(saliency(masking.apply_masks(params, as_masks(chosen, kept))))

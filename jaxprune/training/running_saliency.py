@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import saliency as criteria
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Scores
 
 
@@ -70,7 +70,7 @@ def running_fisher(decay: Any = 0.99) -> RunningSaliency:
     >>> fisher.scores(fisher.update(fisher.init(params), params, grads), params, grads).tolist()
     [2.0, 4.5]
     """
-    decay = tree.check_setting(decay, "decay", 0.0, 1.0 - 2**-24)
+    decay = settings.check_setting(decay, "decay", 0.0, 1.0 - 2**-24)
 
     def update(memory: Any, params: Params, grads: Any) -> Any:
         average, weight = memory

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from jaxprune import schedules, tree
+from jaxprune import schedules, settings
 from jaxprune.base import Array, Masks, Params, Setting, Where
 from jaxprune.kernels import order
 from jaxprune.kernels.sharding import automatic, explicit_spec
@@ -209,7 +209,7 @@ def _sparse(
 def _drop_schedule(drop_fraction: Any, stop_step: Any) -> Callable[[Array], Any]:
     if callable(drop_fraction):
         return drop_fraction
-    fraction = tree.check_setting(drop_fraction, "drop_fraction", 0.0, 1.0)
+    fraction = settings.check_setting(drop_fraction, "drop_fraction", 0.0, 1.0)
     return schedules.constant(fraction) if stop_step is None else schedules.cosine(fraction, 0.0, stop_step)
 
 

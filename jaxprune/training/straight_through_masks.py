@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Where
-from jaxprune.masks.application import pair
 from jaxprune.masks.selection import Scope
 from jaxprune.training.held_masks import need
 from jaxprune.training.mask_updates import MaskFn, PruningState, mask_rule, ordered, renewed, start
@@ -38,7 +37,7 @@ def masked_forward(params: Params, masks: Masks) -> Params:
     >>> jax.grad(lambda w: masked_forward(w, masks).sum())(jnp.array([3.0, 2.0])).tolist()
     [1.0, 1.0]
     """
-    chosen, kept = pair(params, masks)
+    chosen, kept = tree.pair(params, masks)
     return chosen.replace([_pass_through(value, mask) for value, mask in zip(chosen.values, kept, strict=True)])
 
 
@@ -95,7 +94,7 @@ def straight_through(
     [4.0, -3.0, 0.0, 0.0]
     """
     rule = mask_rule(schedule, saliency, mask_fn, every, scope, where, revive=True)
-    decay = tree.check_setting(decay, "decay", 0.0, jnp.inf)
+    decay = settings.check_setting(decay, "decay", 0.0, jnp.inf)
 
     def init(params: Params) -> PruningState:
         return start(rule, params, inner.init(params))

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from jaxprune import tree
+from jaxprune import settings
 from jaxprune.base import Masks, Params, Setting, Where
 from jaxprune.masks import apply_masks, sparsity_of
 from jaxprune.masks.selection import Scope
@@ -87,7 +87,7 @@ def lottery_ticket(
     if isinstance(rounds, bool) or not isinstance(rounds, int | np.integer) or rounds < 1:
         raise ValueError(f"rounds must be an integer of 1 or more, got {rounds!r}")
     rule = mask_rule(lambda count: count, saliency, None, 1, scope, where, revive=False)
-    fraction = jax.tree.map(lambda value: tree.check_setting(value, "fraction", 0.0, 1.0), fraction)
+    fraction = jax.tree.map(lambda value: settings.check_setting(value, "fraction", 0.0, 1.0), fraction)
     start = params if early is None else early(params)
 
     def one_round(masks: Masks, number: Any) -> tuple[Masks, Any]:

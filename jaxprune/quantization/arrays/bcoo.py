@@ -8,7 +8,6 @@ from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Masks, Params, Where
-from jaxprune.masks.application import pair
 
 
 def to_bcoo(params: Params, masks: Masks | None = None, *, where: Where = None) -> Params:
@@ -51,7 +50,7 @@ def to_bcoo(params: Params, masks: Masks | None = None, *, where: Where = None) 
 
 def masked(params: Params, masks: Masks, where: Where) -> tuple[tree.Selection, list[Array]]:
     """The leaves that have masks, of those that ``where`` selects (None: of all), and their masks."""
-    floating, kept = pair(params, masks)
+    floating, kept = tree.pair(params, masks)
     mask_of = dict(zip(floating.chosen, kept, strict=True))
     selection = floating if where is None else tree.select(params, where)
     for path, i in zip(selection.names, selection.chosen, strict=True):
