@@ -156,14 +156,6 @@ def check_mask(path: str, leaf: Any, mask: Any) -> None:
         )
 
 
-def check_axis(path: str, leaf: Any, axis: int) -> int:
-    """``axis`` of the leaf counted from the front; ``ValueError`` if it has no such axis."""
-    ndim = np.ndim(leaf)
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"leaf {show(path)} has shape {np.shape(leaf)} and no axis {axis}")
-    return axis % ndim
-
-
 def show(path: str) -> str:
     """The path as error messages name it."""
     return repr(path) if path else "(the array itself)"

@@ -21,7 +21,7 @@ MODULES = sorted({file.relative_to(PACKAGE).parts[0].removesuffix(".py") for fil
 LAYERS = (
     ("base",),
     ("tree", "host"),
-    ("settings",),
+    ("settings", "layout"),
     ("kernels",),
     ("saliency", "masks", "quantization", "schedules"),
     ("pruning", "program"),

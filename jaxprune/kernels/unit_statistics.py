@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
 from jaxprune.base import Array
 from jaxprune.kernels.histogram import histogram
 from jaxprune.kernels.rounding import divide
 from jaxprune.kernels.sharding import automatic
+from jaxprune.layout import unit_count, unit_shape, within_unit
 
 
 def entropy(w: Array, bins: int) -> Array:
@@ -27,7 +27,7 @@ def entropy(w: Array, bins: int) -> Array:
     # log2 by parts, exact at powers of two: jnp.log2 alone is an ulp off at some of them.
     mantissa, exponent = jnp.frexp(jnp.where(p == 0, 1.0, p))
     bits = jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1)), axis=-1)
-    return bits.reshape((1,) * (w.ndim - 1) + w.shape[-1:])
+    return bits.reshape(unit_shape(w))
 
 
 def sparsity(w: Array) -> Array:
@@ -36,26 +36,10 @@ def sparsity(w: Array) -> Array:
     return divide(zeros.astype(jnp.float32), float(max(math.prod(w.shape[:-1]), 1)))
 
 
-def within_unit(w: Array) -> tuple[int, ...]:
-    """The axes that a unit spans."""
-    return tuple(range(w.ndim - 1))
-
-
 def check_bins(bins: Any) -> None:
     """Raises ``ValueError`` unless ``bins`` is an integer of at least 1."""
     if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 1:
         raise ValueError(f"bins must be an integer of at least 1 (it is static), got {bins!r}")
-
-
-def check_countable(chosen: tree.Selection, bins: int = 1) -> None:
-    """Raises ``ValueError`` unless the histograms of the chosen leaves fit 32-bit integers."""
-    for path, value in zip(chosen.names, chosen.values, strict=True):
-        *rest, units = value.shape or (1,)
-        if max(math.prod(rest), units * bins) >= 2**31:
-            raise ValueError(
-                f"leaf {tree.show(path)} has {math.prod(rest)} values a unit and {units} units of {bins} bins; "
-                "both must be below 2**31 in number"
-            )
 
 
 def _histograms(w: Array, bins: int) -> Array:
@@ -66,7 +50,7 @@ def _histograms(w: Array, bins: int) -> Array:
     low, high = jnp.where(low <= high, low, 0.0), jnp.where(low <= high, high, 0.0)
     scale = power_of_two(jnp.maximum(-low, high))  # so that the width of the range cannot overflow
     ends = (low * scale, high * scale, scale)
-    binning = _UnitBin(w.shape[-1] if w.ndim else 1, bins)
+    binning = _UnitBin(unit_count(w), bins)
     return jax.lax.platform_dependent(
         w, ends, tpu=partial(_count_by_pass, binning), default=partial(_count_by_scatter, binning)
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import layout, tree
 from jaxprune.base import Array, Masks, Scores, Setting, Where
 from jaxprune.kernels.float_keys import common_dtype, to_keys
 from jaxprune.kernels.sharding import automatic, explicit_spec
@@ -42,7 +42,7 @@ def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False,
         raise ValueError(f"n of m must have 0 <= n <= m and m >= 1, got n={n}, m={m}")
     chosen = tree.select(scores, where)
     for path, leaf in zip(chosen.names, chosen.values, strict=True):
-        length = leaf.shape[tree.check_axis(path, leaf, axis)]
+        length = leaf.shape[layout.check_axis(path, leaf, axis)]
         if length % m and not pad:
             raise ValueError(
                 f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}; "

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxprune import settings, tree
+from jaxprune import layout, settings, tree
 from jaxprune.base import Array, Masks, Params, Setting, Where
 from jaxprune.kernels import unit_statistics
 from jaxprune.masks.selection import as_masks
@@ -34,7 +34,7 @@ def by_unit_entropy(params: Params, threshold: Setting, *, bins: int = 64, where
     """
     unit_statistics.check_bins(bins)
     chosen = tree.select(params, where)
-    unit_statistics.check_countable(chosen, int(bins))
+    layout.check_countable(chosen, int(bins))
     limits = settings.per_leaf(threshold, chosen, "threshold (bits)", 0.0, np.inf)
     return as_masks(chosen, _informative(chosen.values, limits, int(bins)))
 
@@ -63,7 +63,7 @@ def by_unit_sparsity(params: Params, threshold: Setting, *, where: Where = None)
     [[False, True]]
     """
     chosen = tree.select(params, where)
-    unit_statistics.check_countable(chosen)
+    layout.check_countable(chosen)
     limits = settings.per_leaf(threshold, chosen, "threshold", 0.0, 1.0)
     return as_masks(chosen, _dense(chosen.values, limits))
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import settings, tree
+from jaxprune import layout, settings, tree
 from jaxprune.base import Array, Params, QuantSpec, Where
 from jaxprune.kernels import order, unit_statistics
 from jaxprune.quantization.integers import fake_quant
@@ -123,7 +123,7 @@ def entropy_curve(params: Params, thresholds: Any, *, bins: int = 64, where: Whe
     """
     unit_statistics.check_bins(bins)
     chosen = tree.select(params, where)
-    unit_statistics.check_countable(chosen, int(bins))
+    layout.check_countable(chosen, int(bins))
     limits = _vector(thresholds, "threshold (bits)", 0.0, np.inf)
     found = [_entropy_curve(leaf, limits, int(bins)) for leaf in chosen.values]
     return EntropyCurve(*(_with_zeros(chosen, [pair[i] for pair in found], limits.shape) for i in range(2)))
@@ -132,7 +132,7 @@ def entropy_curve(params: Params, thresholds: Any, *, bins: int = 64, where: Whe
 @partial(jax.jit, static_argnums=2)
 def _entropy_curve(w: Array, thresholds: Array, bins: int) -> tuple[Array, Array]:
     bits = unit_statistics.entropy(w, bins).reshape(-1)
-    energy = jnp.sum(_squares(w), axis=unit_statistics.within_unit(w)).reshape(-1)
+    energy = jnp.sum(_squares(w), axis=layout.within_unit(w)).reshape(-1)
     removed = bits < thresholds[:, None]
     share = jnp.sum(removed, axis=1, dtype=jnp.int32).astype(jnp.float32) / max(bits.size, 1)
     return share, _relative(jnp.sum(jnp.where(removed, energy, 0.0), axis=1), w)

@@ -10,6 +10,7 @@ from jaxprune.base import Array, Params, Scores
 from jaxprune.kernels.rounding import divide
 from jaxprune.kernels.sharding import automatic
 from jaxprune.kernels.unit_statistics import power_of_two
+from jaxprune.layout import unit_count, unit_shape
 from jaxprune.saliency._apply import floating, score
 
 _TILE = 128  # units whose distances to as many others are computed together
@@ -46,12 +47,12 @@ def geometric_median(params: Params) -> Scores:
 
 def _geometric_median(w: Array) -> Array:
     sums = automatic(_sums_of_distances, jax.lax.stop_gradient(w))
-    return sums.reshape((1,) * (w.ndim - 1) + w.shape[-1:])
+    return sums.reshape(unit_shape(w))
 
 
 def _sums_of_distances(w: Array) -> Array:
     """The scores: float32 (C,)."""
-    units, weights = (w.shape[-1] if w.ndim else 1), math.prod(w.shape[:-1])
+    units, weights = unit_count(w), math.prod(w.shape[:-1])
     rows = w.astype(jnp.float32).reshape(weights, units).T
     finite = jnp.all(jnp.isfinite(rows), axis=1)
     rows = jnp.where(finite[:, None], rows, 0.0)

@@ -12,7 +12,7 @@ from jaxprune import tree
 from jaxprune.base import Array, Params, Scores
 from jaxprune.kernels import unit_statistics
 from jaxprune.kernels.rounding import divide
-from jaxprune.kernels.unit_statistics import within_unit
+from jaxprune.layout import check_countable, within_unit
 from jaxprune.saliency._apply import floating, score
 
 
@@ -200,5 +200,5 @@ def _countable(params: Params, bins: int = 1) -> tree.Selection:
     """The floating leaves, once it is sure that their histograms fit 32-bit integers."""
     unit_statistics.check_bins(bins)
     selection = floating(params)
-    unit_statistics.check_countable(selection, int(bins))
+    check_countable(selection, int(bins))
     return selection

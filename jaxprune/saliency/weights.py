@@ -10,7 +10,8 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.base import Array, Params, Scores
 from jaxprune.kernels.rounding import divide
-from jaxprune.kernels.unit_statistics import power_of_two, within_unit
+from jaxprune.kernels.unit_statistics import power_of_two
+from jaxprune.layout import within_unit
 from jaxprune.saliency._apply import floating, no_score, score
 
 

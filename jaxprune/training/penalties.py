@@ -17,7 +17,8 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.base import Array, Params, Where
 from jaxprune.kernels.rounding import divide
-from jaxprune.kernels.unit_statistics import power_of_two, within_unit
+from jaxprune.kernels.unit_statistics import power_of_two
+from jaxprune.layout import within_unit
 
 
 def l1(params: Params, *, where: Where = None) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import tree
+from jaxprune import layout, tree
 from jaxprune.base import Array, Masks, Params, Where
 from jaxprune.files.packing import pack, unpack
 from jaxprune.quantization.arrays.bcoo import masked
@@ -82,7 +82,7 @@ def to_n_of_m(params: Params, masks: Masks, n: int = 2, m: int = 4, *, axis: int
     _check_numbers(n, m)
     selection, kept = masked(params, masks, where)
     for path, leaf, mask in zip(selection.names, selection.values, kept, strict=True):
-        length = leaf.shape[tree.check_axis(path, leaf, axis)]
+        length = leaf.shape[layout.check_axis(path, leaf, axis)]
         if length % m:
             raise ValueError(f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}")
         _check_groups(path, leaf, mask, n, m, axis)
