@@ -1,16 +1,15 @@
-"""Makes a notebook of every example, in examples/notebooks, without outputs. Change the example, then run this.
+"""Makes a notebook of every example, without outputs: a hook of MkDocs, by which the site offers them to be downloaded.
 
-    python docs/tools/notebooks.py
+    python docs/tools/notebooks.py FOLDER       # the same without a site
 
 An example's docstring and the comments below its rules become text, what is between them cells; without rules, blank
 lines part cells. Pictures appear in the notebook instead of a file, and options are given in the text.
 """
 
 import re
+import sys
 from pathlib import Path
-
-import nbformat
-from nbformat import v4
+from typing import Any
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 RULE = re.compile(r"^# -{20,}\n", re.MULTILINE)
@@ -22,37 +21,53 @@ DROPPED = re.compile(
 SHORT = 'For a quick look, write `parser.parse_args(["--short"])` below.'
 
 
-def notebook_of(source: str) -> nbformat.NotebookNode:
-    """The notebook of an example, from its text. Equal sources give equal notebooks."""
+def on_files(files: Any, config: Any) -> Any:
+    """Adds notebooks/NAME.ipynb of every example to the files of the site."""
+    from mkdocs.structure.files import File
+
+    for name, content in notebooks().items():
+        files.append(File.generated(config, f"notebooks/{name}", content=content))
+    return files
+
+
+def notebooks() -> dict[str, str]:
+    """The notebooks by their names."""
+    import jupytext
+
+    made = {}
+    for path in sorted(EXAMPLES.glob("*.py")):
+        notebook = jupytext.reads(cells_of(path.read_text()), fmt="py:percent")
+        notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        made[f"{path.stem}.ipynb"] = jupytext.writes(notebook, fmt="ipynb")
+    return made
+
+
+def cells_of(source: str) -> str:
+    """The example as a script in cells, each below a line of ``# %%``: a program as before."""
     _, docstring, code = source.split('"""', 2)
     title, _, about = re.sub(r"\n {4}python .*\n", "", docstring).partition("\n")
     about = re.sub(r"\s*Draws \w+\.png in the current folder\.", "", about).strip()
-    text = [f"# {title}", about, SHORT if "--short" in code else ""]
-    cells = [v4.new_markdown_cell("\n\n".join(filter(None, text)))]
     code = DROPPED.sub("", code).replace("import matplotlib\n", "import matplotlib.pyplot as plt\n")
     code = code.replace("parse_args()", "parse_args([])")
-    imports = IMPORTS.match(code)
-    assert imports is not None, "an example imports something"
-    first, *parts = RULE.split(code[imports.end() :])
-    for piece in [imports[0], *([first] if parts else re.split(r"\n\n+(?=\S)", first))]:
-        cells += [v4.new_code_cell(piece.strip())] if piece.strip() else []
+    imports = IMPORTS.match(code)[0]  # type: ignore
+    first, *parts = RULE.split(code[len(imports) :])
+    text = [f"# {title}", about, SHORT if "--short" in code else ""]
+    cells = [text_cell("\n\n".join(filter(None, text)))]
+    pieces = [imports, *([first] if parts else re.split(r"\n\n+(?=\S)", first))]
+    cells += [f"# %%\n{piece.strip()}" for piece in pieces]
     for part in parts:
-        comment = re.match(r"(?:# .*\n)*", part)
-        text = re.sub(r"^# ", "", comment[0], flags=re.MULTILINE) if comment else ""
-        cells += [v4.new_markdown_cell(text.strip())] if text else []
-        cells.append(v4.new_code_cell(part[comment.end() if comment else 0 :].strip()))
-    for i, cell in enumerate(cells):
-        cell["id"] = f"cell-{i}"
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+        comment = re.match(r"(?:# .*\n)*", part)[0]  # type: ignore
+        cells += [text_cell(re.sub(r"^# ", "", comment, flags=re.MULTILINE))] if comment else []
+        cells.append(f"# %%\n{part[len(comment) :].strip()}")
+    return "\n\n".join(cell for cell in cells if cell.strip() != "# %%") + "\n"
 
 
-def main() -> None:
-    folder = EXAMPLES / "notebooks"
-    folder.mkdir(exist_ok=True)
-    for example in sorted(EXAMPLES.glob("*.py")):
-        nbformat.write(notebook_of(example.read_text()), folder / f"{example.stem}.ipynb")
+def text_cell(text: str) -> str:
+    return "# %% [markdown]\n" + re.sub(r"^", "# ", text.strip(), flags=re.MULTILINE)
 
 
 if __name__ == "__main__":
-    main()
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in notebooks().items():
+        (folder / name).write_text(content)
