@@ -5,14 +5,15 @@ As ``flax.serialization.to_bytes`` writes, and ``msgpack_restore`` reads, with a
 
 import mmap
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxprune.checkpoints import names
-from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of, from_file
+from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of, from_file, of_array
 from jaxprune.host import library
 
 NAME = "msgpack"
@@ -20,30 +21,7 @@ SUFFIXES = (".msgpack",)
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # Flax's extension types
 _PIECES = "__msgpack_chunked_array__"
 _DEEPEST = 64
-_SIZES = {
-    0xC4: 1,
-    0xC5: 2,
-    0xC6: 4,
-    0xC7: 1,
-    0xC8: 2,
-    0xC9: 4,
-    0xD9: 1,
-    0xDA: 2,
-    0xDB: 4,
-    0xDC: 2,
-    0xDD: 4,
-    0xDE: 2,
-    0xDF: 4,
-}  # of lengths
-_FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | dict(zip(range(0xCC, 0xD4), (1, 2, 4, 8) * 2, strict=True))
-
-
-class _Place(NamedTuple):
-    """Bytes of the file: an extension of a type, or (type None) a plain value."""
-
-    kind: int | None
-    start: int
-    stop: int
+_EXTENSIONS = {0xC7: 3, 0xC8: 4, 0xC9: 6} | dict.fromkeys(range(0xD4, 0xD9), 2)  # first byte: bytes before the data
 
 
 def recognizes(path: Path, start: bytes) -> bool:
@@ -57,17 +35,20 @@ def recognizes(path: Path, start: bytes) -> bool:
 
 def read(path: Path) -> dict[str, Leaf]:
     """The leaves; ``None`` entries are left out, numbers are arrays of rank 0."""
+    msgpack = library("msgpack", "flax")
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise CheckpointError(f"{path}: an empty file")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    try:
-        tree, end = _scan(mapped, 0, 0)
-        if end != len(mapped):
-            raise ValueError(f"{len(mapped) - end} bytes follow its end")
-        found = names.flat(_joined(path, mapped, tree))
-    except (IndexError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: no msgpack file of Flax, or one that was cut short: {error}") from error
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        stream = msgpack.Unpacker(file, read_size=2**20, max_buffer_size=0, strict_map_key=False)
+        try:
+            tree = _File(path, data, stream).node()
+            if stream.tell() != len(data):
+                raise ValueError(f"{len(data) - stream.tell()} bytes follow its end")
+            found = names.flat(tree)
+        except (IndexError, ValueError, KeyError, TypeError, AttributeError, OverflowError, msgpack.OutOfData) as error:
+            said = str(error) or "a value ends beyond it"
+            raise CheckpointError(f"{path}: no msgpack file of Flax, or one that was cut short: {said}") from error
     return {name: leaf._replace(name=name) for name, leaf in found.items() if leaf is not None}
 
 
@@ -90,106 +71,58 @@ def write(path: Path, leaves: Leaves) -> None:
         put(names.nested(leaves))
 
 
-def _scan(data: mmap.mmap, at: int, depth: int) -> tuple[Any, int]:
-    """The maps and lists from a position on, with a :class:`_Place` for each value; and where they end."""
-    if depth > _DEEPEST:
-        raise ValueError(f"maps in maps, {_DEEPEST} deep")
-    kind, at = data[at], at + 1
-    if kind in _SIZES:
-        length, at = int.from_bytes(_take(data, at, _SIZES[kind]), "big"), at + _SIZES[kind]
-    else:
-        length = kind & (0x0F if kind < 0xA0 else 0x1F)
-    if 0x80 <= kind <= 0x8F or kind in (0xDE, 0xDF):
-        return _scan_map(data, at, length, depth)
-    if 0x90 <= kind <= 0x9F or kind in (0xDC, 0xDD):
-        items = []
-        for _ in range(length):
-            item, at = _scan(data, at, depth + 1)
-            items.append(item)
-        return items, at
-    if 0xD4 <= kind <= 0xD8 or kind in (0xC7, 0xC8, 0xC9):
-        length = 1 << (kind - 0xD4) if kind >= 0xD4 else length
-        code, stop = data[at], at + 1 + length
-        return _inside(data, _Place(code, at + 1, stop))
-    if 0xA0 <= kind <= 0xBF or kind in (0xD9, 0xDA, 0xDB, 0xC4, 0xC5, 0xC6):
-        return _inside(data, _Place(-1, at, at + length))
-    if kind <= 0x7F or kind >= 0xE0 or kind in _FIXED:
-        return _inside(data, _Place(None, at - 1, at + _FIXED.get(kind, 0)))
-    raise ValueError(f"byte {kind:#x} at {at - 1}, which Flax does not write")
+@dataclass
+class _File:
+    """A file and the stream that goes through it; the first byte of what comes next tells what it is."""
 
+    path: Path
+    data: mmap.mmap
+    stream: Any
 
-def _scan_map(data: mmap.mmap, at: int, length: int, depth: int) -> tuple[dict[str, Any], int]:
-    found: dict[str, Any] = {}
-    for _ in range(length):
-        key, at = _scan(data, at, depth + 1)
-        if not isinstance(key, _Place) or key.kind not in (-1, None):
+    def node(self, depth: int = 0) -> Any:
+        """The next map or list of leaves, or leaf, or ``None`` for what holds no numbers."""
+        if depth > _DEEPEST:
+            raise ValueError(f"maps in maps, {_DEEPEST} deep")
+        start = self.stream.tell()
+        kind = self.data[start]
+        if 0x80 <= kind <= 0x8F or kind in (0xDE, 0xDF):
+            below = {self._key(): self.node(depth + 1) for _ in range(self.stream.read_map_header())}
+            return _joined(below) if _PIECES in below else below
+        if 0x90 <= kind <= 0x9F or kind in (0xDC, 0xDD):
+            return [self.node(depth + 1) for _ in range(self.stream.read_array_header())]
+        if kind in _EXTENSIONS:
+            self.stream.skip()
+            return self._extension(start + _EXTENSIONS[kind])
+        value = self.stream.unpack()
+        return of_array("", value) if isinstance(value, bool | int | float) else None
+
+    def _key(self) -> str:
+        key = self.stream.unpack()
+        if not isinstance(key, str | int):
             raise ValueError("a key that is no text")
-        name = data[key.start : key.stop].decode() if key.kind == -1 else str(_unpack(data, key))
-        found[name], at = _scan(data, at, depth + 1)
-    return found, at
+        return str(key)
+
+    def _extension(self, start: int) -> Leaf | None:
+        """An array is a list of its shape, its dtype's name and its bytes; these come last and stay unread."""
+        stop, code = self.stream.tell(), self.data[start - 1]
+        if code not in (_ARRAY, _COMPLEX, _SCALAR):
+            return None
+        inner = library("msgpack", "flax").Unpacker()
+        inner.feed(self.data[start : min(stop, start + 1024)])
+        parts = inner.read_array_header()
+        if code == _COMPLEX:
+            return of_array("", complex(inner.unpack(), inner.unpack()))
+        shape, dtype = tuple(inner.unpack()), dtype_of(inner.unpack())
+        begin = stop - int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if parts != 3 or not 1 < begin - start - inner.tell() <= 5 or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"an array of shape {shape} and dtype {dtype} in {stop - start} bytes")
+        return Leaf("", shape, dtype, partial(from_file, self.path, dtype, shape, begin))
 
 
-def _inside(data: mmap.mmap, place: _Place) -> tuple[_Place, int]:
-    if place.stop > len(data):
-        raise ValueError(f"the file has {len(data):,} bytes, and a value ends at {place.stop:,}")
-    return place, place.stop
-
-
-def _take(data: mmap.mmap, at: int, length: int) -> bytes:
-    if at + length > len(data):
-        raise ValueError(f"the file has {len(data):,} bytes, and a value ends at {at + length:,}")
-    return data[at : at + length]
-
-
-def _joined(path: Path, data: mmap.mmap, node: Any) -> Any:
-    """The tree with a leaf for each array, of one piece or of several."""
-    if isinstance(node, dict) and _PIECES in node:
-        shape = tuple(int(_unpack(data, part)) for part in node["shape"].values())
-        pieces = [_array(path, data, node["chunks"][str(i)]) for i in range(len(node["chunks"]))]
-        if len({piece.dtype for piece in pieces}) != 1 or sum(p.size for p in pieces) != int(np.prod(shape)):
-            raise ValueError("an array whose pieces do not fit together")
-        read = partial(_concatenated, pieces, shape)
-        return Leaf("", shape, pieces[0].dtype, read)
-    if isinstance(node, dict):
-        return {key: _joined(path, data, below) for key, below in node.items()}
-    if isinstance(node, list):
-        return [_joined(path, data, below) for below in node]
-    return _array(path, data, node)
-
-
-def _concatenated(pieces: list[Leaf], shape: tuple[int, ...]) -> np.ndarray:
-    return np.concatenate([piece.read() for piece in pieces]).reshape(shape)
-
-
-def _array(path: Path, data: mmap.mmap, place: _Place) -> Any:
-    """The leaf of an array, or None for what holds no numbers."""
-    if place.kind in (_ARRAY, _SCALAR):
-        return _lazy(path, data, place)
-    if place.kind == _COMPLEX:
-        value: Any = complex(*(_unpack(data, part) for part in _scan(data, place.start, 0)[0]))
-    elif place.kind is None:
-        value = _unpack(data, place)
-    else:
-        return None
-    array = np.asarray(value)
-    return None if value is None else Leaf("", (), array.dtype, lambda: array)
-
-
-def _lazy(path: Path, data: mmap.mmap, place: _Place) -> Leaf:
-    """The extension holds a list of the shape, the dtype's name and the bytes; these come last."""
-    shape, at = _scan(data, place.start + 1, 0)
-    name, at = _scan(data, at, 0)
-    if type(shape) is not list or not all(isinstance(part, _Place) for part in [*shape, name]):
-        raise ValueError("an array without a shape or a dtype")
-    dtype = dtype_of(data[name.start : name.stop].decode())
-    sizes = tuple(int(_unpack(data, part)) for part in shape)
-    number = int(np.prod(sizes, dtype=object))
-    begin = place.stop - number * dtype.itemsize
-    if data[place.start] != 0x93 or not at < begin <= at + 5:
-        raise ValueError(f"an array of shape {sizes} and dtype {dtype} in {place.stop - at} bytes")
-
-    return Leaf("", sizes, dtype, partial(from_file, path, dtype, sizes, begin))
-
-
-def _unpack(data: mmap.mmap, place: _Place) -> Any:
-    return library("msgpack", "flax").unpackb(data[place.start : place.stop])
+def _joined(node: dict[str, Any]) -> Leaf:
+    """The leaf of an array that was written in pieces."""
+    shape = tuple(int(size.read()) for size in node["shape"].values())
+    pieces: list[Leaf] = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
+    if len({piece.dtype for piece in pieces}) != 1 or sum(p.size for p in pieces) != int(np.prod(shape, dtype=object)):
+        raise ValueError("an array whose pieces do not fit together")
+    return Leaf("", shape, pieces[0].dtype, lambda: np.concatenate([p.read() for p in pieces]).reshape(shape))
