@@ -87,10 +87,10 @@ def _trellis(
     how = dict(how)
 
     def encode() -> jp.Compressed:
-        return jp.compress(jp.trellis.quantize(params, **how), use=use)
+        return jp.compress(jp.quantization.trellis.quantize(params, **how), use=use)
 
     def reached() -> float:
-        return _error(params, jp.trellis.dequantize(encode().decompress()))
+        return _error(params, jp.dequantize(encode().decompress()))
 
     for _ in range(3):  # the error goes with the square of the step
         how["step"] *= (error / reached()) ** 0.5

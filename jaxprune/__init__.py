@@ -11,21 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxprune import files, masks, quantization, reports, saliency, schedules
-from jaxprune.base import QArray, QParams, QuantSpec
+from jaxprune.base import QParams, QuantSpec
 from jaxprune.files import Compressed, compress, load, save
 from jaxprune.masks import allocation
 from jaxprune.pruning import Pruned, prune, threshold_prune
-from jaxprune.quantization import (
-    choose_qparams,
-    codebook,
-    dequantize,
-    fake_quant,
-    fixed_point,
-    fixed_point_codes,
-    quantize,
-    rate_distortion,
-    trellis,
-)
+from jaxprune.quantization import choose_qparams, codebook, dequantize, fake_quant, fixed_point, quantize
+from jaxprune.quantization.arrays.uniform import QArray
 from jaxprune.reports import Report, report
 from jaxprune.reports.curves import entropy_curve, quantization_error_curve, sparsity_curve
 from jaxprune.sweeps import grid, pareto_front, sweep
@@ -53,7 +44,6 @@ __all__ = [
     "fake_quant",
     "files",
     "fixed_point",
-    "fixed_point_codes",
     "grid",
     "load",
     "masks",
@@ -62,7 +52,6 @@ __all__ = [
     "quantization",
     "quantization_error_curve",
     "quantize",
-    "rate_distortion",
     "report",
     "reports",
     "saliency",
@@ -74,7 +63,6 @@ __all__ = [
     "sweep",
     "threshold_prune",
     "training",
-    "trellis",
 ]
 
 

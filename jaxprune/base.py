@@ -14,7 +14,6 @@ Conventions, said once:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -64,34 +63,3 @@ class QParams(NamedTuple):
 
     scale: Array
     zero_point: Array
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("codes", "scale", "zero_point"),
-    meta_fields=("bits", "dtype", "spec"),
-)
-@dataclass(frozen=True)
-class QArray:
-    """A quantized array: ``(codes - zero_point) * scale``.
-
-    Attributes:
-      codes: integers in the shape of the array; ``int8`` (``uint8`` if asymmetric) up to 8 bits, 16-bit above.
-      scale: float32 step, as ``QParams.scale``.
-      zero_point: int32, the code of 0.0; zeros when symmetric.
-      bits: width of a code, static.
-      dtype: dtype of the array that was quantized, static.
-      spec: the quantizer's spec, static.
-    """
-
-    codes: Array
-    scale: Array
-    zero_point: Array
-    bits: int
-    dtype: Any
-    spec: QuantSpec
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array that was quantized."""
-        return self.codes.shape

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprune.kernels import clustering
-from jaxprune.quantization.codebook import CodebookArray, decode, encode, kmeans
+from jaxprune import dequantize as decode
+from jaxprune.quantization.arrays.codebook import CodebookArray
+from jaxprune.quantization.codebook import encode, kmeans
 
 K = 5
 SHAPE = (6, 5)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jaxprune.files import ans, bitmap, coders, counting, gaps, huffman, integers, lane_steps, lanes, packing, tables
 from jaxprune.files.bytestream import Reader
 from jaxprune.files.errors import ArtifactError
+from jaxprune.quantization import pack, unpack
 
 LEAST, MOST = -(2**31), 2**31 - 1
 
@@ -400,33 +401,33 @@ def test_packing_is_the_same_everywhere(bits):
         (rng.integers(0, 2**bits, (5, 11)).astype(np.uint16), False),
         (rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (3, 8)).astype(np.int16), True),
     ):
-        packed = packing.pack(codes, bits)
+        packed = pack(codes, bits)
         assert type(packed) is np.ndarray and packed.tobytes() == oracles.packed_bits(codes.reshape(-1), bits)
-        back = packing.unpack(packed, bits, codes.shape, signed=signed)
+        back = unpack(packed, bits, codes.shape, signed=signed)
         assert type(back) is np.ndarray and back.dtype == f"{'' if signed else 'u'}int{8 if bits <= 8 else 16}"
         np.testing.assert_array_equal(back, codes)
-        on_device = jax.jit(packing.pack, static_argnums=1)(codes, bits)
+        on_device = jax.jit(pack, static_argnums=1)(codes, bits)
         assert isinstance(on_device, jax.Array)
         chex.assert_trees_all_equal(on_device, jnp.asarray(packed))
-        unpack = jax.jit(partial(packing.unpack, bits=bits, shape=codes.shape, signed=signed))
-        chex.assert_trees_all_equal(unpack(on_device), jnp.asarray(back))
+        unpacked = jax.jit(partial(unpack, bits=bits, shape=codes.shape, signed=signed))
+        chex.assert_trees_all_equal(unpacked(on_device), jnp.asarray(back))
 
 
 def test_packing_under_jit_and_vmap():
     codes = np.random.default_rng(0).integers(-4, 4, (4, 3, 7)).astype(np.int8)
-    packed = jax.jit(jax.vmap(lambda leaf: packing.pack(leaf, 3)))(codes)
+    packed = jax.jit(jax.vmap(lambda leaf: pack(leaf, 3)))(codes)
     assert packed.dtype == jnp.uint8 and packed.shape == (4, 8)
     for leaf, alone in zip(codes, packed, strict=True):
-        np.testing.assert_array_equal(alone, packing.pack(leaf, 3))
-    back = jax.jit(jax.vmap(lambda data: packing.unpack(data, 3, (3, 7), signed=True)))(packed)
+        np.testing.assert_array_equal(alone, pack(leaf, 3))
+    back = jax.jit(jax.vmap(lambda data: unpack(data, 3, (3, 7), signed=True)))(packed)
     chex.assert_trees_all_equal(back, jnp.asarray(codes))
 
 
 def test_packing_of_little():
-    assert packing.pack(np.zeros((0, 3), np.int8), 5).shape == (0,)
-    assert packing.unpack(jnp.zeros(0, jnp.uint8), 5, (0, 3)).shape == (0, 3)
-    assert packing.unpack(packing.pack(np.array(True), 1), 1, ()) == 1
-    np.testing.assert_array_equal(packing.unpack(packing.pack([3, 1], 2), 2, 2), [3, 1])
+    assert pack(np.zeros((0, 3), np.int8), 5).shape == (0,)
+    assert unpack(jnp.zeros(0, jnp.uint8), 5, (0, 3)).shape == (0, 3)
+    assert unpack(pack(np.array(True), 1), 1, ()) == 1
+    np.testing.assert_array_equal(unpack(pack([3, 1], 2), 2, 2), [3, 1])
 
 
 @pytest.mark.parametrize(
@@ -444,11 +445,11 @@ def test_packing_of_little():
 @pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
 def test_packing_refuses(error, message, codes, bits, make):
     with pytest.raises(error, match=message):
-        packing.pack(make(codes), bits)
+        pack(make(codes), bits)
 
 
 def test_unpacking_refuses_other_lengths():
     with pytest.raises(ValueError, match=r"12 codes of 3 bits are uint8 \[5\], not uint8 \[6\]"):
-        packing.unpack(np.zeros(6, np.uint8), 3, (3, 4))
+        unpack(np.zeros(6, np.uint8), 3, (3, 4))
     with pytest.raises(ValueError, match=r"are uint8 \[5\], not int32 \[5\]"):
-        packing.unpack(jnp.zeros(5, jnp.int32), 3, (3, 4))
+        unpack(jnp.zeros(5, jnp.int32), 3, (3, 4))

@@ -211,9 +211,9 @@ def test_quantizers_of_rate_and_distortion_err_less_in_as_many_bytes():
         assert_same(result["bias"], params["bias"])
         return compressed.nbytes, float(jnp.mean((result["kernel"] - params["kernel"]) ** 2)), result
 
-    step = jp.rate_distortion.step_for(params, bits=2.5)
-    plain = jp.compress(jp.rate_distortion.round_to(params, step), use=["ans"]).nbytes
-    plain_error = float(jnp.mean((jp.rate_distortion.round_to(params, step)["kernel"] - params["kernel"]) ** 2))
+    step = jp.quantization.rate_distortion.step_for(params, bits=2.5)
+    plain = jp.compress(jp.quantization.rate_distortion.round_to(params, step), use=["ans"]).nbytes
+    plain_error = float(jnp.mean((jp.quantization.rate_distortion.round_to(params, step)["kernel"] - params["kernel"]) ** 2))
     for quantizer, least in (("rd", 0.97), ("trellis", 0.85)):
         nbytes, error, result = made(quantizer=quantizer)
         assert nbytes <= 1.01 * plain + 100 and error < least * plain_error, quantizer
@@ -357,10 +357,10 @@ def test_progress_is_drawn_on_request(capsys):
 def test_leaves_of_many_zeros_become_sparse_arrays():
     params = {"w": jnp.asarray(np.random.default_rng(4).normal(size=(3, 5, 6)), jnp.bfloat16), "bias": jnp.zeros(6)}
     pruned = jp.compress(jp.prune(params, 0.8).params).decompress()
-    sparse = jp.files.to_bcoo(pruned)
+    sparse = jp.quantization.to_bcoo(pruned)
     assert sparse["bias"] is pruned["bias"]
     assert sparse["w"].nse == 18 and sparse["w"].indices.dtype == jnp.int32 and sparse["w"].dtype == jnp.bfloat16
     chex.assert_trees_all_equal(sparse["w"].todense(), pruned["w"])
-    chex.assert_trees_all_equal(jax.jit(lambda a: a.todense())(jp.files.to_bcoo(jnp.eye(4))), jnp.eye(4))
+    chex.assert_trees_all_equal(jax.jit(lambda a: a.todense())(jp.quantization.to_bcoo(jnp.eye(4))), jnp.eye(4))
     with pytest.raises(TypeError, match="traced"):
-        jax.jit(jp.files.to_bcoo)(pruned)
+        jax.jit(jp.quantization.to_bcoo)(pruned)

@@ -9,7 +9,10 @@ import oracles
 import pytest
 
 import jaxprune as jp
-from jaxprune.files import ArtifactError, NOfMArray, from_n_of_m, to_n_of_m
+from jaxprune import dequantize
+from jaxprune.files import ArtifactError
+from jaxprune.quantization import to_bcoo, to_n_of_m
+from jaxprune.quantization.arrays.n_of_m import NOfMArray
 
 draw = np.random.default_rng(0)
 
@@ -55,7 +58,7 @@ def test_layout_and_round_trip_equal_the_oracle(name):
     assert small["bias"] is params["bias"] and (record.n, record.m, record.shape) == (n, m, shape)
     assert same_bits(record.values, values)
     assert same_bits(record.indices, indices)
-    back = from_n_of_m(small)
+    back = dequantize(small)
     assert back["bias"] is params["bias"]
     assert same_bits(back["kernel"], oracles.apply_mask(w, mask))
 
@@ -81,15 +84,15 @@ def test_jit_and_vmap_give_the_same_bits_and_values_take_gradients():
     masks = mask_of(stack)
     singles = [to_n_of_m(w, mask) for w, mask in zip(stack, masks, strict=True)]
     together = jax.jit(jax.vmap(to_n_of_m))(stack, masks)
-    back = jax.jit(jax.vmap(from_n_of_m))(together)
+    back = jax.jit(jax.vmap(dequantize))(together)
     for i, single in enumerate(singles):
         assert same_bits(together.values[i], single.values) and same_bits(together.indices[i], single.indices)
-        assert same_bits(back[i], from_n_of_m(single))
+        assert same_bits(back[i], dequantize(single))
     with pytest.raises(ValueError, match=r"leaf 'w': 2:4 of an array of shape \(8, 6\).*made under jax.vmap"):
-        from_n_of_m({"w": together})
+        dequantize({"w": together})
     numbers = np.arange(48.0, dtype=np.float32).reshape(8, 6)
-    (slopes,) = jax.vjp(lambda values: from_n_of_m(replace(singles[0], values=values)), singles[0].values)[1](numbers)
-    np.testing.assert_array_equal(from_n_of_m(replace(singles[0], values=slopes)), np.where(masks[0], numbers, 0))
+    (slopes,) = jax.vjp(lambda values: dequantize(replace(singles[0], values=values)), singles[0].values)[1](numbers)
+    np.testing.assert_array_equal(dequantize(replace(singles[0], values=slopes)), np.where(masks[0], numbers, 0))
 
 
 def test_what_masks_keep_too_much_of_is_an_error_and_nan_where_it_cannot_be_seen():
@@ -98,7 +101,7 @@ def test_what_masks_keep_too_much_of_is_an_error_and_nan_where_it_cannot_be_seen
     message = r"leaf 'a/w': the mask keeps 3 of group 1 along axis -2, \[4:8, 1\], more than n=2"
     with pytest.raises(ValueError, match=message):
         to_n_of_m({"a": {"w": w}}, {"a": {"w": mask}})
-    blind = np.asarray(from_n_of_m(jax.jit(to_n_of_m)(w, mask)))
+    blind = np.asarray(dequantize(jax.jit(to_n_of_m)(w, mask)))
     assert np.isnan(blind[4:, 1]).sum() == 2 and np.isnan(blind).sum() == 2
 
 
@@ -107,8 +110,8 @@ def test_masks_that_broadcast_leaves_that_are_left_alone_and_where():
     some = jnp.array([[True], [False], [False], [True]])
     small = to_n_of_m(params, {"a": some, "b": some, "c": jnp.array(True), "step": jnp.array(True)}, where="a")
     assert isinstance(small["a"], NOfMArray) and all(small[name] is params[name] for name in ("b", "c", "step"))
-    np.testing.assert_array_equal(from_n_of_m(small)["a"], some * jnp.ones((1, 2)))
-    assert to_n_of_m({}, {}) == {} and from_n_of_m({"x": None}) == {"x": None}
+    np.testing.assert_array_equal(dequantize(small)["a"], some * jnp.ones((1, 2)))
+    assert to_n_of_m({}, {}) == {} and dequantize({"x": None}) == {"x": None}
 
 
 @pytest.mark.parametrize(
@@ -148,14 +151,14 @@ def test_files_keep_records(tmp_path):
     back = jp.load(tmp_path / "small.jp")
     assert jax.tree.structure(back) == jax.tree.structure(small)
     assert all(map(same_bits, jax.tree.leaves(back), jax.tree.leaves(small)))
-    assert same_bits(from_n_of_m(back)["kernel"], from_n_of_m(small)["kernel"])
+    assert same_bits(dequantize(back)["kernel"], dequantize(small)["kernel"])
     compressed = jp.files.read(tmp_path / "small.jp")
     row = {leaf.path: leaf for leaf in compressed.report().leaves}["kernel"]
     assert row.shape == (64, 30) and row.dense_bytes == params["kernel"].nbytes and row.fixed_bits == (16 + 2) / 2
     assert row.nbytes == row.index_bytes + row.value_bytes + row.table_bytes + row.head_bytes < size
     assert row.index_bytes >= 64 * 30 / 8  # two bits for each entry of two
     dense = jp.compress(params, bits=1, quantizer=lambda *_: small).decompress()  # a quantizer makes dense arrays
-    assert same_bits(dense["kernel"], from_n_of_m(small)["kernel"])
+    assert same_bits(dense["kernel"], dequantize(small)["kernel"])
 
 
 def forged(record, **kind):
@@ -228,18 +231,18 @@ def test_sparse_arrays_store_what_masks_keep():
     params = {"kernel": w, "unit": np.ones((2, 3)), "bias": np.ones(6), "step": 1}
     unit = np.array([[True, False, True]])
     masks = {"kernel": mask, "unit": unit, "bias": np.array(True), "step": np.array(True)}
-    sparse = jp.files.to_bcoo(params, masks)
+    sparse = to_bcoo(params, masks)
     assert sparse["bias"] is params["bias"] and sparse["step"] == 1
     assert sparse["kernel"].nse == mask.sum() and sparse["unit"].nse == 4  # the kept zero is stored as well
     np.testing.assert_array_equal(sparse["kernel"].indices, np.argwhere(mask))
     assert same_bits(sparse["kernel"].todense(), oracles.apply_mask(w, mask))
-    assert jp.files.to_bcoo(params, masks, where="unit")["kernel"] is params["kernel"]
+    assert to_bcoo(params, masks, where="unit")["kernel"] is params["kernel"]
 
 
 def test_sparse_arrays_of_masks_that_do_not_fit():
     with pytest.raises(TypeError, match="leaf .* is traced"):
-        jax.jit(lambda mask: jp.files.to_bcoo(jnp.ones((2, 2)), mask))(jnp.ones((2, 2), bool))
+        jax.jit(lambda mask: to_bcoo(jnp.ones((2, 2)), mask))(jnp.ones((2, 2), bool))
     with pytest.raises(ValueError, match="does not broadcast"):
-        jp.files.to_bcoo({"w": jnp.ones((2, 2))}, {"w": jnp.ones((3, 2), bool)})
+        to_bcoo({"w": jnp.ones((2, 2))}, {"w": jnp.ones((3, 2), bool)})
     with pytest.raises(ValueError, match="the mask of 'w' is a 0-d False"):
-        jp.files.to_bcoo({"w": jnp.ones((2, 2))}, {"w": jnp.array(False)})
+        to_bcoo({"w": jnp.ones((2, 2))}, {"w": jnp.array(False)})

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprune import quantization
-from jaxprune.base import QArray, QParams, QuantSpec
+from jaxprune import QArray, QParams, QuantSpec
 from jaxprune.kernels import rounding
 from jaxprune.quantization import (
     choose_qparams,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxprune import dequantize
 from jaxprune.kernels import rotation, viterbi
 from jaxprune.quantization import trellis
 
@@ -45,7 +46,7 @@ def test_indices_stand_for_what_is_documented(states, share):
     leaf = trellis.quantize(jnp.asarray(w), 0.1, states=states)
     assert leaf.indices.dtype == jnp.int8 and leaf.shape == w.shape and leaf.dtype == np.float32
     assert (leaf.zero is None) == (not (w == 0).any())
-    back = trellis.dequantize(leaf)
+    back = dequantize(leaf)
     np.testing.assert_array_equal(back, values_of(leaf))
     np.testing.assert_array_equal(back == 0, w == 0)
     assert np.sqrt(np.mean((back - w)[w != 0] ** 2)) < 0.1 * 0.55  # a uniform distribution over a step of 2 has 0.577
@@ -55,8 +56,8 @@ def test_indices_stand_for_what_is_documented(states, share):
 def test_all_sizes(size):
     w = normal(size)
     leaf = trellis.quantize(jnp.asarray(w), 0.05)
-    np.testing.assert_array_equal(trellis.dequantize(leaf), values_of(leaf))
-    assert np.abs(trellis.dequantize(leaf) - w).max(initial=0) < 0.05 * 2
+    np.testing.assert_array_equal(dequantize(leaf), values_of(leaf))
+    assert np.abs(dequantize(leaf) - w).max(initial=0) < 0.05 * 2
 
 
 def decibels(error, bits):
@@ -71,7 +72,7 @@ def decibels(error, bits):
 def test_it_is_near_the_bound_where_rounding_is_not(step, penalty, states, most):
     w = normal(512, 64)
     leaf = trellis.quantize(jnp.asarray(w), step, penalty, states=states)
-    error = np.square(trellis.dequantize(leaf) - w, dtype=float).mean()
+    error = np.square(dequantize(leaf) - w, dtype=float).mean()
     assert decibels(error, oracles_files.entropy(leaf.indices)) < most
     rounded = np.rint(w / (2 * step))
     assert decibels(np.square(rounded * 2 * step - w).mean(), oracles_files.entropy(rounded)) > 1.5
@@ -81,7 +82,7 @@ def test_a_penalty_saves_bits_in_rows_and_columns_of_little_variance():
     w = normal(512, 64) * np.exp2(np.arange(512) % 5)[:, None] * np.exp2(np.arange(64) % 3)
     sets = [trellis.quantize(jnp.asarray(w), 4.0, penalty) for penalty in (1e-9, 0.5, 2.0)]
     bits = [oracles_files.entropy(leaf.indices) for leaf in sets]
-    errors = [np.square(trellis.dequantize(leaf) - w).sum() for leaf in sets]
+    errors = [np.square(dequantize(leaf) - w).sum() for leaf in sets]
     assert bits[0] > bits[1] + 0.05 > bits[2] + 0.1
     assert errors[0] < errors[1] < errors[2]
 
@@ -95,11 +96,11 @@ def test_rotation_saves_bits_at_the_same_error():
     w = correlated()
     plain, rotated = (trellis.quantize(jnp.asarray(w), 0.05, rotate=flag) for flag in (False, True))
     assert plain.basis.shape == (0, 0) and rotated.basis.shape == (16, 16)
-    errors = [np.square(trellis.dequantize(leaf) - w).mean() for leaf in (plain, rotated)]
+    errors = [np.square(dequantize(leaf) - w).mean() for leaf in (plain, rotated)]
     assert errors[1] < 1.03 * errors[0]
     bits = [sum(oracles_files.entropy(column) for column in leaf.indices.T) / 16 for leaf in (plain, rotated)]
     assert bits[1] < bits[0] - 1
-    np.testing.assert_array_equal(trellis.dequantize(rotated), values_of(rotated))
+    np.testing.assert_array_equal(dequantize(rotated), values_of(rotated))
 
 
 def test_only_what_gains_is_rotated():
@@ -107,7 +108,7 @@ def test_only_what_gains_is_rotated():
     params = {"a": normal(4096, 16), "c": sparse, "d": correlated() * 3e4}
     found = trellis.quantize(jax.tree.map(jnp.asarray, params), 0.2, rotate=True)
     assert not any(leaf.basis.size for leaf in found.values())
-    np.testing.assert_array_equal(np.asarray(trellis.dequantize(found)["c"])[:, ::2], 0)
+    np.testing.assert_array_equal(np.asarray(dequantize(found)["c"])[:, ::2], 0)
 
 
 def test_structure_and_dtypes_are_kept():
@@ -115,7 +116,7 @@ def test_structure_and_dtypes_are_kept():
     params = {"b": bias, "h": jnp.asarray(normal(8, 6), jnp.bfloat16), "w": jnp.asarray(normal(4, 5, 6))}
     found = trellis.quantize(params, {"h": 0.25, "w": 1e-5}, states=4)
     assert found["b"] is bias and found["w"].indices.dtype == jnp.int32
-    back = trellis.dequantize(found)
+    back = dequantize(found)
     assert back["b"] is bias
     chex.assert_trees_all_equal_shapes_and_dtypes(back, params)
     for name in "hw":
@@ -126,7 +127,7 @@ def test_structure_and_dtypes_are_kept():
 
 def test_jit_and_eager_agree_on_values():
     found = trellis.quantize({"w": jnp.asarray(normal(30, 40)), "s": jnp.zeros((2, 3))}, 0.1)
-    chex.assert_trees_all_equal(jax.jit(trellis.dequantize)(found), trellis.dequantize(found))
+    chex.assert_trees_all_equal(jax.jit(dequantize)(found), dequantize(found))
 
 
 def test_several_blocks_are_as_one_and_leaves_do_not_touch(monkeypatch):

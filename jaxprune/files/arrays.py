@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import QArray
 from jaxprune.files import coders, forms
 from jaxprune.files.bytestream import Reader, unsigned
 from jaxprune.files.errors import ArtifactError
+from jaxprune.quantization.arrays.uniform import QArray
 
 RAW, INTEGERS, PALETTE, PLANES, SPARSE, GRID = range(6)
 JAX, NUMPY, PYTHON, KEY = range(4)  # where an array comes from; a key is followed by the name of its generator

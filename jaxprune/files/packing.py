@@ -1,115 +1,15 @@
-"""Codes of a few bits, packed without gaps: on the host, or inside a jitted function.
+"""A coder: the least code (signed), one byte with the width in bits (0 to 32), and the codes less the least, packed.
 
-Code i of a flattened array is bits [i * bits, (i + 1) * bits) of the packed bytes, where bit j is bit j % 8 of byte
-j // 8, the lowest first. A code's own lowest bit comes first too. The last byte is filled up with zeros.
-
-As a coder: the least code (signed), one byte with the width in bits (0 to 32), and the codes less the least, packed.
-No bytes at all for no codes.
+They are packed as :mod:`jaxprune.quantization.arrays.packed` says. No bytes at all for no codes.
 """
 
 import math
-from collections.abc import Sequence
-from functools import reduce
-from operator import or_
-from typing import Any, TypeAlias
 
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune.files.bytestream import Reader, signed
 from jaxprune.files.errors import ArtifactError
-
-__all__ = ["pack", "unpack"]
-
-Either: TypeAlias = Any  # a NumPy or a JAX array
-
-_WIDEST = 16  # bits that `pack` takes
-_AT_ONCE = 1 << 16  # codes that the host works on together, in cache
-
-
-def pack(codes: Either, bits: int) -> Either:
-    """Packs integers of ``bits`` bits, eight of them into ``bits`` bytes.
-
-    A NumPy array is packed on the host, anything else on the device, to the same bytes. Works under ``jit`` (``bits``
-    static) and ``vmap``; integers that no bits can hold are cut off under ``jit``.
-
-    Args:
-      codes: integers or bools of any shape: all in [0, 2**bits), or all in [-2**(bits-1), 2**(bits-1)), which are
-        packed in two's complement.
-      bits: width of a code, 1 to 16, static.
-
-    Returns:
-      uint8 [ceil(codes.size * bits / 8)].
-
-    Raises:
-      ValueError: the bits are not 1 to 16, or a concrete code does not fit; the message names it.
-      TypeError: codes that are not integers.
-
-    >>> import numpy as np
-    >>> pack(np.array([1, 2, 3]), 4)
-    array([33,  3], dtype=uint8)
-    >>> pack(np.array([-1, 0, 1]), 2)
-    array([19], dtype=uint8)
-    """
-    bits = _checked(bits, _WIDEST)
-    codes = codes if isinstance(codes, np.ndarray) else jnp.asarray(codes)
-    if not (jnp.issubdtype(codes.dtype, jnp.integer) or codes.dtype == bool):
-        raise TypeError(f"codes are integers, not {codes.dtype}")
-    if codes.size and not isinstance(codes, Tracer):
-        low, high = int(codes.min()), int(codes.max())
-        if low < -(2 ** (bits - 1)) or high >= 2**bits or (low < 0 and high >= 2 ** (bits - 1)):
-            raise ValueError(f"codes from {low} to {high} do not fit into {bits} bits")
-    if isinstance(codes, np.ndarray):
-        return _pack_host(codes.reshape(-1), bits)
-    padding = -codes.size % 8
-    lanes = jnp.pad(codes.reshape(-1).astype(jnp.uint32), (0, padding)).reshape(-1, 8)
-    packed = jnp.stack(_bytes_of([lanes[:, j] for j in range(8)], bits), axis=-1)
-    return packed.astype(jnp.uint8).reshape(-1)[: _length(codes.size, bits)]
-
-
-def unpack(packed: Either, bits: int, shape: int | Sequence[int], *, signed: bool = False) -> Either:
-    """The codes that :func:`pack` packed.
-
-    Args:
-      packed: uint8 [ceil(n * bits / 8)] for n codes, NumPy (unpacked on the host) or JAX.
-      bits: width of a code, 1 to 16, static.
-      shape: shape of the codes, static.
-      signed: whether the codes are in two's complement, static.
-
-    Returns:
-      The codes, in the smallest of uint8, uint16 (``signed``: int8, int16) that holds them.
-
-    Raises:
-      ValueError: the bits are not 1 to 16, or there are not as many bytes as the shape needs.
-
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> packed = jax.jit(pack, static_argnums=1)(jnp.array([[1, 7, 0], [5, 6, 2]]), 3)
-    >>> unpack(packed, 3, (2, 3))
-    Array([[1, 7, 0],
-           [5, 6, 2]], dtype=uint8)
-    >>> unpack(packed, 3, 6, signed=True)
-    Array([ 1, -1,  0, -3, -2,  2], dtype=int8)
-    """
-    bits = _checked(bits, _WIDEST)
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    size = math.prod(shape)
-    if packed.dtype != np.uint8 or packed.shape != (_length(size, bits),):
-        needed = f"uint8 [{_length(size, bits)}]"
-        raise ValueError(f"{size} codes of {bits} bits are {needed}, not {packed.dtype} {list(packed.shape)}")
-    unsigned, integers = ("uint8", "int8") if bits <= 8 else ("uint16", "int16")
-    if isinstance(packed, np.ndarray):
-        codes = _unpack_host(packed, bits, size).astype(unsigned)
-    else:
-        groups = -(-size // 8)
-        lanes = jnp.pad(packed, (0, groups * bits - packed.size)).astype(jnp.uint32).reshape(groups, bits)
-        codes = jnp.stack(_codes_of([lanes[:, k] for k in range(bits)], bits), axis=-1)
-        codes = codes.astype(unsigned).reshape(-1)[:size]
-    if signed:
-        spare = jnp.iinfo(unsigned).bits - bits
-        codes = (codes << spare).astype(integers) >> spare
-    return codes.reshape(shape)
+from jaxprune.quantization.arrays.packed import pack_host, packed_length, unpack_host
 
 
 def encode(codes: np.ndarray) -> bytes:
@@ -117,12 +17,12 @@ def encode(codes: np.ndarray) -> bytes:
     if not codes.size:
         return b""
     least = int(codes.min())
-    width = (int(codes.max()) - least).bit_length()
+    width = (int(codes.max()) - least).bitpacked_length()
     head = signed(least) + bytes([width])
     if not width:
         return head
     above = codes.reshape(-1).view(np.uint32) if codes.flags.c_contiguous else codes.reshape(-1).astype(np.uint32)
-    return head + _pack_host(above, width, least % 2**32).tobytes()
+    return head + pack_host(above, width, least % 2**32).tobytes()
 
 
 def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
@@ -137,71 +37,12 @@ def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
     if not width:
         reader.end()
         return np.full(shape, least, np.int32)
-    packed = np.frombuffer(reader.take(_length(size, width)), np.uint8)
+    packed = np.frombuffer(reader.take(packed_length(size, width)), np.uint8)
     reader.end()
     if size * width % 8 and packed[-1] >> (size * width % 8):
         raise ArtifactError("spare bits that are not zeros")
-    codes = _unpack_host(packed, width, size)
+    codes = unpack_host(packed, width, size)
     if least + int(codes.max()) >= 2**31:
         raise ArtifactError("a code above 2**31 - 1")
     codes += np.uint32(least % 2**32)
     return codes.view(np.int32).reshape(shape)
-
-
-def _checked(bits: int, most: int) -> int:
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer):
-        raise TypeError(f"bits is a Python integer from 1 to {most}, not {bits!r}")
-    if not 1 <= bits <= most:
-        raise ValueError(f"bits is an integer from 1 to {most}, not {bits}")
-    return int(bits)
-
-
-def _length(size: int, bits: int) -> int:
-    return -(-size * bits // 8)
-
-
-def _bytes_of(codes: list[Either], bits: int) -> list[Either]:
-    """Eight lanes of codes, uint32, as ``bits`` lanes of bytes: each byte is made of the codes that reach into it."""
-    out: list[Either] = []
-    for k in range(bits):
-        inside = range(8 * k // bits, min(8, -(-8 * (k + 1) // bits)))
-        pieces = [_shifted(codes[j] & np.uint32(2**bits - 1), bits * j - 8 * k) for j in inside]
-        out.append(reduce(or_, pieces) & np.uint32(255))
-    return out
-
-
-def _codes_of(lanes: list[Either], bits: int) -> list[Either]:
-    """The inverse of ``_bytes_of``."""
-    out: list[Either] = []
-    for j in range(8):
-        pieces = [_shifted(lanes[k], 8 * k - bits * j) for k in range(bits * j // 8, -(-bits * (j + 1) // 8))]
-        out.append(reduce(or_, pieces) & np.uint32(2**bits - 1))
-    return out
-
-
-def _shifted(lane: Either, bits: int) -> Either:
-    return lane << np.uint32(bits) if bits >= 0 else lane >> np.uint32(-bits)
-
-
-def _pack_host(codes: np.ndarray, bits: int, least: int = 0) -> np.ndarray:
-    """``pack`` of a vector less ``least``, in stretches that stay in cache."""
-    groups = -(-codes.size // 8)
-    packed = np.empty((groups, bits), np.uint8)
-    for at in range(0, groups, _AT_ONCE // 8):
-        stretch = codes[8 * at : 8 * at + _AT_ONCE].astype(np.uint32) - np.uint32(least)
-        lanes = np.pad(stretch, (0, -stretch.size % 8)).reshape(-1, 8).T.copy()
-        for k, byte in enumerate(_bytes_of(list(lanes), bits)):
-            packed[at : at + lanes.shape[1], k] = byte
-    return packed.reshape(-1)[: _length(codes.size, bits)]
-
-
-def _unpack_host(packed: np.ndarray, bits: int, size: int) -> np.ndarray:
-    """``size`` codes, uint32, in stretches that stay in cache."""
-    groups = -(-size // 8)
-    codes = np.empty((groups, 8), np.uint32)
-    for at in range(0, groups, _AT_ONCE // 8):
-        stretch = packed[bits * at : bits * (at + _AT_ONCE // 8)]
-        lanes = np.pad(stretch, (0, -stretch.size % bits)).reshape(-1, bits).T.astype(np.uint32, order="C")
-        for j, code in enumerate(_codes_of(list(lanes), bits)):
-            codes[at : at + lanes.shape[1], j] = code
-    return codes.reshape(-1)[:size]

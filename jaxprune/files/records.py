@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import QArray, QuantSpec
+from jaxprune.base import QuantSpec
 from jaxprune.files.errors import ArtifactError
 from jaxprune.kernels.viterbi import TAPS
-from jaxprune.quantization import codebook, integers, trellis
-from jaxprune.quantization.arrays import n_of_m
+from jaxprune.quantization.arrays import n_of_m, protocol
+from jaxprune.quantization.arrays.codebook import CodebookArray
 from jaxprune.quantization.arrays.n_of_m import NOfMArray
-from jaxprune.quantization.codebook import CodebookArray
-from jaxprune.quantization.trellis import TrellisArray
+from jaxprune.quantization.arrays.trellis import TrellisArray
+from jaxprune.quantization.arrays.uniform import QArray
 
 _DEFAULT = QuantSpec()
 
@@ -28,7 +28,6 @@ class Record(NamedTuple):
       cls: its class, a registered dataclass.
       arrays: its arrays; of codes, the first has the shape of the array that they make, the second scales its values.
       static: its static fields, and for each a function that makes it of JSON, or raises.
-      decode: the array that it makes.
       fault: what is wrong with codes of the right shape, if anything.
       codes: whether the first array is integer codes; otherwise it is values, fewer than the array has.
     """
@@ -36,7 +35,6 @@ class Record(NamedTuple):
     cls: Any
     arrays: tuple[str, ...]
     static: dict[str, Callable[[Any], Any]]
-    decode: Callable[[Any], Any]
     fault: Callable[[Any], str] = lambda record: ""
     codes: bool = True
 
@@ -107,23 +105,20 @@ RECORDS: dict[str, Record] = {
         QArray,
         ("codes", "scale", "zero_point"),
         {"bits": _bits, "dtype": _dtype, "spec": _spec},
-        integers.dequantize,
     ),
     "CodebookArray": Record(
-        CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, codebook.decode, _no_centroid
+        CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, _no_centroid
     ),
     "TrellisArray": Record(
         TrellisArray,
         ("indices", "step", "basis"),
         {"states": _states, "zero": _zero, "dtype": _dtype},
-        trellis.dequantize,
         _no_index,
     ),
     "NOfMArray": Record(
         NOfMArray,
         ("values", "indices"),
         {"n": _count, "m": _count, "axis": _axis, "shape": _shape},
-        n_of_m.dense,
         n_of_m.fault,
         codes=False,
     ),
@@ -157,7 +152,7 @@ def whole_shape(kind: dict[str, Any], first: tuple[int, ...]) -> tuple[int, ...]
 
 def dense(record: Any) -> Any:
     """The array that a record makes."""
-    return _record_of(record).decode(record)
+    return protocol.dense(record)
 
 
 def with_scales(record: Any, change: Callable[[Any], Any]) -> Any:
@@ -172,7 +167,7 @@ def check(record: Any) -> None:
     """Raises :class:`ArtifactError` unless the parts of a record fit together."""
     codes = getattr(record, _record_of(record).arrays[0])
     try:
-        made = jax.eval_shape(_record_of(record).decode, record)
+        made = jax.eval_shape(protocol.dense, record)
     except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"parts of a {type(record).__name__} that do not fit together: {error}") from error
     if _record_of(record).codes and (made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer)):

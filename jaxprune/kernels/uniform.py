@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
-from jaxprune.base import Array, QArray, QParams, QuantSpec
+from jaxprune.base import Array, QParams, QuantSpec
 from jaxprune.kernels.ranges import full_range, mean_magnitude
 from jaxprune.kernels.rounding import TINY, divide, grid, multiples, qparams_of, snap
 from jaxprune.kernels.sharding import automatic, explicit_spec
@@ -140,11 +139,12 @@ def fake_quant(x: Array, bits: Array, clip: Array, given: QParams | None, spec: 
     return ungroup(straight_through(group(x, spec), *grid_of(x, bits, clip, given, spec)[1]), x.shape, spec)
 
 
-def quantize(x: Array, width: Array, clip: Array, given: QParams | None, spec: QuantSpec, bits: int) -> QArray:
+def quantize(
+    x: Array, width: Array, clip: Array, given: QParams | None, spec: QuantSpec, bits: int
+) -> tuple[Array, Array, Array]:
+    """Codes, scale and zero point."""
     coded = partial(_coded, spec=spec, bits=bits)
-    shardings = (explicit_spec(x), PartitionSpec(), PartitionSpec())
-    codes, scale, zero_point = automatic(coded, x, width, clip, given, out=shardings)
-    return QArray(codes, scale, zero_point, bits, np.dtype(x.dtype), spec)
+    return automatic(coded, x, width, clip, given, out=(explicit_spec(x), PartitionSpec(), PartitionSpec()))
 
 
 def _coded(
@@ -161,12 +161,13 @@ def _coded(
     return ungroup(code.astype(dtype), x.shape, spec), scale, zero_point
 
 
-def dequantize(q: QArray) -> Array:
-    dtype, marker = _storage(q.bits, q.spec.symmetric)
-    code = group(q.codes, q.spec).astype(jnp.int32)
-    value = (code - q.zero_point).astype(jnp.float32) * q.scale
+def dequantize(codes: Array, scale: Array, zero_point: Array, bits: int, dtype: Any, spec: QuantSpec) -> Array:
+    """``(codes - zero_point) * scale``, NaN where the code says so, in ``dtype``."""
+    _, marker = _storage(bits, spec.symmetric)
+    code = group(jnp.asarray(codes), spec).astype(jnp.int32)
+    value = (code - zero_point).astype(jnp.float32) * scale
     value = value if marker is None else jnp.where(code == marker, jnp.nan, value)
-    return ungroup(_store(value, q.dtype), q.codes.shape, q.spec)
+    return ungroup(_store(value, dtype), codes.shape, spec)
 
 
 def _storage(bits: int, symmetric: bool) -> tuple[Any, int | None]:

@@ -4,7 +4,6 @@ A leaf is stored as a code for each weight and a table of ``k`` centroids (Han e
 3). :mod:`jaxprune.kernels.clustering` finds them.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,36 +18,14 @@ from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels import clustering
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.quantization.arrays.codebook import CodebookArray
+from jaxprune.quantization.arrays.protocol import dense
 
-__all__ = ["CodebookArray", "decode", "encode", "kmeans"]
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=("codes", "centroids", "keeps_zeros"), meta_fields=("dtype",))
-@dataclass(frozen=True)
-class CodebookArray:
-    """An array of shared weights: ``centroids[codes]``.
-
-    Attributes:
-      codes: ``uint8`` up to 256 centroids, else ``uint16``, in the shape of the array.
-      centroids: float32 ``(k,)``.
-      keeps_zeros: bool scalar; whether code 0 stands for the weights that were exactly 0. It then decodes to 0 and
-        takes no gradient, whatever its centroid is.
-      dtype: dtype of the array, static.
-    """
-
-    codes: Array
-    centroids: Array
-    keeps_zeros: Array
-    dtype: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array."""
-        return self.codes.shape
+__all__ = ["encode", "kmeans"]
 
 
 def kmeans(params: Params, k: Setting, *, iterations: Any = 64, keep_zeros: bool = True, where: Where = None) -> Params:
-    """Rounds the weights of each selected leaf to at most ``k`` shared values; equals ``decode(encode(params, k))``.
+    """Rounds the weights of each selected leaf to at most ``k`` shared values; equals ``dequantize(encode(params, k))``.
 
     The gradient is straight-through, 1 everywhere.
 
@@ -92,7 +69,7 @@ def encode(params: Params, k: Setting, *, iterations: Any = 64, keep_zeros: bool
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
-      ``params`` with a :class:`CodebookArray` in place of each selected leaf; other leaves are the same objects. The
+      ``params`` with a ``CodebookArray`` in place of each selected leaf; other leaves are the same objects. The
       centroids ascend, but for the 0 of kept zeros, which comes first.
 
     Raises:
@@ -109,26 +86,6 @@ def encode(params: Params, k: Setting, *, iterations: Any = 64, keep_zeros: bool
     return selection.replace(
         [_encode_leaf(x, size, steps, bool(keep_zeros)) for x, size in zip(selection.values, sizes, strict=True)]
     )
-
-
-def decode(params: Params) -> Params:
-    """Turns every :class:`CodebookArray` back into an array of its shape and dtype: ``centroids[codes]``.
-
-    Differentiable in the centroids: the gradient of one is the sum, in float32, of the gradients of the weights that
-    share it; that of kept zeros is 0.
-
-    Args:
-      params: any pytree; leaves that are no ``CodebookArray`` come back as the same objects.
-
-    >>> print(decode(encode(jnp.array([0.0, 1.0, 1.5, -4.0, -4.5, 0.0]), 3)))
-    [ 0.    1.25  1.25 -4.25 -4.25  0.  ]
-    """
-    leaves, treedef = jax.tree.flatten(params, is_leaf=is_encoded)
-    return treedef.unflatten([_decode_leaf(leaf) if is_encoded(leaf) else leaf for leaf in leaves])
-
-
-def is_encoded(leaf: Any) -> bool:
-    return isinstance(leaf, CodebookArray)
 
 
 def _checked(params: Params, k: Setting, keep_zeros: bool, where: Where) -> tuple[tree.Selection, list[int]]:
@@ -158,24 +115,13 @@ def _all_finite(leaf: Array) -> bool:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 3))
 def _shared(x: Array, k: int, iterations: Array, keep_zeros: bool) -> Array:
-    return _decode_leaf(_encode_leaf(x, k, iterations, keep_zeros))
+    return dense(_encode_leaf(x, k, iterations, keep_zeros))
 
 
 @_shared.defjvp
 def _(k: int, keep_zeros: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, iterations = primals
     return _shared(x, k, iterations, keep_zeros), tangents[0]
-
-
-@jax.jit
-def _decode_leaf(leaf: CodebookArray) -> Array:
-    def table(codes: Array, centroids: Array, keeps_zeros: Array) -> Array:
-        zero = keeps_zeros & (lax.iota(jnp.int32, centroids.size) == 0)
-        centroids = jnp.where(zero, 0.0, centroids)
-        # In float32 up to here and back: the transpose of the gather is the sum over each cluster.
-        return centroids.at[codes.astype(jnp.int32)].get(mode="promise_in_bounds").astype(leaf.dtype)
-
-    return automatic(table, leaf.codes, leaf.centroids, leaf.keeps_zeros, out=explicit_spec(leaf.codes))
 
 
 def _encode_leaf(x: Array, k: int, iterations: Array, keep_zeros: bool) -> CodebookArray:

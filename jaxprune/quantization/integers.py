@@ -27,21 +27,10 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune import settings, tree
-from jaxprune.base import Array, Params, QArray, QParams, QuantSpec, Setting, Where
+from jaxprune.base import Array, Params, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import rounding, uniform
-from jaxprune.kernels.ranges import mean_squared_error, percentile
 from jaxprune.kernels.sharding import automatic, explicit_spec
-
-__all__ = [
-    "choose_qparams",
-    "dequantize",
-    "fake_quant",
-    "fixed_point",
-    "fixed_point_codes",
-    "mean_squared_error",
-    "percentile",
-    "quantize",
-]
+from jaxprune.quantization.arrays.uniform import QArray
 
 _PLAIN = QuantSpec()
 
@@ -163,20 +152,6 @@ def quantize(
     return selection.replace(_quantize_leaves(selection.values, *settings, given, spec, widths))
 
 
-def dequantize(params: Params) -> Params:
-    """Turns every ``QArray`` back into an array of its shape and dtype: ``(codes - zero_point) * scale``.
-
-    Args:
-      params: any pytree; leaves that are no ``QArray`` come back as the same objects.
-
-    >>> print(dequantize(quantize(jnp.array([-1.0, 0.3, 0.0, 0.8]), 2)))
-    [-1.  0.  0.  1.]
-    """
-    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_qarray)
-    values = iter(_dequantize_leaves([leaf for leaf in leaves if _is_qarray(leaf)]))
-    return treedef.unflatten([next(values) if _is_qarray(leaf) else leaf for leaf in leaves])
-
-
 def fixed_point(params: Params, exponent: Setting, *, where: Where = None) -> Params:
     """Rounds to multiples of a power of two: ``round_half_even(w / 2**exponent) * 2**exponent``.
 
@@ -262,10 +237,6 @@ def _has_nan(leaf: Array) -> bool:
         return bool(jnp.isnan(leaf).any())
 
 
-def _is_qarray(leaf: Any) -> bool:
-    return isinstance(leaf, QArray)
-
-
 @partial(jax.jit, static_argnames="spec")
 def _choose_leaves(leaves, widths, clips, spec):
     choose = partial(uniform.choose, spec=spec)
@@ -282,12 +253,8 @@ def _fake_quant_leaves(leaves, widths, clips, given, spec):
 @partial(jax.jit, static_argnames=("spec", "bits"))
 def _quantize_leaves(leaves, widths, clips, given, spec, bits):
     zipped = zip(leaves, widths, clips, given or [None] * len(leaves), bits, strict=True)
-    return [uniform.quantize(x, uniform.width(width), clip, q, spec, b) for x, width, clip, q, b in zipped]
-
-
-@jax.jit
-def _dequantize_leaves(leaves):
-    return [uniform.dequantize(leaf) for leaf in leaves]
+    found = [(x, b, uniform.quantize(x, uniform.width(width), clip, q, spec, b)) for x, width, clip, q, b in zipped]
+    return [QArray(*parts, b, np.dtype(x.dtype), spec) for x, b, parts in found]
 
 
 @jax.jit

@@ -20,9 +20,10 @@ from jax import lax
 from jax.core import Tracer
 
 from jaxprune import settings, tree
-from jaxprune.base import Array, Params, QArray, QuantSpec, Setting, Where
+from jaxprune.base import Array, Params, QuantSpec, Setting, Where
 from jaxprune.kernels import deadzone
 from jaxprune.kernels.rounding import TINY
+from jaxprune.quantization.arrays.uniform import QArray
 
 __all__ = ["quantize", "round_to", "step_for"]
 

@@ -10,7 +10,6 @@ coding Fischer and Wang 1992, "Entropy-constrained trellis-coded quantization", 
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,48 +22,13 @@ from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels import rotation, viterbi
 from jaxprune.kernels.rounding import TINY
+from jaxprune.quantization.arrays.trellis import TrellisArray
 
-__all__ = ["TrellisArray", "dequantize", "quantize"]
+__all__ = ["quantize"]
 
 _LARGEST = 2.0**22  # number of steps, so that whole numbers are exact in float32
 _RARE = 2**16  # a rotated leaf has at most one zero in so many
 _SMALL = np.float32(1e-6)  # steps
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("indices", "step", "basis"),
-    meta_fields=("states", "zero", "dtype"),
-)
-@dataclass(frozen=True)
-class TrellisArray:
-    """An array as indices of a trellis quantizer.
-
-    Entry i in C order is number i // lanes of sequence i % lanes; there are ceil(size / 512) of them.
-
-    Attributes:
-      indices: int8, int16 or int32 in the shape of the array. Index k stands for (2 k + 1/2) * step, with a sign that
-        the indices before it in its sequence decide.
-      step: float32 scalar.
-      basis: int8 [columns, columns]: rows of numbers are to be multiplied by it, and by 2**-6 (or what
-        :func:`jaxprune.kernels.rotation.exponent` says). Empty, [0, 0], if not.
-      states: of the trellis, static.
-      zero: the index that stands for 0.0, static; ``None`` if none does. If it is 0, k stands for what k - 1 would
-        otherwise, for all k above it.
-      dtype: dtype of the array that was quantized, static.
-    """
-
-    indices: Array
-    step: Array
-    basis: Array
-    states: int
-    zero: int | None
-    dtype: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array that was quantized."""
-        return self.indices.shape
 
 
 def quantize(
@@ -105,7 +69,7 @@ def quantize(
       ValueError: a setting out of range; NaN or infinity, or more than 2**22 steps, with the leaf's path.
 
     >>> stored = quantize(jnp.array([-0.5, 0.0, 0.3, 0.8]), 0.1)
-    >>> print(stored.indices, dequantize(stored))
+    >>> print(stored.indices, stored.dense())
     [-3  0 -2 -4] [-0.55  0.    0.35  0.75]
     """
     if states not in viterbi.TAPS:
@@ -126,30 +90,10 @@ def quantize(
     return selection.replace([TrellisArray(i, s, basis, states, p.zero, x.dtype) for i, s, basis, p, x in found])
 
 
-def dequantize(params: Params) -> Params:
-    """Turns every ``TrellisArray`` back into an array of its shape and dtype.
-
-    Whole numbers times half of ``step``, rounded once to float32 and once to the dtype: alike on all machines.
-
-    Args:
-      params: any pytree; leaves that are no ``TrellisArray`` come back as the same objects.
-
-    >>> dequantize({"a": quantize(jnp.array([0.0, 1.0]), 0.25), "b": 2})
-    {'a': Array([0.   , 1.125], dtype=float32), 'b': 2}
-    """
-    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_trellis)
-    values = iter(_dequantize_leaves([leaf for leaf in leaves if _is_trellis(leaf)]))
-    return treedef.unflatten([next(values) if _is_trellis(leaf) else leaf for leaf in leaves])
-
-
 class _Plan(NamedTuple):
     basis: tuple[np.ndarray, Array] | None  # and its inverse
     zero: int | None
     dtype: np.dtype
-
-
-def _is_trellis(leaf: Any) -> bool:
-    return isinstance(leaf, TrellisArray)
 
 
 def _plans(names: list[str], leaves: list[Array], steps: list[Any], rotate: bool) -> list[_Plan]:
@@ -225,24 +169,3 @@ def _prepare(x, step, penalty, inverse, zeros):
         y = y * (variance / (variance + penalty * (0.5 / math.log(2))))
     y = y.reshape(x.shape)
     return jnp.where(x == 0, 0, jnp.where(jnp.abs(y) < _SMALL, jnp.copysign(_SMALL, x), y)) if zeros else y
-
-
-@jax.jit
-def _dequantize_leaves(leaves):
-    return [_dequantize(leaf) for leaf in leaves]
-
-
-def _dequantize(leaf: TrellisArray) -> Array:
-    shape, index = leaf.shape, viterbi.to_lanes(leaf.indices)
-    kept = None
-    if leaf.zero is not None:
-        kept = index != leaf.zero
-    if leaf.zero == 0:
-        index = index - (index > 0).astype(index.dtype)
-    numbers = viterbi.from_lanes(viterbi.numbers(index, leaf.states, kept), shape)
-    half = leaf.step * 0.5
-    if leaf.basis.size:
-        columns = len(leaf.basis)
-        numbers = rotation.back(numbers.reshape(-1, columns), leaf.basis).reshape(shape)
-        half = half * 2.0 ** -rotation.exponent(columns)
-    return (numbers * half).astype(leaf.dtype)

@@ -10,8 +10,9 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune import tree
-from jaxprune.base import Masks, Params, QArray, QuantSpec, Setting, Where
-from jaxprune.quantization.integers import dequantize
+from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
+from jaxprune.quantization.arrays.protocol import dequantize
+from jaxprune.quantization.arrays.uniform import QArray
 from jaxprune.reports import measures, sizes
 from jaxprune.reports.rows import Row
 from jaxprune.reports.summary import Report

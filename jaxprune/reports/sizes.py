@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import settings, tree
-from jaxprune.base import Array, Masks, Params, QArray, QuantSpec, Setting, Where
+from jaxprune.base import Array, Masks, Params, QuantSpec, Setting, Where
 from jaxprune.kernels import uniform
 
 _PLAIN = QuantSpec()

@@ -19,7 +19,8 @@ from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels.rounding import divide
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.quantization import codebook
-from jaxprune.quantization.codebook import CodebookArray, is_encoded
+from jaxprune.quantization.arrays.codebook import CodebookArray
+from jaxprune.quantization.arrays.protocol import dense
 from jaxprune.training.held_masks import chosen_of, need, within
 
 
@@ -117,13 +118,13 @@ def centroids_of(encoded: Params) -> Params:
     >>> centroids_of({"kernel": codebook.encode(jnp.array([0.0, 2.0, 2.0]), 2), "bias": 1.0})
     {'bias': 1.0, 'kernel': Array([0., 2.], dtype=float32)}
     """
-    return jax.tree.map(lambda leaf: leaf.centroids if is_encoded(leaf) else leaf, encoded, is_leaf=is_encoded)
+    return jax.tree.map(lambda leaf: leaf.centroids if _is_codebook(leaf) else leaf, encoded, is_leaf=_is_codebook)
 
 
 def with_centroids(encoded: Params, centroids: Params) -> Params:
     """Puts trained centroids, and other trained leaves, back: the opposite of :func:`centroids_of`.
 
-    To train them, take the gradient of ``loss(decode(with_centroids(encoded, centroids)))`` in ``centroids``: that of a
+    To train them, take the gradient of ``loss(dequantize(with_centroids(encoded, centroids)))`` in ``centroids``: that of a
     centroid is the sum over its cluster, that of kept zeros 0.
 
     Args:
@@ -136,19 +137,20 @@ def with_centroids(encoded: Params, centroids: Params) -> Params:
     Raises:
       ValueError: trees that differ in structure, or centroids of another shape, with the path.
 
+    >>> from jaxprune import dequantize
     >>> encoded = codebook.encode({"kernel": jnp.array([[0.0, 2.0, 2.0]])}, 2)
-    >>> loss = lambda c: codebook.decode(with_centroids(encoded, c))["kernel"].sum()
+    >>> loss = lambda c: dequantize(with_centroids(encoded, c))["kernel"].sum()
     >>> jax.grad(loss)(centroids_of(encoded))
     {'kernel': Array([0., 2.], dtype=float32)}
     """
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(encoded, is_leaf=is_encoded)
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(encoded, is_leaf=_is_codebook)
     try:
         values = treedef.flatten_up_to(centroids)
     except (ValueError, TypeError) as error:
         raise ValueError(f"centroids do not follow the encoded tree: {error}") from error
     found = []
     for (key, leaf), value in zip(keyed, values, strict=True):
-        if is_encoded(leaf):
+        if _is_codebook(leaf):
             if np.shape(value) != leaf.centroids.shape:
                 raise ValueError(
                     f"centroids of {jax.tree_util.keystr(key)} have shape {np.shape(value)}, not {leaf.centroids.shape}"
@@ -156,6 +158,10 @@ def with_centroids(encoded: Params, centroids: Params) -> Params:
             value = CodebookArray(leaf.codes, value, leaf.keeps_zeros, leaf.dtype)
         found.append(value)
     return treedef.unflatten(found)
+
+
+def _is_codebook(node: Any) -> bool:
+    return isinstance(node, CodebookArray)
 
 
 def _shares_of(selection: tree.Selection, k: Setting, keep_zeros: bool) -> tuple[Shares, ...]:
@@ -178,7 +184,7 @@ def _shares_of(selection: tree.Selection, k: Setting, keep_zeros: bool) -> tuple
 
 def _is_shared(leaf: Array, record: CodebookArray) -> bool:
     with jax.ensure_compile_time_eval():
-        return bool(jnp.all(codebook.decode(record) == leaf))
+        return bool(jnp.all(dense(record) == leaf))
 
 
 @jax.jit

@@ -12,11 +12,11 @@ from jax.core import Tracer
 
 from jaxprune import layout, tree
 from jaxprune.base import Array, Masks, Params, Where
-from jaxprune.files.packing import pack, unpack
 from jaxprune.quantization.arrays.bcoo import masked
+from jaxprune.quantization.arrays.packed import pack, packed_length, unpack
+from jaxprune.quantization.arrays.protocol import describe
 
 _LONGEST = 256  # entries of a group, so that a byte holds an index
-_UNROLLED = 0  # steps of a loop; programs of more grow slow to compile
 
 
 @partial(
@@ -24,7 +24,7 @@ _UNROLLED = 0  # steps of a loop; programs of more grow slow to compile
     data_fields=("values", "indices"),
     meta_fields=("n", "m", "axis", "shape"),
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NOfMArray:
     """An array of which ``n`` of every ``m`` consecutive entries along an axis are stored; the others are 0.
 
@@ -32,7 +32,7 @@ class NOfMArray:
       values: the stored entries in order, in the array's dtype and shape, but for the axis, which has ``n / m`` of its
         length.
       indices: uint8 vector, the place of each stored entry in its group, 0 to ``m - 1`` and ascending there, packed as
-        by :func:`jaxprune.files.pack` in ``ceil(log2 m)`` bits. Those of a group are neighbours, and groups go along
+        by :func:`jaxprune.quantization.pack` in ``ceil(log2 m)`` bits. Those of a group are neighbours, and groups go along
         the axis first, then along the other axes in their order: for 2:4 half a byte a group, the first index lowest,
         as sparse tensor cores take them.
       n, m: stored entries of a group, and its length, static.
@@ -46,6 +46,29 @@ class NOfMArray:
     m: int
     axis: int
     shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the array."""
+        return self.values.dtype
+
+    def dense(self) -> Array:
+        """The entries that were stored, bit for bit, and +0.0; records made under ``vmap`` need it here too."""
+        n, m, shape = self.n, self.m, self.shape
+        _check_numbers(n, m)
+        if not -len(shape) <= self.axis < 0 or shape[self.axis] % m:
+            raise ValueError(f"groups of {m} along axis {self.axis} of an array of shape {shape}")
+        stored = _with_length(shape, self.axis, shape[self.axis] // m * n)
+        number = packed_length(math.prod(stored), _width(m))
+        if jnp.shape(self.values) != stored or jnp.shape(self.indices) != (number,):
+            raise ValueError(
+                f"{n}:{m} of an array of shape {shape} is values of shape {stored} and {number} bytes of indices, not "
+                f"{jnp.shape(self.values)} and {jnp.shape(self.indices)} (records made under jax.vmap need it here too)"
+            )
+        return _from_leaf(self)
+
+    def __repr__(self) -> str:
+        return describe(self, f"{self.n}:{self.m} along axis {self.axis}")
 
 
 def to_n_of_m(params: Params, masks: Masks, n: int = 2, m: int = 4, *, axis: int = -2, where: Where = None) -> Params:
@@ -88,52 +111,6 @@ def to_n_of_m(params: Params, masks: Masks, n: int = 2, m: int = 4, *, axis: int
         _check_groups(path, leaf, mask, n, m, axis)
     numbers = (int(n), int(m), int(axis))
     return selection.replace([_to_leaf(x, mask, *numbers) for x, mask in zip(selection.values, kept, strict=True)])
-
-
-def from_n_of_m(params: Params) -> Params:
-    """Turns every :class:`NOfMArray` back into its array: the entries that were stored, bit for bit, and +0.0.
-
-    Works under ``jit``, ``vmap`` (which records made under it need) and differentiation with respect to the values.
-
-    Args:
-      params: any pytree; leaves that are no ``NOfMArray`` come back as the same objects.
-
-    Returns:
-      The tree with arrays of the shapes and dtypes that :func:`to_n_of_m` took.
-
-    Raises:
-      ValueError: a record whose parts do not fit together, with its path.
-
-    >>> w = jnp.array([[0.0], [4.0], [3.0], [0.0]])
-    >>> bool((from_n_of_m(to_n_of_m({"kernel": w}, {"kernel": w != 0}))["kernel"] == w).all())
-    True
-    """
-    keyed, treedef = jax.tree.flatten_with_path(params, is_leaf=lambda leaf: isinstance(leaf, NOfMArray))
-    found = []
-    for path, leaf in keyed:
-        if isinstance(leaf, NOfMArray):
-            try:
-                leaf = dense(leaf)
-            except ValueError as error:
-                raise ValueError(f"leaf {jax.tree_util.keystr(path, simple=True, separator='/')!r}: {error}") from error
-        found.append(leaf)
-    return treedef.unflatten(found)
-
-
-def dense(record: NOfMArray) -> Array:
-    """The array of one record; ``ValueError`` if its parts do not fit together."""
-    n, m, shape = record.n, record.m, record.shape
-    _check_numbers(n, m)
-    if not -len(shape) <= record.axis < 0 or shape[record.axis] % m:
-        raise ValueError(f"groups of {m} along axis {record.axis} of an array of shape {shape}")
-    stored = _with_length(shape, record.axis, shape[record.axis] // m * n)
-    number = -(-math.prod(stored) * _width(m) // 8)
-    if jnp.shape(record.values) != stored or jnp.shape(record.indices) != (number,):
-        raise ValueError(
-            f"{n}:{m} of an array of shape {shape} is values of shape {stored} and {number} bytes of indices, not "
-            f"{jnp.shape(record.values)} and {jnp.shape(record.indices)} (records made under jax.vmap need it here too)"
-        )
-    return _from_leaf(record)
 
 
 def fault(record: NOfMArray) -> str:
@@ -204,7 +181,6 @@ def _to_leaf(x: Array, mask: Array, n: int, m: int, axis: int) -> NOfMArray:
     return NOfMArray(values.reshape(stored), pack(along, _width(m)), n, m, axis - x.ndim, x.shape)
 
 
-@jax.jit
 def _from_leaf(record: NOfMArray) -> Array:
     n, m, axis = record.n, record.m, record.axis % len(record.shape)
     values = jnp.asarray(record.values)
