@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.kernels import clustering
 from jaxprune import dequantize as decode
+from jaxprune.kernels import clustering
 from jaxprune.quantization.arrays.codebook import CodebookArray
 from jaxprune.quantization.codebook import encode, kmeans
 

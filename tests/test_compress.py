@@ -213,7 +213,9 @@ def test_quantizers_of_rate_and_distortion_err_less_in_as_many_bytes():
 
     step = jp.quantization.rate_distortion.step_for(params, bits=2.5)
     plain = jp.compress(jp.quantization.rate_distortion.round_to(params, step), use=["ans"]).nbytes
-    plain_error = float(jnp.mean((jp.quantization.rate_distortion.round_to(params, step)["kernel"] - params["kernel"]) ** 2))
+    plain_error = float(
+        jnp.mean((jp.quantization.rate_distortion.round_to(params, step)["kernel"] - params["kernel"]) ** 2)
+    )
     for quantizer, least in (("rd", 0.97), ("trellis", 0.85)):
         nbytes, error, result = made(quantizer=quantizer)
         assert nbytes <= 1.01 * plain + 100 and error < least * plain_error, quantizer

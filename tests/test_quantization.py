@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune import quantization
-from jaxprune import QArray, QParams, QuantSpec
+from jaxprune import QArray, QParams, QuantSpec, quantization
 from jaxprune.kernels import rounding
 from jaxprune.quantization import (
     choose_qparams,

@@ -17,7 +17,7 @@ def encode(codes: np.ndarray) -> bytes:
     if not codes.size:
         return b""
     least = int(codes.min())
-    width = (int(codes.max()) - least).bitpacked_length()
+    width = (int(codes.max()) - least).bit_length()
     head = signed(least) + bytes([width])
     if not width:
         return head

@@ -106,9 +106,7 @@ RECORDS: dict[str, Record] = {
         ("codes", "scale", "zero_point"),
         {"bits": _bits, "dtype": _dtype, "spec": _spec},
     ),
-    "CodebookArray": Record(
-        CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, _no_centroid
-    ),
+    "CodebookArray": Record(CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, _no_centroid),
     "TrellisArray": Record(
         TrellisArray,
         ("indices", "step", "basis"),

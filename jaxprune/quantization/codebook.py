@@ -25,7 +25,7 @@ __all__ = ["encode", "kmeans"]
 
 
 def kmeans(params: Params, k: Setting, *, iterations: Any = 64, keep_zeros: bool = True, where: Where = None) -> Params:
-    """Rounds the weights of each selected leaf to at most ``k`` shared values; equals ``dequantize(encode(params, k))``.
+    """Rounds the weights of each selected leaf to at most ``k`` shared values: ``dequantize(encode(params, k))``.
 
     The gradient is straight-through, 1 everywhere.
 

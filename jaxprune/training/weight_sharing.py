@@ -124,8 +124,8 @@ def centroids_of(encoded: Params) -> Params:
 def with_centroids(encoded: Params, centroids: Params) -> Params:
     """Puts trained centroids, and other trained leaves, back: the opposite of :func:`centroids_of`.
 
-    To train them, take the gradient of ``loss(dequantize(with_centroids(encoded, centroids)))`` in ``centroids``: that of a
-    centroid is the sum over its cluster, that of kept zeros 0.
+    To train them, take the gradient of ``loss(dequantize(with_centroids(encoded, centroids)))`` in ``centroids``: that
+    of a centroid is the sum over its cluster, that of kept zeros 0.
 
     Args:
       encoded: a tree in which :func:`jaxprune.codebook.encode` has put a ``CodebookArray`` for some leaves.

@@ -31,9 +31,9 @@ class NOfMArray:
     Attributes:
       values: the stored entries in order, in the array's dtype and shape, but for the axis, which has ``n / m`` of its
         length.
-      indices: uint8 vector, the place of each stored entry in its group, 0 to ``m - 1`` and ascending there, packed as
-        by :func:`jaxprune.quantization.pack` in ``ceil(log2 m)`` bits. Those of a group are neighbours, and groups go along
-        the axis first, then along the other axes in their order: for 2:4 half a byte a group, the first index lowest,
+      indices: uint8 vector, the place of each stored entry in its group, 0 to ``m - 1`` and ascending there, packed by
+        :func:`jaxprune.quantization.pack` in ``ceil(log2 m)`` bits. Those of a group are neighbours, and groups go
+        along the axis first, then along the other axes in order: for 2:4 half a byte a group, the first index lowest,
         as sparse tensor cores take them.
       n, m: stored entries of a group, and its length, static.
       axis: the axis of the groups, counted from the end, static.
