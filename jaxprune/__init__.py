@@ -18,7 +18,6 @@ from jaxprune.pruning import Pruned, prune, threshold_prune
 from jaxprune.quantization import choose_qparams, codebook, dequantize, fake_quant, fixed_point, quantize
 from jaxprune.quantization.arrays.uniform import QArray
 from jaxprune.reports import Report, report
-from jaxprune.reports.curves import entropy_curve, quantization_error_curve, sparsity_curve
 from jaxprune.sweeps import grid, pareto_front, sweep
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ __all__ = [
     "codebook",
     "compress",
     "dequantize",
-    "entropy_curve",
     "fake_quant",
     "files",
     "fixed_point",
@@ -50,7 +48,6 @@ __all__ = [
     "pareto_front",
     "prune",
     "quantization",
-    "quantization_error_curve",
     "quantize",
     "report",
     "reports",
@@ -58,7 +55,6 @@ __all__ = [
     "save",
     "schedules",
     "shrink",
-    "sparsity_curve",
     "structure",
     "sweep",
     "threshold_prune",

@@ -196,9 +196,9 @@ TABLE = {
     "fixed_point_codes": Transform(
         lambda p, s, **w: jp.quantization.fixed_point_codes(p, s, **w), EXPONENTS, "any", rest=True
     ),
-    "sparsity_curve": curve_of(jp.sparsity_curve, FRACTIONS),
-    "quantization_error_curve": curve_of(jp.quantization_error_curve, WIDTHS),
-    "entropy_curve": curve_of(jp.entropy_curve, LEVELS, bins=5),
+    "sparsity_curve": curve_of(jp.reports.sparsity_curve, FRACTIONS),
+    "quantization_error_curve": curve_of(jp.reports.quantization_error_curve, WIDTHS),
+    "entropy_curve": curve_of(jp.reports.entropy_curve, LEVELS, bins=5),
     "rate_distortion.round_to": Transform(
         lambda p, s, **w: jp.quantization.rate_distortion.round_to(finite(p), 0.1, s, **w),
         (0.0, 0.05, 0.1, 0.2, 0.5),

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.reports import Histogram, Report, Row, axes, markup, measures
+from jaxprune.reports import Report, axes, html_table, measures
 from jaxprune.reports import page as pages
+from jaxprune.reports.rows import Histogram, Row
 
 VOID = {"meta", "wbr", "br", "hr", "input", "link", "img"}
 COLUMNS = "leaf parameters sparsity zeros bits dense bytes coded bytes rel. error max error"
@@ -342,7 +343,7 @@ def luminance(color):
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_colours_have_the_contrast_of_wcag(scheme):
     """4.5 for text, 3 for what is drawn; before and after also differ in how bright they are, for all eyes."""
-    block = re.findall(r":root \{(.*?)\}", markup.asset("page.css"), re.DOTALL)[scheme]
+    block = re.findall(r":root \{(.*?)\}", html_table.asset("page.css"), re.DOTALL)[scheme]
     light = {name: luminance(color) for name, color in re.findall(r"--(\w+): (#\w{6})", block)}
 
     def contrast(a, b):
@@ -358,7 +359,7 @@ def test_reports_in_a_notebook_keep_out_of_each_others_way():
     fragment = PLAIN._repr_html_()
     page = Page(fragment + fragment)
     assert not page.all("script") and not [e for e in page.elements if "id" in e.at]
-    rules = re.sub(r"\{.*?\}", "", markup.asset("notebook.css"), flags=re.DOTALL)
+    rules = re.sub(r"\{.*?\}", "", html_table.asset("notebook.css"), flags=re.DOTALL)
     assert all(selector.strip().startswith(".jaxprune-report") for selector in re.split(r"[,\n]+", rules.strip()))
     assert len(page.tables) == 2 and page.tables[0][1][0].text == "plain"
 

@@ -50,6 +50,23 @@ class Frontier:
             lowest = min(lowest, float(self.metric[self.chosen]))
         return lowest
 
+    @property
+    def drawn(self) -> np.ndarray:
+        """Which settings are drawn: bool [N]."""
+        return self.finite & (self.metric >= self.lowest)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Which settings are not drawn, in words."""
+        below, without = int((self.finite & ~self.drawn).sum()), int((~self.finite).sum())
+        said = {f"below {self.lowest:.4g}": below, "without a finite cost and metric": without}
+        return [f"{count:,} {what}" for what, count in said.items() if count]
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Settings, cost and metric, by name."""
+        return {**self.settings, self.cost_name: self.cost, self.metric_name: self.metric}
+
     def describe(self, index: int) -> str:
         """The setting in words: ``sparsity 0.5, bits 4``."""
         if not self.settings:

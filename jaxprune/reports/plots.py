@@ -6,8 +6,7 @@ import numpy as np
 
 from jaxprune.host import library
 from jaxprune.reports import axes, frontier
-from jaxprune.reports.columns import name
-from jaxprune.reports.markup import visible
+from jaxprune.reports.html_table import visible
 
 if TYPE_CHECKING:
     from jaxprune.reports.rows import Row
@@ -23,7 +22,7 @@ def plot_leaves(report: "Report", ax: Any, most: int) -> Any:
     if most < 1:
         raise ValueError(f"most must be at least 1, got {most}")
     shown, rest = _largest(report, most)
-    bars = [(_short(name(row)), row.dense_bytes, row.coded_bytes, _note(row)) for row in shown]
+    bars = [(_short(row.name), row.dense_bytes, row.coded_bytes, _note(row)) for row in shown]
     if rest:
         bars.append((f"{len(rest)} others", sum(r.dense_bytes for r in rest), sum(r.coded_bytes for r in rest), ""))
     labels, dense, coded, notes = zip(*bars, strict=True) if bars else ((), (), (), ())
@@ -82,7 +81,7 @@ def plot_frontier(
     """
     found = frontier.find(sweep, cost=cost, metric=metric, settings=settings, chosen=chosen, baseline=baseline)
     ax = _axes(ax, (7, 4.2))
-    shown = found.finite & (found.metric >= found.lowest)
+    shown = found.drawn
     front = found.front[shown[found.front]]
     ax.scatter(found.cost[shown], found.metric[shown], s=14, color=_BEFORE, lw=0, label=f"{shown.size:,} settings")
     ax.plot(found.cost[front], found.metric[front], "o-", color=_AFTER, ms=4, drawstyle="steps-post", label="front")

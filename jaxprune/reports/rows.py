@@ -1,6 +1,8 @@
-"""What a report holds: a row of counts for each leaf, and a small histogram of its weights."""
+"""What a report holds: a row of counts for each leaf, and a small histogram of its weights; and what is shown of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,3 +85,46 @@ class Row:
     def zero_fraction(self) -> float:
         """Fraction of zeros, of all parameters."""
         return self.zeros / self.parameters if self.parameters else 0.0
+
+    @property
+    def name(self) -> str:
+        """The path as tables show it."""
+        return self.path or "(array)"
+
+
+class Column(NamedTuple):
+    """One column of numbers of the table in the terminal, on the page and in the notebook.
+
+    Attributes:
+      title: its head.
+      meaning: what it says, for who reads the page.
+      value: the number, of a row.
+      form: how a number is written.
+    """
+
+    title: str
+    meaning: str
+    value: Callable[[Row], float]
+    form: str = ","
+
+    def show(self, row: Row) -> str:
+        """The number as it is printed."""
+        value = self.value(row)
+        return f"{value:,}" if isinstance(value, int) else f"{value:{self.form}}"
+
+
+COLUMNS = (
+    Column("parameters", "entries of the leaf", lambda row: row.parameters),
+    Column("sparsity", "fraction that masks remove, of the entries under a mask", lambda row: row.mask_sparsity, ".4f"),
+    Column("zeros", "fraction of entries that are 0 after, whatever made them", lambda row: row.zero_fraction, ".4f"),
+    Column("bits", "width of a code, or of the dtype; of the total: coded, a parameter", lambda row: row.bits, ".2f"),
+    Column("dense bytes", "size before, as the array is", lambda row: row.dense_bytes),
+    Column("coded bytes", "size after, by the formula below", lambda row: row.coded_bytes),
+    Column("rel. error", "|after - before| / |before|, in the L2 norm", lambda row: row.relative_error, ".2e"),
+    Column("max error", "largest |after - before|, in the units of the weights", lambda row: row.max_error, ".2e"),
+)
+
+FORMULA = """\
+coded = ceil(kept * bits / 8) + mask + 4 a scale (+ 4 a zero point if asymmetric), in bytes for each leaf; a mask takes
+1 bit a parameter, 1 bit a unit where whole units are removed, nothing where nothing is.
+An entropy coder gets below it."""

@@ -5,9 +5,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from jaxprune.host import written_whole
-from jaxprune.reports import frontier, notebook, page, plots, text
-from jaxprune.reports.rows import Row
+from jaxprune import host
+from jaxprune.reports import frontier, html_table, page, plots
+from jaxprune.reports.rows import COLUMNS, FORMULA, Row
+
+_NOTES = """\
+sparsity: what masks remove, of the parameters under a mask. zeros: of all parameters, whatever made them.
+The bits of the total are coded bits a parameter; rel. error is |after - before| / |before| in the L2 norm."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,8 @@ class Report:
         def record(row: Row) -> dict[str, Any]:
             plain = {field.name: getattr(row, field.name) for field in fields(row) if field.name != "histogram"}
             if histograms:
-                plain["histogram"] = row.histogram and {
-                    name: list(value) if isinstance(value, tuple) else value
-                    for name, value in asdict(row.histogram).items()
-                }
+                spread = row.histogram and asdict(row.histogram)
+                plain["histogram"] = spread and {k: list(v) if isinstance(v, tuple) else v for k, v in spread.items()}
             return plain | {"mask_sparsity": row.mask_sparsity, "zero_fraction": row.zero_fraction}
 
         return {"rows": [record(row) for row in self.rows], "total": record(self.total)}
@@ -51,7 +53,7 @@ class Report:
         chosen: int | None = None,
         baseline: float | None = None,
     ) -> Path:
-        """Writes one page that holds everything it needs: no network, no other file. Any browser opens it.
+        """Writes one page that holds everything it needs: no network, no other file (needs Jinja2).
 
         It shows the totals, the frontier of a sweep if there is one, a table of the leaves that sorts by any column,
         and the weights of each leaf before and after. The file is written beside ``path`` and then renamed, so that
@@ -71,7 +73,7 @@ class Report:
           The path.
 
         Raises:
-          KeyError: a name that the sweep does not have.
+          ImportError: without Jinja2. KeyError: a name that the sweep does not have.
           ValueError: arrays of different lengths, no finite value, an index out of range, or settings, a choice or a
             baseline without a sweep. OSError, if the file cannot be written.
 
@@ -92,7 +94,7 @@ class Report:
             found = frontier.find(sweep, cost=cost, metric=metric, settings=settings, chosen=chosen, baseline=baseline)
         elif not (settings is None and chosen is None and baseline is None):
             raise ValueError("settings, chosen and baseline are about a sweep; give sweep= as well")
-        with written_whole(path) as beside:
+        with host.written_whole(path) as beside:
             beside.write_bytes(page.render(self, title, found).encode())
         return Path(path)
 
@@ -113,7 +115,17 @@ class Report:
         return plots.plot_leaves(self, ax, most)
 
     def _repr_html_(self) -> str:
-        return notebook.render(self)
+        return html_table.fragment(self.rows, self.total, self._sizes())
 
     def __str__(self) -> str:
-        return text.table(self)
+        cells = [(row.name, *(column.show(row) for column in COLUMNS)) for row in (*self.rows, self.total)]
+        table = host.table(("leaf", *(column.title for column in COLUMNS)), cells[:-1], cells[-1])
+        return "\n".join([table, "", self._sizes(), FORMULA, _NOTES])
+
+    def __repr__(self) -> str:
+        return f"Report({len(self.rows):,} leaves, {self._sizes()})"
+
+    def _sizes(self) -> str:
+        """The bytes before and after in one line."""
+        dense, coded = self.total.dense_bytes, self.total.coded_bytes
+        return f"dense {dense:,} bytes, coded {coded:,} bytes{f' ({coded / dense:.1%} of dense)' if dense else ''}"
