@@ -14,16 +14,14 @@ from jax import lax
 from jaxprune.base import Array
 from jaxprune.kernels import float_keys
 from jaxprune.kernels.histogram import histogram
-from jaxprune.kernels.rounding import divide
-from jaxprune.kernels.unit_statistics import power_of_two
+from jaxprune.kernels.rounding import divide, normalizer
+from jaxprune.kernels.sums import Pair, add_pairs, product, running, total, two_sum
 
 _BLOCK = 16  # sorted values that share an entry of the prefix sums
 _QUANTILES = 4096  # gaps between order statistics that the density is known by
 _RUNS = 5  # two starts, and up to three runs that put empty clusters to use
 _LANES = 2**14  # partial sums of the squared error
 _FLOAT32 = np.dtype(np.float32)
-
-Pair = tuple[Array, Array]
 
 
 class Sorted(NamedTuple):
@@ -94,9 +92,9 @@ def prepare(x: Array, leave_zeros: bool) -> Sorted:
     values = float_keys.from_keys(jnp.sort(key), _FLOAT32)
     last = jnp.where(number > 0, values[jnp.maximum(number - 1, 0)], 0.0)
     values = jnp.where(lax.iota(jnp.int32, x.size) < number, values, last)
-    shift = power_of_two(jnp.maximum(jnp.abs(values[0]), jnp.abs(last)))
+    shift = normalizer(jnp.maximum(jnp.abs(values[0]), jnp.abs(last)))
     blocks = jnp.pad(values, (0, -x.size % _BLOCK)).reshape(-1, _BLOCK)
-    return Sorted(values, number, shift, _running(_total(blocks * shift)))
+    return Sorted(values, number, shift, running(total(blocks * shift)))
 
 
 def lloyd(data: Sorted, start: Array, iterations: Array) -> Array:
@@ -141,8 +139,8 @@ def _clusters(data: Sorted, table: Array) -> tuple[Array, Array]:
 def _means(data: Sorted, first: Array, last: Array) -> Array:
     """The mean of the values in each stretch; some number for an empty one."""
     high, low = _prefix(data, jnp.stack([first, last]))
-    total, _ = _add((high[1], low[1]), (-high[0], -low[0]))
-    mean = divide(total, jnp.maximum(last - first, 1).astype(jnp.float32)) / data.shift
+    gathered, _ = add_pairs((high[1], low[1]), (-high[0], -low[0]))
+    mean = divide(gathered, jnp.maximum(last - first, 1).astype(jnp.float32)) / data.shift
     # Rounding must not carry a mean out of its stretch: that keeps the order, and equal values as they are.
     return jnp.clip(mean, data.values[first], data.values[jnp.maximum(last - 1, 0)])
 
@@ -151,7 +149,7 @@ def linear_start(data: Sorted, k: int, free: Array) -> Array:
     """``free`` centroids at equal distances from the least to the largest value."""
     low, high = data.values[0], data.values[-1]
     part = divide(lax.iota(jnp.float32, k), jnp.maximum(free - 1, 1).astype(jnp.float32))
-    between = jnp.clip(_product(low, 1 - part) + _product(high, part), low, high)
+    between = jnp.clip(product(low, 1 - part) + product(high, part), low, high)
     return _ascending(between, free)
 
 
@@ -166,12 +164,12 @@ def density_start(data: Sorted, k: int, free: Array) -> Array:
     place = divide(lax.iota(jnp.float32, gaps + 1), np.float32(gaps)) * last.astype(jnp.float32)
     edges = data.values[jnp.minimum(jnp.round(place).astype(jnp.int32), last)] * data.shift
     root = jnp.sqrt(jnp.maximum(edges[1:] - edges[:-1], 0))
-    weight = _product(root, jnp.sqrt(jnp.sqrt(root)))
-    mass = _running((weight, jnp.zeros_like(weight)))[0]
-    wanted = _product(divide(lax.iota(jnp.float32, k) + 0.5, free.astype(jnp.float32)), mass[-1])
+    weight = product(root, jnp.sqrt(jnp.sqrt(root)))
+    mass = running((weight, jnp.zeros_like(weight)))[0]
+    wanted = product(divide(lax.iota(jnp.float32, k) + 0.5, free.astype(jnp.float32)), mass[-1])
     gap = jnp.clip(jnp.searchsorted(mass, wanted, side="right") - 1, 0, gaps - 1)
     part = divide(wanted - mass[gap], jnp.maximum(mass[gap + 1] - mass[gap], jnp.finfo(jnp.float32).tiny))
-    between = edges[gap] + _product(jnp.clip(part, 0, 1), edges[gap + 1] - edges[gap])
+    between = edges[gap] + product(jnp.clip(part, 0, 1), edges[gap + 1] - edges[gap])
     return _ascending(jnp.clip(between / data.shift, data.values[0], data.values[-1]), free)
 
 
@@ -182,7 +180,7 @@ def _ascending(centroids: Array, free: Array) -> Array:
 def midpoints(table: Array) -> Array:
     """[k - 1], half-way between neighbours, rounded down: ``x <= midpoint`` for the same floats as without rounding."""
     left, right = table[:-1] * 0.5, table[1:] * 0.5
-    middle, rest = _two_sum(left, right)
+    middle, rest = two_sum(left, right)
     return jnp.where(rest < 0, jnp.nextafter(middle, -jnp.inf), middle)
 
 
@@ -226,46 +224,5 @@ def _prefix(data: Sorted, ends: Array) -> Pair:
     block, rest = ends // _BLOCK, ends % _BLOCK
     lane = lax.iota(jnp.int32, _BLOCK)
     values = data.values[jnp.minimum(block[..., None] * _BLOCK + lane, data.values.size - 1)] * data.shift
-    inside = _total(jnp.where(lane < rest[..., None], values, 0))
-    return _add((data.before[0][block], data.before[1][block]), inside)
-
-
-def _total(rows: Array) -> Pair:
-    """The sum of each row, of a power of two entries, in halves."""
-    total = (rows, jnp.zeros_like(rows))
-    while total[0].shape[-1] > 1:
-        half = total[0].shape[-1] // 2
-        total = _add((total[0][..., :half], total[1][..., :half]), (total[0][..., half:], total[1][..., half:]))
-    return total[0][..., 0], total[1][..., 0]
-
-
-def _running(terms: Pair) -> Pair:
-    """The sums of none, one, two, ... of the terms, by doubling the stretch that each entry sums up."""
-    size = terms[0].size + 1
-
-    def earlier(part: Array, by: Array) -> Array:
-        return lax.dynamic_slice(jnp.pad(part, (size, 0)), (size - by,), (size,))
-
-    def double(i: Array, sums: Pair) -> Pair:
-        return _add((earlier(sums[0], 1 << i), earlier(sums[1], 1 << i)), sums)
-
-    start = (jnp.pad(terms[0], (1, 0)), jnp.pad(terms[1], (1, 0)))
-    return lax.fori_loop(0, (size - 1).bit_length(), double, start)
-
-
-def _add(a: Pair, b: Pair) -> Pair:
-    high, rest = _two_sum(a[0], b[0])
-    return _two_sum(high, rest + (a[1] + b[1]))
-
-
-def _two_sum(a: Array, b: Array) -> Pair:
-    """``a + b`` rounded, and the rest, exactly."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
-
-
-def _product(a: Array, b: Array) -> Array:
-    """``a * b``, with its own rounding: a compiler would fuse a bare product into the sum that it feeds."""
-    largest = jnp.finfo(jnp.float32).max
-    return jnp.clip(a * b, -largest, largest)
+    inside = total(jnp.where(lane < rest[..., None], values, 0))
+    return add_pairs((data.before[0][block], data.before[1][block]), inside)

@@ -1,11 +1,9 @@
-"""How a quantizer finds its range: full, by percentile, by mean squared error; and the mean magnitude of 1-bit codes.
+"""The range that a quantizer's codes span: the finite extremes; and the mean magnitude, the scale of 1-bit codes.
 
-Ranges look at finite entries only, over ``axes``, and keep those axes with size 1. The functions that end up in
-``QuantSpec.calibration`` have the signature ``(x, axes, bits, spec) -> (low, high)`` with float32 ``x``, in which the
-entries that fill up a last, shorter block are NaN, and int32 ``bits``.
+Over ``axes``, which are kept with size 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -16,12 +14,12 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxprune.base import Array, Calibration, QuantSpec
+from jaxprune.base import Array
 from jaxprune.kernels.histogram import histogram
-from jaxprune.kernels.rounding import HUGE, divide, grid, qparams_of, snap
+from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.sums import in_halves
 
 _LANES = 2**14  # sums that the mean magnitude is made of
-_ROWS = 8192  # entries that a step of a streaming loop works on
 _LARGE = 2**20  # entries from which a copy is worth avoiding
 _FOLD = 16  # entries that a short reduction takes
 
@@ -76,7 +74,7 @@ def mean_magnitude(axes: tuple[int, ...]):
         shift = jnp.where(jnp.max(high) > 2.0**64, jnp.float32(2.0**-32), 1)  # against overflow; exact
         lane = _Lane(x.shape, axes)
         parts = histogram(x, (shift,), lane, lane.groups * lane.lanes, _finite_magnitude)
-        total = _tree_sum(parts.reshape(lane.groups, lane.lanes)).reshape(high.shape)
+        total = in_halves(parts.reshape(lane.groups, lane.lanes)).reshape(high.shape)
         count = jnp.sum(jnp.isfinite(x), axes, dtype=jnp.int32, keepdims=True).astype(jnp.float32)
         return divide(total, jnp.maximum(count, 1)) / shift
 
@@ -120,148 +118,3 @@ class _Lane:
             coordinate = (index // np.uint32(prod(self.shape[i + 1 :]))) % np.uint32(n)
             numbers[i in self.axes] = numbers[i in self.axes] * np.uint32(n) + coordinate
         return numbers[False] * np.uint32(self.lanes) + numbers[True] % np.uint32(self.lanes)
-
-
-def _tree_sum(rows: Array) -> Array:
-    """The sum of each row, of a power of two entries, in halves."""
-    while rows.shape[1] > 1:
-        rows = rows[:, : rows.shape[1] // 2] + rows[:, rows.shape[1] // 2 :]
-    return rows[:, 0]
-
-
-def percentile(q: float) -> Calibration:
-    """The range that leaves out the outermost values: a calibration for :class:`~jaxprune.QuantSpec`.
-
-    Symmetric: the ``q``-th percentile of abs(x). Asymmetric: from the (100 - q)-th to the ``q``-th percentile of x. By
-    linear interpolation over the finite entries of each group (a channel, a block), as ``numpy.percentile``; the work
-    is a sort. Equal ``q`` give the same object, so nothing recompiles.
-
-    Args:
-      q: in (0, 100], percent; 100 is the full range. Static.
-
-    >>> low, high = percentile(75.0)(jnp.arange(5.0), (0,), jnp.int32(8), QuantSpec())
-    >>> float(high[0])
-    3.0
-    """
-    if not 0 < q <= 100:
-        raise ValueError(f"q must be in (0, 100], got {q!r}")
-    return _percentile(float(q))
-
-
-@cache
-def _percentile(q: float) -> Calibration:
-    def calibrate(x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
-        del bits
-        shape = _kept_shape(x, axes)
-        if x.size == 0:
-            return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
-        kept = [i for i in range(x.ndim) if i not in axes]
-        rows = x.transpose(*kept, *axes).reshape(prod(shape), -1)
-        rows, count = _sorted(jnp.abs(rows) if spec.symmetric else rows)
-        high = _quantile(rows, count, q).reshape(shape)
-        return (-high, high) if spec.symmetric else (_quantile(rows, count, 100 - q).reshape(shape), high)
-
-    return calibrate
-
-
-def mean_squared_error(candidates: Sequence[float] = tuple(i / 25 for i in range(25, 4, -1))) -> Calibration:
-    """The range, among fractions of the full one, whose rounding error is least: a calibration.
-
-    For each group (a channel, a block) takes the ratio r that minimizes the sum of (x - fake_quant(x))**2 over its
-    finite entries, with the range [r * low, r * high]; of equal errors, the ratio named first. Work is one read of x
-    for each candidate, memory one copy of x whatever their number. Has no say at 1 bit, symmetric, where the scale is
-    the mean magnitude. Equal candidates give the same object. Source: the clipping of Banner et al. 2019
-    (arXiv:1810.05723), by trial.
-
-    Args:
-      candidates: ratios in (0, 1], static; from 1 down to 0.2 by default.
-
-    >>> x = jnp.array([1.0] * 99 + [10.0])
-    >>> low, high = mean_squared_error((1.0, 0.5))(x, (0,), jnp.int32(4), QuantSpec())
-    >>> float(high[0])
-    10.0
-    """
-    ratios = tuple(float(c) for c in candidates)
-    if not ratios or not all(0 < r <= 1 for r in ratios):
-        raise ValueError(f"candidates must be ratios in (0, 1], got {candidates!r}")
-    return _mean_squared_error(ratios)
-
-
-@cache
-def _mean_squared_error(ratios: tuple[float, ...]) -> Calibration:
-    def calibrate(x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
-        low, high = full_range(x, axes, spec.symmetric)
-        low_, high_ = low.reshape(-1), high.reshape(-1)
-
-        def attempt(i, best):
-            ratio = jnp.asarray(ratios, jnp.float32)[i]
-            qparams = qparams_of(low_ * ratio, high_ * ratio, bits, spec.symmetric)
-            quantizer = grid(qparams, bits, spec.symmetric)
-
-            def squared(row):
-                error = jnp.where(jnp.isfinite(row), row - snap(row, *quantizer), 0)
-                return jnp.minimum(error * error, HUGE)
-
-            error = _ordered_sum(x, axes, squared)
-            return tuple(jnp.where(error < best[0], new, old) for new, old in zip((error, ratio), best, strict=True))
-
-        start = (jnp.full(low_.shape, jnp.inf), jnp.full(low_.shape, jnp.float32(ratios[0])))
-        ratio = lax.fori_loop(0, len(ratios), attempt, start)[1].reshape(low.shape)
-        return low * ratio, high * ratio
-
-    return calibrate
-
-
-def _ordered_sum(x: Array, axes: tuple[int, ...], term: Callable[[Array], Array]) -> Array:
-    """The sum over ``axes`` of ``term(row)``, rows [lanes, K] in float32, 0 at NaN; shape [K], K the number of groups.
-
-    Compensated, and in one order in every program, so that what it decides is the same bits everywhere. A loop, so that
-    no copy of x is made whatever ``term`` computes; lanes is a power of two.
-    """
-    groups, kept = _groups(x, axes), [i for i in range(x.ndim) if i not in axes]
-    count = prod(x.shape[i] for i in axes)
-    lanes = 1 << (max(1, min(count, _ROWS // max(groups, 1))).bit_length() - 1)
-    rows = x.transpose(*axes, *kept).reshape(count, groups)
-    rows = jnp.pad(rows, ((0, -count % lanes), (0, 0)), constant_values=jnp.nan).reshape(-1, lanes, groups)
-
-    def add(i, sums):
-        total, rest = sums
-        value = term(rows[i].astype(jnp.float32)) + rest
-        new = total + value
-        return new, value - (new - total)
-
-    total, rest = lax.fori_loop(0, rows.shape[0], add, (jnp.zeros((lanes, groups), jnp.float32),) * 2)
-    return _tree_sum((total + rest).T)
-
-
-def _groups(x: Array, axes: tuple[int, ...]) -> int:
-    return prod(_kept_shape(x, axes))
-
-
-def _kept_shape(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-
-
-def _sorted(x: Array) -> tuple[Array, Array]:
-    """Rows in ascending order, non-finite entries at the end, and how many are finite. Integer keys sort faster."""
-    finite = jnp.isfinite(x)
-    raw = lax.bitcast_convert_type(x, jnp.int32)
-    key = jnp.where(finite, raw ^ ((raw >> 31) & 0x7FFFFFFF), 0x7F7FFFFF)  # the last finite number
-    key = jnp.sort(key, axis=-1)
-    values = lax.bitcast_convert_type(key ^ ((key >> 31) & 0x7FFFFFFF), jnp.float32)
-    return values, jnp.sum(finite, axis=-1, dtype=jnp.int32)
-
-
-def _quantile(rows: Array, count: Array, q: float) -> Array:
-    """The ``q``-th percentile of the first ``count`` entries of each sorted row; 0 of none. Counts from the nearer end,
-    where the float32 position is finest."""
-    last = jnp.maximum(count - 1, 0)
-    from_top = q >= 50
-    distance = jnp.minimum(np.float32((100 - q if from_top else q) / 100) * last, last.astype(jnp.float32))
-    step = jnp.floor(distance)
-    near = jnp.minimum(step.astype(jnp.int32), last)
-    ends = (near, jnp.minimum(near + 1, last))
-    a, b = (jnp.take_along_axis(rows, (last - i if from_top else i)[:, None], -1)[:, 0] for i in ends)
-    gap = jnp.abs(b - a)
-    part = jnp.where(distance > step, jnp.minimum((distance - step) * gap, gap), 0)
-    return jnp.where(count > 0, a - part if from_top else a + part, 0)

@@ -117,6 +117,12 @@ def power_of_two(exponent: Array) -> Array:
     return lax.bitcast_convert_type(jnp.left_shift(exponent + 127, 23), jnp.float32)
 
 
+def normalizer(largest: Array) -> Array:
+    """The power of two that takes ``largest`` (float32, >= 0) into [2, 4): an exact factor, itself a normal float."""
+    exponent = (lax.bitcast_convert_type(largest, jnp.int32) >> 23) & 0xFF
+    return lax.bitcast_convert_type((255 - jnp.clip(exponent, 1, 254)) << 23, jnp.float32)
+
+
 def _exponent(setting: Array) -> Array:
     return jnp.clip(jnp.floor(setting + 0.5), -126, 126).astype(jnp.int32)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxprune.base import Array
 from jaxprune.kernels.histogram import histogram
-from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.kernels.sharding import automatic
 from jaxprune.layout import unit_count, unit_shape, within_unit
 
@@ -48,7 +48,7 @@ def _histograms(w: Array, bins: int) -> Array:
     low = jnp.min(w, where=finite, initial=jnp.inf).astype(jnp.float32)
     high = jnp.max(w, where=finite, initial=-jnp.inf).astype(jnp.float32)
     low, high = jnp.where(low <= high, low, 0.0), jnp.where(low <= high, high, 0.0)
-    scale = power_of_two(jnp.maximum(-low, high))  # so that the width of the range cannot overflow
+    scale = normalizer(jnp.maximum(-low, high))  # so that the width of the range cannot overflow
     ends = (low * scale, high * scale, scale)
     binning = _UnitBin(unit_count(w), bins)
     return jax.lax.platform_dependent(
@@ -84,9 +84,3 @@ class _UnitBin:
         bin_ = self.bin_of(values, *ends).astype(jnp.uint32)
         unit = index % np.uint32(self.units)
         return jnp.where(bin_ < self.bins, unit * np.uint32(self.bins) + bin_, np.uint32(self.units * self.bins))
-
-
-def power_of_two(largest: Array) -> Array:
-    """The power of two that takes ``largest`` (float32, >= 0) into [2, 4): an exact factor, itself a normal float."""
-    exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) & 0xFF
-    return jax.lax.bitcast_convert_type((255 - jnp.clip(exponent, 1, 254)) << 23, jnp.float32)

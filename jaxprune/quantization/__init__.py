@@ -1,6 +1,5 @@
 """Fewer bits a weight: uniform, fixed-point, codebook, rate-distortion and trellis quantization, and N:M storage."""
 
-from jaxprune.kernels.ranges import mean_squared_error, percentile
 from jaxprune.quantization import codebook, rate_distortion, trellis
 from jaxprune.quantization.arrays.bcoo import to_bcoo
 from jaxprune.quantization.arrays.n_of_m import to_n_of_m
@@ -13,6 +12,7 @@ from jaxprune.quantization.integers import (
     fixed_point_codes,
     quantize,
 )
+from jaxprune.quantization.ranges import mean_squared_error, percentile
 
 __all__ = [
     "choose_qparams",

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Array, Params, Scores
-from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.kernels.sharding import automatic
-from jaxprune.kernels.unit_statistics import power_of_two
 from jaxprune.layout import unit_count, unit_shape
 from jaxprune.saliency._apply import floating, score
 
@@ -56,7 +55,7 @@ def _sums_of_distances(w: Array) -> Array:
     rows = w.astype(jnp.float32).reshape(weights, units).T
     finite = jnp.all(jnp.isfinite(rows), axis=1)
     rows = jnp.where(finite[:, None], rows, 0.0)
-    scale = power_of_two(jnp.max(jnp.abs(rows), initial=0.0))
+    scale = normalizer(jnp.max(jnp.abs(rows), initial=0.0))
     tile = max(min(units, _TILE), 1)
     tiles = max(-(-units // tile), 1)
     rows = jnp.pad(rows * scale, ((0, tiles * tile - units), (0, 0))).reshape(tiles, tile, weights)
@@ -74,7 +73,7 @@ def _sums_over_tiles(rows: Array, taken: Array) -> Array:
     highest = jnp.max(rows, axis=(0, 1), where=taken[..., None], initial=-jnp.inf)
     lowest = jnp.min(rows, axis=(0, 1), where=taken[..., None], initial=jnp.inf)
     largest = jnp.max(jnp.where(lowest < highest, highest - lowest, 0.0), initial=0.0)
-    scale = power_of_two(largest)
+    scale = normalizer(largest)
     if tiles == 1:  # too few units for a shorter way to pay
         return jnp.sum(jnp.where(taken[0], _from_differences(rows[0], rows[0], scale), 0.0), axis=1)
     squares = jnp.sum(jnp.square(rows), axis=2)

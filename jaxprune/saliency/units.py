@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.base import Array, Params, Scores
 from jaxprune.kernels import unit_statistics
-from jaxprune.kernels.rounding import divide
+from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.layout import check_countable, within_unit
 from jaxprune.saliency._apply import floating, score
 
@@ -187,7 +187,7 @@ def _activation_taylor(x: Array, g: Array, normalize: bool) -> Array:
     scores = jnp.sum(effects, axis=0) / max(examples, 1)
     if not normalize:
         return scores
-    scores = scores * unit_statistics.power_of_two(jnp.max(scores, initial=0.0))  # so that squares neither overflow
+    scores = scores * normalizer(jnp.max(scores, initial=0.0))  # so that squares neither overflow
     squares = jnp.sum(jnp.square(jnp.maximum(scores, -1.0)))  # nor underflow, of constants neither
     return divide(scores, jnp.sqrt(jnp.where(squares == 0, 1.0, squares)))
 

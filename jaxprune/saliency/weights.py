@@ -9,8 +9,7 @@ import numpy as np
 
 from jaxprune import tree
 from jaxprune.base import Array, Params, Scores
-from jaxprune.kernels.rounding import divide
-from jaxprune.kernels.unit_statistics import power_of_two
+from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.layout import within_unit
 from jaxprune.saliency._apply import floating, no_score, score
 
@@ -166,7 +165,7 @@ def connection_entropy(params: Params) -> Scores:
 def _connection_entropy(w: Array) -> Array:
     w = jnp.abs(w.astype(jnp.float32))
     largest = jnp.max(w, axis=within_unit(w), keepdims=True, initial=0.0)
-    w = w * jax.lax.stop_gradient(power_of_two(largest))
+    w = w * jax.lax.stop_gradient(normalizer(largest))
     total = jnp.sum(w, axis=within_unit(w), keepdims=True)
     p = divide(w, jnp.where(total == 0, 1.0, total))
     return jnp.where(p == 0, 0.0, 0.0 - p * jnp.log2(jnp.where(p == 0, 1.0, p)))  # never -0.0

@@ -16,8 +16,7 @@ import numpy as np
 
 from jaxprune import tree
 from jaxprune.base import Array, Params, Where
-from jaxprune.kernels.rounding import divide
-from jaxprune.kernels.unit_statistics import power_of_two
+from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.layout import within_unit
 
 
@@ -104,7 +103,7 @@ def unit_lengths(w: Array) -> tuple[Array, Array]:
     The scale is a power of two, one a unit, under which squares neither overflow nor underflow.
     """
     largest = jnp.max(jnp.abs(w), axis=within_unit(w), keepdims=True, initial=0.0)
-    scale = power_of_two(largest)
+    scale = normalizer(largest)
     squares = jnp.sum(jnp.square(_apart(w * scale)), axis=within_unit(w), keepdims=True)
     some = squares != 0  # so that no second derivative is 0/0
     return scale, jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0)
@@ -161,7 +160,7 @@ def _group_lasso(w: Array) -> tuple[Array, Array]:
 def _hoyer(w: Array) -> tuple[Array, Array]:
     largest = jnp.max(jnp.abs(w), initial=0.0)
     some = largest > 0
-    scale = jnp.where(some, power_of_two(largest), 1.0)
+    scale = jnp.where(some, normalizer(largest), 1.0)
     scaled = w * scale
     total, squares = jnp.sum(jnp.abs(scaled)), jnp.sum(jnp.square(_apart(scaled)))
     ratio = divide(total, jnp.where(some, squares, 1.0))
