@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+
+_CHUNK = 2**18  # entries that are looked at together: a few megabytes
 
 
 def library(name: str, install: str) -> Any:
@@ -22,6 +25,16 @@ def library(name: str, install: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"{name.split('.')[0]} is not installed: pip install '{install}'") from error
+
+
+def entropy_of_counts(counts: np.ndarray) -> float:
+    """Bits of all entries of which ``counts`` are alike: the sum of c log2(n / c), 0 log 0 = 0.
+
+    >>> entropy_of_counts(np.array([2, 1, 1, 0]))
+    6.0
+    """
+    some = counts[counts > 0].astype(np.float64)
+    return float((some * np.log2(some.sum() / some)).sum())
 
 
 @contextlib.contextmanager
@@ -105,3 +118,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[st
     rule = "-" * max(map(len, drawn))
     body = [drawn[0], rule, *drawn[1 : len(rows) + 1]] + ([rule, drawn[-1]] if total else [])
     return "\n".join(line.rstrip() for line in body)
+
+
+def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The entries in order, some at a time, so that what is computed of them takes little memory."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        yield flat[start : start + _CHUNK]

@@ -17,7 +17,6 @@ import jaxprune as jp
 from jaxprune import checkpoints
 from jaxprune.checkpoints import (
     CheckpointError,
-    comparison,
     compressed,
     flax_msgpack,
     inspection,
@@ -26,6 +25,7 @@ from jaxprune.checkpoints import (
     ranking,
 )
 from jaxprune.checkpoints.leaf import of_array
+from jaxprune.reports import measures
 
 SUFFIXES = (".safetensors", ".npz", ".msgpack", ".orbax", ".jp")
 FILES = (".safetensors", ".npz", ".msgpack", ".jp")
@@ -396,8 +396,8 @@ def test_wide_numbers_of_files_are_compared_exactly(tmp_path, suffix):
     leaves = {"f": np.array([[1 + 2**-40, 1]]), "i": np.array([2**40, 1])}
     checkpoints.write(tmp_path / f"m{suffix}", leaves)
     read = {name: leaf.read() for name, leaf in checkpoints.open(tmp_path / f"m{suffix}").leaves.items()}
-    assert comparison.compare(read["f"], np.ones((1, 2))).max_error == 2**-40
-    assert comparison.compare(read["i"], np.ones(2, np.int64)).max_error == 2**40 - 1
+    assert measures.compare(read["f"], np.ones((1, 2))).max_error == 2**-40
+    assert measures.compare(read["i"], np.ones(2, np.int64)).max_error == 2**40 - 1
     assert inspection.describe(read["f"]).absmax == 1 + 2**-40 and inspection.describe(read["i"]).absmax == 2**40
     checkpoints.write(tmp_path / "again.npz", read)
     with np.load(tmp_path / "again.npz") as archive:
@@ -405,7 +405,7 @@ def test_wide_numbers_of_files_are_compared_exactly(tmp_path, suffix):
 
 
 def test_inspection_of_odd_arrays(monkeypatch):
-    monkeypatch.setattr("jaxprune.checkpoints.leaf._CHUNK", 4)
+    monkeypatch.setattr("jaxprune.host._CHUNK", 4)
     array = np.array([[np.nan, np.inf, -2.0, 0.0, -0.0, 1.0]], np.float32)
     facts = inspection.describe(array)
     assert (facts.zeros, facts.nan, facts.inf, facts.absmax) == (2, 1, 1, 2.0)
@@ -423,13 +423,13 @@ def test_inspection_of_odd_arrays(monkeypatch):
 
 
 def test_comparison_against_numpy(monkeypatch):
-    monkeypatch.setattr("jaxprune.checkpoints.leaf._CHUNK", 7)
+    monkeypatch.setattr("jaxprune.host._CHUNK", 7)
     rng = np.random.default_rng(3)
     before = rng.normal(size=(5, 4)).astype(np.float32)
     before[0, 0], before[1, 1] = 0, np.nan
     after = np.where(rng.random((5, 4)) < 0.4, 0, before.astype(ml_dtypes.bfloat16).astype(np.float32))
     after[:, 2], after[1, 1] = 0, np.nan
-    found = comparison.compare(before, after.astype(ml_dtypes.bfloat16))
+    found = measures.compare(before, after.astype(ml_dtypes.bfloat16))
     old, new = before.astype(np.float64), after.astype(np.float64)
     assert (found.size, found.zeros_before, found.zeros_after) == (20, 1, np.sum(after == 0))
     assert found.removed == np.sum((before != 0) & (after == 0)) and found.units_removed == np.sum(~after.any(0))
@@ -438,13 +438,13 @@ def test_comparison_against_numpy(monkeypatch):
     assert found.relative_error == pytest.approx(np.sqrt(error / norm), rel=1e-12)
     assert found.max_error == np.nanmax(np.abs(old - new))
     assert found.changed == np.sum((before != after) & ~(np.isnan(before) & np.isnan(after))) and not found.equal
-    assert comparison.compare(before, before.copy()).equal and comparison.compare(before, before).relative_error == 0
-    assert comparison.compare(np.zeros(2), np.ones(2)).relative_error == np.inf
+    assert measures.compare(before, before.copy()).equal and measures.compare(before, before).relative_error == 0
+    assert measures.compare(np.zeros(2), np.ones(2)).relative_error == np.inf
 
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_ranking_is_that_of_prune(monkeypatch, scope):
-    monkeypatch.setattr("jaxprune.checkpoints.leaf._CHUNK", 7)
+    monkeypatch.setattr("jaxprune.host._CHUNK", 7)
     rng = np.random.default_rng(4)
     tree = {name: np.round(rng.normal(size=(6, 5)) * 4) / 4 for name in "abc"}  # many ties
     tree = {

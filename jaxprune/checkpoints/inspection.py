@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.checkpoints.leaf import chunks
+from jaxprune.host import chunks, entropy_of_counts
 from jaxprune.kernels.rounding import HUGE, TINY
 
 WIDTHS = (8, 4)
@@ -92,8 +92,7 @@ def code_entropy(array: np.ndarray, bits: int) -> float:
             codes = np.zeros_like(values) if scale < TINY else np.clip(np.rint(values / scale), -top, top)
             codes = codes if scale < TINY or not np.isnan(codes).any() else codes[~np.isnan(codes)]
             counts += np.bincount(codes.astype(np.int32) + int(top), minlength=len(counts))
-    some = counts[counts > 0]
-    return float((some * np.log2(some.sum() / some)).sum() / max(some.sum(), 1))
+    return entropy_of_counts(counts) / max(int(counts.sum()), 1)
 
 
 def widened(array: np.ndarray) -> np.ndarray:

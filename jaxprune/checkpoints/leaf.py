@@ -2,14 +2,12 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-
-_CHUNK = 2**19  # entries that are looked at together: a few megabytes
 
 
 class CheckpointError(ValueError):
@@ -72,10 +70,3 @@ def from_file(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) 
         raise CheckpointError(f"{path}: it became shorter while it was read; copy it again")
     array = found.view(dtype).reshape(shape)
     return array if sys.byteorder == "little" else array.byteswap()
-
-
-def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The entries in order, some at a time, so that what is computed of them takes little memory."""
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        yield flat[start : start + _CHUNK]

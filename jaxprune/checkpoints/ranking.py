@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.checkpoints.leaf import Leaf, chunks
+from jaxprune.checkpoints.leaf import Leaf
+from jaxprune.host import chunks
 
 _NAN = np.uint32(0x7F800001)  # all NaN rank alike, above infinity
 

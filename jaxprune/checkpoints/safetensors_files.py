@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, chunks, dtype_of, from_file
+from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of, from_file
+from jaxprune.host import chunks
 
 NAME = "safetensors"
 SUFFIXES = (".safetensors",)

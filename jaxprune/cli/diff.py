@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxprune import checkpoints, host
-from jaxprune.checkpoints import Leaf, comparison, names
+from jaxprune.checkpoints import Leaf, names
 from jaxprune.cli import output
 from jaxprune.host import progress_bar
+from jaxprune.reports import measures
 
 HELP = "the error of each leaf, and what was removed"
 EXAMPLES = """\
@@ -65,12 +66,12 @@ def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     errors = sum(row["squared_error"] for row in floating), sum(row["squared_norm"] for row in floating)
     largest = max((row["max_error"] for row in floating), default=0.0)
     counts = {key: sum(row[key] for row in rows) for key in _COUNTS}
-    return counts | {"relative_error": comparison.relative(*errors), "max_error": largest}
+    return counts | {"relative_error": measures.relative(*errors), "max_error": largest}
 
 
 def measured(before: Leaf, after: Leaf) -> dict[str, Any]:
     """What is known of a leaf when both its arrays have been read."""
-    found = comparison.compare(before.read(), after.read())
+    found = measures.compare(before.read(), after.read())
     return {
         "name": before.name,
         "shape": list(before.shape),

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from jaxprune.checkpoints import Leaf, comparison, compressed, nested, ranking
+from jaxprune.checkpoints import Leaf, compressed, nested, ranking
 from jaxprune.cli import lossy
 from jaxprune.host import progress_bar
+from jaxprune.reports import measures
 
 
 class Trial(NamedTuple):
@@ -53,7 +54,7 @@ def curves(trial: Trial, sparsities: Sequence[float], widths: Sequence[float | N
                     sizes[at] += np.asarray(own, np.int64)
             finished(number)
     return [
-        setting | {"bytes": int(size) + rest, "relative_error": comparison.relative(float(error), norm)}
+        setting | {"bytes": int(size) + rest, "relative_error": measures.relative(float(error), norm)}
         for setting, error, size in zip(settings, errors, sizes, strict=True)
     ]
 

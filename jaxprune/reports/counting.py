@@ -64,7 +64,8 @@ def report(
         if sizes.holds_numbers(was)
     ]
     rows = tuple(row for row, _, _ in counted)
-    return Report(rows, _total(rows, sum(error for _, error, _ in counted), sum(norm for _, _, norm in counted)))
+    error, norm = sum(error for _, error, _ in counted), sum(norm for _, _, norm in counted)
+    return Report(rows, _total(rows, measures.relative(error, norm)))
 
 
 def _matched(before: Params, after: Params) -> tuple[tree.Selection, tree.Selection, dict[int, QArray]]:
@@ -92,45 +93,31 @@ def _row(
         raise ValueError(f"leaf {tree.show(path)} has values under its mask that are not 0; apply_masks(after, masks)")
     width = 8 * after.dtype.itemsize if bits is None else math.floor(bits + 0.5)
     kept, entries = (int(n) for n in sizes.mask_cost(mask, after.size, np, np.int64))
-    squared_error, squared_norm, largest = measures.errors(before, after)
+    found = measures.compare(before, after)
     row = Row(
         path=path,
         parameters=after.size,
         masked=after.size if mask.ndim or not mask else 0,
         removed=after.size - kept,
-        zeros=after.size - int(np.count_nonzero(after)),
+        zeros=found.zeros_after,
         bits=width,
         dense_bytes=before.nbytes,
         coded_bytes=sizes.leaf_bytes(kept, width, entries, scales),
-        relative_error=_ratio(squared_error, squared_norm),
-        max_error=largest,
+        relative_error=found.relative_error,
+        max_error=found.max_error,
         histogram=measures.histogram(before, after),
     )
     if not jnp.issubdtype(before.dtype, jnp.inexact):
         return row, 0.0, 0.0  # indices and keys are large numbers, next to which no weight would count
-    return row, squared_error, squared_norm
+    return row, found.squared_error, found.squared_norm
 
 
-def _ratio(squared_error: float, squared_norm: float) -> float:
-    if squared_error == 0:
-        return 0.0
-    return math.sqrt(squared_error / squared_norm) if squared_norm else math.inf
-
-
-def _total(rows: Sequence[Row], squared_error: float, squared_norm: float) -> Row:
-    parameters, coded = sum(row.parameters for row in rows), sum(row.coded_bytes for row in rows)
-    return Row(
-        path="total",
-        parameters=parameters,
-        masked=sum(row.masked for row in rows),
-        removed=sum(row.removed for row in rows),
-        zeros=sum(row.zeros for row in rows),
-        bits=8 * coded / parameters if parameters else 0.0,
-        dense_bytes=sum(row.dense_bytes for row in rows),
-        coded_bytes=coded,
-        relative_error=_ratio(squared_error, squared_norm),
-        max_error=float(np.max([row.max_error for row in rows], initial=0.0)),
-    )
+def _total(rows: Sequence[Row], relative_error: float) -> Row:
+    counts = ("parameters", "masked", "removed", "zeros", "dense_bytes", "coded_bytes")
+    sums: dict[str, Any] = {name: sum(getattr(row, name) for row in rows) for name in counts}
+    bits = 8 * sums["coded_bytes"] / sums["parameters"] if sums["parameters"] else 0.0
+    largest = float(np.max([row.max_error for row in rows], initial=0.0))
+    return Row("total", **sums, bits=bits, relative_error=relative_error, max_error=largest)
 
 
 def _is_qarray(leaf: Any) -> bool:
