@@ -25,16 +25,25 @@ def struct(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def cut_tree(values: Any, params: Params, flags: Flags) -> Any:
-    """Cuts every subtree of ``values`` that is like ``params``, or like one of its collections."""
+    """Cuts every subtree of ``values`` that is like ``params``, or like one of its collections.
+
+    On the host wherever a leaf lies on one device: there is a shape to each leaf, and no program to compile for each.
+    """
 
     def cut(path: str, leaf: Any, shape: tuple[int, ...]) -> Any:
-        for axis in range(np.ndim(leaf)):
-            keep = flags.get((path, axis))
-            if keep is not None and leaf.shape[axis] == shape[axis]:
-                leaf = take(leaf, np.flatnonzero(keep), axis)
-        return leaf
+        axes = [i for i in range(np.ndim(leaf)) if (path, i) in flags and leaf.shape[i] == shape[i]]
+        local = bool(axes) and _on_one_device(leaf)
+        small = np.asarray(leaf) if local else leaf
+        for axis in axes:
+            small = take(small, np.flatnonzero(flags[path, axis]), axis)
+        return jax.device_put(small, leaf.sharding) if local else small
 
     return _map_like(values, params, cut)
+
+
+def _on_one_device(leaf: Any) -> bool:
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return concrete and len(leaf.sharding.device_set) == 1 and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def mask_tree(values: Any, params: Params, flags: Flags) -> Any:

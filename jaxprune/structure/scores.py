@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -66,7 +67,10 @@ def _of_group(group: Group, leaves: dict[str, Any], sizes: dict[str, tuple[int, 
 def _of_member(leaf: Any, axis: int, units: np.ndarray, size: int) -> np.ndarray:
     """Mean score of each unit's entries, over the mean of that."""
     others = tuple(i for i in range(leaf.ndim) if i != axis)
-    entries = np.asarray(jnp.mean(jnp.asarray(leaf, jnp.float32), axis=others), np.float64)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # of several hosts: none of them has it all
+        entries = np.asarray(jnp.mean(leaf.astype(jnp.float32), axis=others), np.float64)
+    else:
+        entries = np.asarray(leaf, np.float32).mean(axis=others, dtype=np.float64)
     own = units >= 0
     total = np.bincount(units[own], weights=entries[own], minlength=size) / np.bincount(units[own], minlength=size)
     finite = total[np.isfinite(total)]
