@@ -94,7 +94,7 @@ def main() -> None:
 
 def _networks(wide: nn.Module, narrow: nn.Module, images: jax.Array):
     params = wide.init(jax.random.key(0), images)
-    shrunk = jp.shrink(wide.apply, params, images, 0.5, scope="leaf")
+    shrunk = jp.shrink(wide.apply, params, images, sparsity=0.5)
     assert jax.tree.map(np.shape, shrunk.params) == jax.tree.map(np.shape, narrow.init(jax.random.key(0), images))
     np.testing.assert_allclose(
         shrunk.apply(shrunk.params, images), narrow.apply(shrunk.params, images), rtol=1e-4, atol=1e-5

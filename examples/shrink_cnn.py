@@ -107,11 +107,11 @@ dense = train(learning, variables, EPOCHS, 2e-3)
 # ---------------------------------------------------------------------------------------------------------------------
 # Shrinking. Every layer loses the same fraction, the channels with the smallest weights in and out.
 
-shrunk = jp.shrink(model.apply, dense, batch, options.sparsity, scope="leaf")
+shrunk = jp.shrink(model.apply, dense, batch, sparsity=options.sparsity)
 print(shrunk.report, end="\n\n")
 
 # The same plan cuts the training function, whose new statistics are outputs that get smaller too.
-small_learning = jp.structure.trace(learning, dense, batch, free_output="1/batch_stats/*").apply(shrunk.plan)
+small_learning = jp.structure.trace(learning, dense, batch, free_output="1/batch_stats/*").at(shrunk.plan).apply
 tuned = train(small_learning, shrunk.params, TUNING, 1e-3)
 
 # A module that was narrow from the start takes the small parameters as they are.

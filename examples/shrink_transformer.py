@@ -106,10 +106,9 @@ shrunk = jp.shrink(
     encoder,
     dense,
     test[0][:16],
-    0.5,
+    sparsity=0.5,
     saliency=lambda state: jp.saliency.gradient(state, grads),
-    scope="leaf",
-    groups=["heads of *", "features of *up"],
+    spec=jp.structure.ShrinkSpec(groups=["heads of *", "features of *up"]),
 )
 print(shrunk.report, end="\n\n")
 tuned = fit(shrunk.apply, shrunk.params, TUNING, 1e-3)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from jaxprune.structure import trace
+from jaxprune.structure import ShrinkSpec, trace
 
 SIZES = (6, 16, 12, 3)
 X = jnp.asarray(np.random.default_rng(1).normal(size=(5, SIZES[0])), jnp.float32)
@@ -55,7 +55,7 @@ def highest(scores, keep):
 
 def test_the_same_fraction_of_each_group():
     params = weights()
-    shrunk = jp.shrink(mlp, params, X, 0.3, scope="leaf")
+    shrunk = jp.shrink(mlp, params, X, sparsity=0.3)
     expected = [highest(scores, keep) for scores, keep in zip(hidden_scores(params), (11, 8), strict=True)]
     assert [k.tolist() for k in kept_by(shrunk)] == [e.tolist() for e in expected]
     for i, axis, kept in ((0, 1, expected[0]), (1, 0, expected[0]), (1, 1, expected[1]), (2, 0, expected[1])):
@@ -71,7 +71,7 @@ def test_one_ranking_over_all_groups():
     scores = hidden_scores(params)
     order = np.argsort(np.concatenate(scores), kind="stable")[: math.floor(28 * 0.4 + 0.5)]
     gone = [order[order < 16], order[order >= 16] - 16]
-    kept = kept_by(jp.shrink(mlp, params, X, 0.4))
+    kept = kept_by(jp.shrink(mlp, params, X, sparsity=0.4, scope="global"))
     assert [k.tolist() for k in kept] == [
         np.delete(np.arange(s.size), g).tolist() for s, g in zip(scores, gone, strict=True)
     ]
@@ -79,8 +79,8 @@ def test_one_ranking_over_all_groups():
 
 def test_the_small_function_is_the_masked_one():
     params = weights(3)
-    shrunk = jp.shrink(mlp, params, X, 0.5)
-    masked = trace(mlp, params, X).mask(params, shrunk.plan)
+    shrunk = jp.shrink(mlp, params, X, sparsity=0.5, scope="global")
+    masked = trace(mlp, params, X).at(shrunk.plan).mask(params)
     chex.assert_trees_all_close(shrunk.apply(shrunk.params, X), mlp(masked, X), atol=1e-5)
     chex.assert_trees_all_close(jax.jit(shrunk.apply)(shrunk.params, X[:2]), mlp(masked, X[:2]), atol=1e-5)
     assert shrunk.report.certificate.exact
@@ -93,7 +93,14 @@ def test_the_small_function_is_the_masked_one():
 def test_counts_round_up(size, sparsity, round_to, keep):
     """Case 26: 16 channels of which one goes stay 16 in multiples of 16; 64 at 0.3 are 45."""
     params = {"a": jnp.ones((2, size)), "b": jnp.ones((size, 2))}
-    small = jp.shrink(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 2)), sparsity, round_to=round_to).params
+    small = jp.shrink(
+        lambda p, x: x @ p["a"] @ p["b"],
+        params,
+        jnp.ones((1, 2)),
+        sparsity=sparsity,
+        scope="global",
+        spec=ShrinkSpec(round_to=round_to),
+    ).params
     assert small["a"].shape == (2, keep) and small["b"].shape == (keep, 2)
 
 
@@ -111,7 +118,7 @@ def test_coupled_channels_are_cut_once():
         x = x + jax.nn.relu(x @ p["block1"])
         return (x + jax.nn.relu(x @ p["block2"])) @ p["head"]
 
-    small = jp.shrink(residual, params, jnp.ones((1, 4)), 0.3).params
+    small = jp.shrink(residual, params, jnp.ones((1, 4)), sparsity=0.3, scope="global").params
     assert [small[name].shape for name in params] == [(4, 45), (45, 45), (45, 45), (45, 2)]
 
 
@@ -119,9 +126,13 @@ def test_every_group_keeps_its_minimum():
     params = weights(4)
     params["layer0"]["kernel"] = params["layer0"]["kernel"] * 1e-3  # a scale of its own means nothing
     params["layer1"] = jax.tree.map(lambda w: w, params["layer1"])
-    assert [k.size for k in kept_by(jp.shrink(mlp, params, X, 1.0))] == [1, 1]
-    assert [k.size for k in kept_by(jp.shrink(mlp, params, X, 1.0, min_keep=5))] == [5, 5]
-    assert [k.size for k in kept_by(jp.shrink(mlp, params, X, 0.0))] == [16, 12]
+    assert [k.size for k in kept_by(jp.shrink(mlp, params, X, sparsity=1.0, scope="global"))] == [1, 1]
+    assert [
+        k.size for k in kept_by(jp.shrink(mlp, params, X, sparsity=1.0, scope="global", spec=ShrinkSpec(min_keep=5)))
+    ] == [5, 5]
+    fraction = jp.shrink(mlp, params, X, sparsity=1.0, spec=ShrinkSpec(min_keep=0.3))
+    assert [k.size for k in kept_by(fraction)] == [5, 4]
+    assert [k.size for k in kept_by(jp.shrink(mlp, params, X, sparsity=0.0))] == [16, 12]
 
 
 def entries(tree):
@@ -130,17 +141,17 @@ def entries(tree):
 
 def test_a_budget_of_parameters_is_met_with_the_most_units():
     params = weights(5)
-    shrunk = jp.shrink(mlp, params, X, 0.6, scope="parameters")
+    shrunk = jp.shrink(mlp, params, X, sparsity=0.6, scope="parameters")
     assert shrunk.report.parameters == (entries(params), entries(shrunk.params))
     assert entries(shrunk.params) <= 0.4 * entries(params)
     removed = sum(int((~flags).sum()) for flags in shrunk.plan.values())
-    one_less = jp.shrink(mlp, params, X, (removed - 1) / 28)
+    one_less = jp.shrink(mlp, params, X, sparsity=(removed - 1) / 28, scope="global")
     assert entries(one_less.params) > 0.4 * entries(params)
 
 
 def test_operations_are_those_of_the_products():
     params = weights(6)
-    shrunk = jp.shrink(mlp, params, X, 0.5, scope="flops")
+    shrunk = jp.shrink(mlp, params, X, sparsity=0.5, scope="flops")
     a, b = (k.size for k in kept_by(shrunk))
     assert shrunk.report.flops == (2 * 5 * (6 * 16 + 16 * 12 + 12 * 3), 2 * 5 * (6 * a + a * b + b * 3))
     assert shrunk.report.flops[1] <= 0.5 * shrunk.report.flops[0]
@@ -153,13 +164,13 @@ def test_operations_of_convolutions_scans_and_branches():
         kernel,
         jnp.ones((4, 5, 5, 2)),
     )
-    assert graph.flops({}) == 2 * 4 * 5 * 5 * 8 * 9 * 2
+    assert graph.at({}).flops == 2 * 4 * 5 * 5 * 8 * 9 * 2
 
     def loops(p, x):
         x, _ = jax.lax.scan(lambda c, _: (c @ p, None), x, None, length=7)
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ p @ p, lambda x: x @ p, x)
 
-    assert trace(loops, jnp.ones((4, 4)), jnp.ones((2, 4))).flops({}) == 2 * 2 * 4 * 4 * (7 + 2)
+    assert trace(loops, jnp.ones((4, 4)), jnp.ones((2, 4))).at({}).flops == 2 * 2 * 4 * 4 * (7 + 2)
 
 
 def test_latency_is_measured(monkeypatch):
@@ -167,8 +178,8 @@ def test_latency_is_measured(monkeypatch):
 
     monkeypatch.setattr(cost, "seconds", lambda fn, small, *inputs: float(entries(small)))
     params = weights(7)
-    shrunk = jp.shrink(mlp, params, X, 0.6, scope="latency")
-    assert entries(shrunk.params) == entries(jp.shrink(mlp, params, X, 0.6, scope="parameters").params)
+    shrunk = jp.shrink(mlp, params, X, sparsity=0.6, scope="latency")
+    assert entries(shrunk.params) == entries(jp.shrink(mlp, params, X, sparsity=0.6, scope="parameters").params)
 
 
 def test_seconds_times_compiled_calls():
@@ -181,10 +192,10 @@ def test_seconds_times_compiled_calls():
 
 def test_scores_of_units_and_of_chosen_leaves():
     params = weights(8)
-    by_norm = jp.shrink(mlp, params, X, 0.5, scope="leaf", saliency=lambda p: jp.saliency.unit_norm(p, ord=2))
+    by_norm = jp.shrink(mlp, params, X, sparsity=0.5, saliency=lambda p: jp.saliency.unit_norm(p, ord=2))
     norms = [np.linalg.norm(np.asarray(params[f"layer{i}"]["kernel"]), axis=0) for i in (0, 1)]
     assert [k.tolist() for k in kept_by(by_norm)] == [highest(n, n.size // 2).tolist() for n in norms]
-    by_bias = jp.shrink(mlp, params, X, 0.5, scope="leaf", where=lambda path, leaf: path.endswith("bias"))
+    by_bias = jp.shrink(mlp, params, X, sparsity=0.5, where=lambda path, leaf: path.endswith("bias"))
     biases = [np.abs(np.asarray(params[f"layer{i}"]["bias"])) for i in (0, 1)]
     assert [k.tolist() for k in kept_by(by_bias)] == [highest(b, b.size // 2).tolist() for b in biases]
 
@@ -194,7 +205,12 @@ def test_scores_of_some_leaves_that_data_give():
     activations = jax.nn.relu(X @ params["layer0"]["kernel"] + params["layer0"]["bias"])
     entropy = jp.saliency.activation_entropy(activations)
     shrunk = jp.shrink(
-        mlp, params, X, 0.5, scope="leaf", saliency=lambda p: {"layer0": {"bias": entropy}}, groups="layer0/*"
+        mlp,
+        params,
+        X,
+        sparsity=0.5,
+        saliency=lambda p: {"layer0": {"bias": entropy}},
+        spec=ShrinkSpec(groups="layer0/*"),
     )
     assert kept_by(shrunk)[0].tolist() == highest(np.asarray(entropy), 8).tolist()
     assert list(shrunk.plan) == ["layer0/kernel:1"]
@@ -203,16 +219,16 @@ def test_scores_of_some_leaves_that_data_give():
 def test_nan_is_kept_and_a_constant_group_goes_by_index():
     params = weights(10)
     params["layer0"]["kernel"] = params["layer0"]["kernel"].at[2, 3].set(jnp.nan)
-    assert 3 in kept_by(jp.shrink(mlp, params, X, 0.9, scope="leaf"))[0]
+    assert 3 in kept_by(jp.shrink(mlp, params, X, sparsity=0.9))[0]
     alike = jax.tree.map(jnp.ones_like, weights())
-    assert kept_by(jp.shrink(mlp, alike, X, 0.5, scope="leaf"))[0].tolist() == list(range(8, 16))
+    assert kept_by(jp.shrink(mlp, alike, X, sparsity=0.5))[0].tolist() == list(range(8, 16))
     zeros = jax.tree.map(jnp.zeros_like, weights())
-    assert kept_by(jp.shrink(mlp, zeros, X, 0.5, scope="leaf"))[1].tolist() == list(range(6, 12))
+    assert kept_by(jp.shrink(mlp, zeros, X, sparsity=0.5))[1].tolist() == list(range(6, 12))
 
 
 def test_shrink_and_train_and_shrink_again():
     params = weights(11, jnp.bfloat16)
-    first = jp.shrink(mlp, params, X.astype(jnp.bfloat16), 0.25)
+    first = jp.shrink(mlp, params, X.astype(jnp.bfloat16), sparsity=0.25, scope="global")
     optimizer = optax.adam(0.05)
     loss = lambda p: jnp.mean(jnp.square(first.apply(p, X.astype(jnp.bfloat16))).astype(jnp.float32))  # noqa: E731
     state, trained, before = optimizer.init(first.params), first.params, loss(first.params)
@@ -220,21 +236,21 @@ def test_shrink_and_train_and_shrink_again():
         updates, state = optimizer.update(jax.grad(loss)(trained), state, trained)
         trained = optax.apply_updates(trained, updates)
     assert loss(trained) < before
-    second = jp.shrink(first.apply, trained, X.astype(jnp.bfloat16), 0.5, scope="leaf")
+    second = jp.shrink(first.apply, trained, X.astype(jnp.bfloat16), sparsity=0.5)
     width = first.params["layer0"]["kernel"].shape[1]
     assert second.params["layer0"]["kernel"].shape[1] == width - math.floor(width / 2 + 0.5)
     assert {leaf.dtype for leaf in jax.tree.leaves(second.params)} == {jnp.dtype(jnp.bfloat16)}
-    masked = trace(first.apply, trained, X).mask(trained, second.plan)
+    masked = trace(first.apply, trained, X).at(second.plan).mask(trained)
     small, full = second.apply(second.params, X), first.apply(masked, X)
     chex.assert_trees_all_close(small, full, atol=1e-5)
 
 
 def test_the_report_counts():
     params = weights(12)
-    report = jp.shrink(mlp, params, X, 0.5, scope="leaf").report
+    report = jp.shrink(mlp, params, X, sparsity=0.5).report
     assert [(row.size, row.kept) for row in report.groups] == [(16, 8), (12, 6)]
     assert report.nbytes == (4 * report.parameters[0], 4 * report.parameters[1])
-    assert report.groups[0].widths == {("layer0/kernel", 1): 8, ("layer1/kernel", 0): 8, ("layer0/bias", 0): 8}
+    assert report.groups[0].widths == {"layer0/kernel:1": 8, "layer1/kernel:0": 8, "layer0/bias:0": 8}
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["groups"][1]["widths"]["layer1/kernel:1"] == 6
     assert plain["parameters"] == {"before": report.parameters[0], "after": report.parameters[1]} and plain["exact"]
@@ -249,7 +265,7 @@ def test_groups_are_chosen_by_name_or_description():
         ("!features of layer0", [16, 6]),
         (["*", "!layer1/kernel:1"], [8, 12]),
     ):
-        small = jp.shrink(mlp, params, X, 0.5, groups=pattern).params
+        small = jp.shrink(mlp, params, X, sparsity=0.5, scope="global", spec=ShrinkSpec(groups=pattern)).params
         assert [small["layer0"]["kernel"].shape[1], small["layer1"]["kernel"].shape[1]] == sizes
 
 
@@ -259,10 +275,15 @@ def test_groups_are_chosen_by_name_or_description():
         ({"sparsity": 1.5}, ValueError, r"sparsity must be in \[0, 1\], got 1.5"),
         ({"sparsity": float("nan")}, ValueError, "sparsity must be in"),
         ({"round_to": 0}, ValueError, "round_to must be at least 1, got 0"),
-        ({"min_keep": 0}, ValueError, "min_keep must be at least 1, got 0"),
+        (
+            {"min_keep": 0},
+            ValueError,
+            r"min_keep must be a number of units, 1 or more, or a fraction in \[0, 1\], got 0",
+        ),
+        ({"min_keep": 1.5}, ValueError, r"fraction in \[0, 1\], got 1.5"),
         ({"scope": "layer"}, ValueError, "scope must be .*, got 'layer'"),
-        ({"groups": "conv*"}, ValueError, r"groups='conv\*' matches none of \['layer0/kernel:1"),
-        ({"groups": ["*", "!conv*"]}, ValueError, r"groups='!conv\*' matches none"),
+        ({"groups": "conv*"}, ValueError, r"groups 'conv\*' matches none of \['layer0/kernel:1"),
+        ({"groups": ["*", "!conv*"]}, ValueError, r"groups '!conv\*' matches none"),
         ({"scope": "flops", "sparsity": 0.999}, ValueError, "the flops cannot be cut by 0.999: with the fewest units"),
         ({"split": "middle"}, ValueError, "split must be 'leading' or 'trailing', got 'middle'"),
         (
@@ -275,22 +296,24 @@ def test_groups_are_chosen_by_name_or_description():
 )
 def test_bad_input_is_named(change, error, message):
     with pytest.raises(error, match=message):
-        jp.shrink(mlp, weights(), X, **({"sparsity": 0.5} | change))
+        spec = {name: value for name, value in change.items() if name in ShrinkSpec.__dataclass_fields__}
+        others = {name: value for name, value in change.items() if name not in spec}
+        jp.shrink(mlp, weights(), X, **({"sparsity": 0.5} | others), spec=ShrinkSpec(**spec))
 
 
 def test_shapes_cannot_depend_on_traced_weights():
     with pytest.raises(TypeError, match="concrete parameters"):
-        jax.jit(lambda p: jp.shrink(mlp, p, X, 0.5).params)(weights())
+        jax.jit(lambda p: jp.shrink(mlp, p, X, sparsity=0.5, scope="global").params)(weights())
 
 
 def test_what_the_function_does_not_read_stays():
     params = weights() | {"step": jnp.arange(5), "unused": jnp.ones((4, 6))}
     used = lambda p, x: mlp({name: p[name] for name in ("layer0", "layer1", "layer2")}, x)  # noqa: E731
-    shrunk = jp.shrink(used, params, X, 0.5)
+    shrunk = jp.shrink(used, params, X, sparsity=0.5, scope="global")
     assert len(shrunk.plan) == 2 and shrunk.params["unused"].shape == (4, 6) and shrunk.params["step"].shape == (5,)
     assert "no product" in trace(used, params, X).why_pinned("unused", 0)
 
 
 def test_nothing_to_remove():
     with pytest.raises(ValueError, match="nothing can be removed"):
-        jp.shrink(lambda p, x: x @ p, jnp.ones((3, 2)), jnp.ones((1, 3)), 0.5)
+        jp.shrink(lambda p, x: x @ p, jnp.ones((3, 2)), jnp.ones((1, 3)), sparsity=0.5, scope="global")

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxprune.masks import apply_masks
-from jaxprune.program.primitives import bounds_table
-from jaxprune.program.primitives import range_arithmetic as on
+from jaxprune.program import range_arithmetic as on
 from jaxprune.program.primitives.elementwise.ties import NAMES
-from jaxprune.program.primitives.ranges import Range, between, settle
-from jaxprune.program.primitives.table import RULES
+from jaxprune.program.primitives.table import BOUNDS, NARROWINGS
+from jaxprune.program.ranges import Range, between, settle
 from jaxprune.structure import certification, trace
 
 WIDTH = 4
@@ -36,13 +35,13 @@ def numbers(shapes, seed=0):
 def verdict(function, params, plan, *inputs, masked=None, jit=True, **options):
     """The certificate, and the numeric difference. The one may never say more than the other."""
     graph = trace(function, params, *inputs, **options)
-    certificate = graph.certify(plan, masked=masked)
+    certificate = graph.at(plan).certify(masked)
     assert certificate.exact == (not certificate.faults)
-    full = graph.mask(params, plan) if masked is None else apply_masks(params, masked)
-    small = graph.apply(plan)
+    full = graph.at(plan).mask(params) if masked is None else apply_masks(params, masked)
+    small = graph.at(plan).apply
     both = lambda p, cut, *x: (function(p, *x), small(cut, *x))  # noqa: E731
-    outputs, others = (jax.jit(both) if jit else both)(full, graph.cut(full, plan), *inputs)
-    difference = certification.difference(graph._traced, outputs, others)
+    outputs, others = (jax.jit(both) if jit else both)(full, graph.at(plan).cut(full), *inputs)
+    difference = certification.difference(graph._traced.free, outputs, others)
     if certificate.exact:
         assert difference <= 1e-5, f"certified, but the outputs differ by {difference}"
     return certificate, difference
@@ -58,7 +57,7 @@ def differences(table, wrap, params, plan, x):
 
     @jax.jit
     def apart(p, x):
-        pairs = function(graph.mask(p, plan), x), graph.apply(plan)(graph.cut(p, plan), x)
+        pairs = function(graph.at(plan).mask(p), x), graph.at(plan).apply(graph.at(plan).cut(p), x)
         return jax.tree.map(lambda a, b: jnp.max(abs(a - b)), *pairs)
 
     return {name: np.inf if np.isnan(worst) else float(worst) for name, worst in apart(params, x).items()}
@@ -129,7 +128,7 @@ EXACT = {
 def test_what_contributes_nothing_is_certified():
     apart = differences(EXACT, hidden, DENSE, PLAN, X)
     for name, function in EXACT.items():
-        certificate = trace(hidden(function), DENSE, X).certify(PLAN)
+        certificate = trace(hidden(function), DENSE, X).at(PLAN).certificate
         assert certificate.exact, (name, certificate)
         assert str(certificate) == "exact: what is removed contributes nothing"
         assert apart[name] <= 1e-5, name
@@ -158,7 +157,7 @@ FAULTY = {
 def test_what_contributes_is_a_fault_with_its_line():
     apart = differences({name: function for name, (function, _) in FAULTY.items()}, hidden, DENSE, PLAN, X)
     for name, (function, operation) in FAULTY.items():
-        certificate = trace(hidden(function), DENSE, X).certify(PLAN)
+        certificate = trace(hidden(function), DENSE, X).at(PLAN).certificate
         assert operation in [fault.operation for fault in certificate.faults], (name, certificate)
         assert all("test_structure_certify.py" in fault.line for fault in certificate.faults)
         assert str(certificate).startswith("not exact: removal differs from masking\n  ")
@@ -205,12 +204,12 @@ def test_masks_say_what_is_zero():
     partly = kernel | {"bias": keep, "first": np.array([[True, True, True, False]] + [list(keep)] * 2)}
     assert not verdict(function, DENSE, PLAN, X, masked=partly)[0].exact
     with pytest.raises(TypeError, match="mask 'bias' must be a concrete bool array"):
-        trace(function, DENSE, X).certify(PLAN, masked=DENSE)
+        trace(function, DENSE, X).at(PLAN).certify(DENSE)
 
 
 def test_what_no_unit_loses_and_what_is_not_compared():
     graph = trace(hidden(jax.nn.softmax), DENSE, X)
-    assert graph.certify({}).exact and graph.certify({"first:1": np.ones(WIDTH, bool)}).exact
+    assert graph.at({}).certificate.exact and graph.at({"first:1": np.ones(WIDTH, bool)}).certificate.exact
 
     def two(p, x):
         h = x @ p["first"]
@@ -259,7 +258,7 @@ def test_heads_are_certified():
     plan = {"q:1": [1, 2]}
     apart = differences(WEIGHTS, attention, QUERY, plan, TOKENS)
     for name, function in WEIGHTS.items():
-        certificate = trace(attention(function), QUERY, TOKENS).certify(plan)
+        certificate = trace(attention(function), QUERY, TOKENS).at(plan).certificate
         assert certificate.exact, (name, certificate)
         assert apart[name] <= 1e-5, name
 
@@ -280,7 +279,7 @@ def test_heads_with_rows_that_are_masked_altogether():
 def test_the_width_of_heads_and_other_layers_in_one_plan():
     function = attention(WEIGHTS["causal, -inf"])
     graph = trace(function, QUERY, TOKENS)
-    assert all(graph.certify({group: [1]}).exact for group in graph.groups)
+    assert all(graph.at({group: [1]}).certificate.exact for group in graph.groups)
     assert verdict(function, QUERY, {group: [1] for group in graph.groups}, TOKENS)[0].exact
 
 
@@ -354,7 +353,7 @@ def test_convolutions_and_what_goes_with_them():
     def train(p, x):
         return Net(True).apply(p, x, rngs={"dropout": key}, mutable=["batch_stats"])
 
-    certificate = trace(train, params, image, free_output="1/*").certify(plan)
+    certificate = trace(train, params, image, free_output="1/*").at(plan).certificate
     assert certificate.exact, certificate
 
 
@@ -382,10 +381,10 @@ def test_an_encoder_in_both_forms_of_its_normalization():
     plan = {group: np.arange(group.size) % 2 == 0 for group in graph.groups}
     assert verdict(Encoder().apply, params, plan, ids)[0].exact
     slow = trace(Encoder(False).apply, params, ids)
-    faults = slow.certify(plan).faults
+    faults = slow.at(plan).certificate.faults
     assert faults and {fault.operation for fault in faults} == {"reduce_sum"}
     width = next(group for group in slow.groups if ("params/Embed_0/embedding", 1) in group.members)
-    assert slow.certify({group: keep for group, keep in plan.items() if group.name != width.name}).exact
+    assert slow.at({group: keep for group, keep in plan.items() if group.name != width.name}).certificate.exact
 
 
 def test_constants_are_not_masked():
@@ -407,14 +406,14 @@ def test_constants_are_not_masked():
 def test_the_check_counts_what_only_one_of_both_computes():
     function = hidden(lambda h: h / abs(h))
     graph = trace(function, DENSE, X)
-    assert graph.check(PLAN, DENSE, X) == np.inf
+    assert graph.at(PLAN).check(DENSE, X) == np.inf
     plain = trace(hidden(jnp.tanh), DENSE, X)
-    assert plain.check(PLAN, DENSE, X[:1]) <= 1e-6  # other shapes than traced
+    assert plain.at(PLAN).check(DENSE, X[:1]) <= 1e-6  # other shapes than traced
     shifted = DENSE | {"bias": DENSE["bias"] * np.nan}
-    assert plain.check(PLAN, shifted, X) == 0.0  # neither is a number
+    assert plain.at(PLAN).check(shifted, X) == 0.0  # neither is a number
     expected = np.abs(np.tanh(X @ DENSE["first"] + DENSE["bias"])[:, [1, 3]] @ DENSE["second"][[1, 3]]).max()
     everything = {name: np.True_ for name in DENSE}
-    np.testing.assert_allclose(plain.check(PLAN, DENSE, X, masked=everything), expected, rtol=1e-5)
+    np.testing.assert_allclose(plain.at(PLAN).check(DENSE, X, masked=everything), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -433,12 +432,12 @@ def test_operations_that_move_entries_are_exact_where_numbers_are(function):
     x = jnp.asarray(random.normal(size=(4, 3)), jnp.float32)
     graph = trace(lambda p, x: function(jnp.tanh(x @ p["a"])) @ p["b"], params, x)
     plan = {group: np.arange(group.size // 2) for group in graph.groups}
-    assert graph.check(plan, params, x) <= 1e-5
-    assert graph.groups and graph.certify(plan).exact
+    assert graph.at(plan).check(params, x) <= 1e-5
+    assert graph.groups and graph.at(plan).certificate.exact
 
 
 def test_every_operation_that_may_mix_entries_has_a_rule():
-    assert set(RULES) - set(NAMES) <= set(bounds_table.RULES)
+    assert set(NARROWINGS) - set(NAMES) <= set(BOUNDS)
 
 
 # Ranges of functions, against the functions on many numbers of these ranges.
@@ -563,7 +562,7 @@ def test_a_certificate_never_disagrees_with_numbers(layers, data, seed):
     masked = None
     if data.draw(st.booleans()):
         whole = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), params)
-        gone = jax.tree.map(lambda leaf: np.asarray(leaf) != 0, graph.mask(params, plan))
+        gone = jax.tree.map(lambda leaf: np.asarray(leaf) != 0, graph.at(plan).mask(params))
         free = data.draw(st.lists(st.booleans(), min_size=32, max_size=32))
         picks = iter(free * 4)
         masked = jax.tree.map(lambda a, b: b if next(picks) else a, whole, gone)

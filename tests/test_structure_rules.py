@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax import lax
 from test_structure_zoo import FAST, close, random_plan
 
-from jaxprune.program.primitives.table import RULES
+from jaxprune.program.primitives.table import NARROWINGS
 from jaxprune.structure import trace
 
 # Parameters by the letter of their name; all functions take an input (2, 3).
@@ -254,14 +254,16 @@ def test_removal_equals_masking(name):
 
     @functools.partial(jax.jit, compiler_options=FAST)
     def compare(cut, masked):
-        small = [answers(graph.apply(plan), one) for plan, one in zip(plans, cut, strict=True)]
+        small = [answers(graph.at(plan).apply, one) for plan, one in zip(plans, cut, strict=True)]
         return small, [answers(function, one) for one in masked]
 
-    small, dense = compare([graph.cut(params, plan) for plan in plans], [graph.mask(params, plan) for plan in plans])
+    small, dense = compare(
+        [graph.at(plan).cut(params) for plan in plans], [graph.at(plan).mask(params) for plan in plans]
+    )
     for plan, (out, gradient), (expected, expected_gradient) in zip(plans, small, dense, strict=True):
         close(out, expected)
         if gradient is not None:
-            close(gradient, graph.cut(expected_gradient, plan))
+            close(gradient, graph.at(plan).cut(expected_gradient))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def test_removal_equals_masking(name):
 def test_programs_that_are_called_stay_what_they_are(name, operation):
     _, params, graph = traced(name)
     plan = random_plan(graph.groups)
-    small = jax.make_jaxpr(graph.apply(plan))(graph.cut(zoo.fill(params), plan), struct(2, 3))
+    small = jax.make_jaxpr(graph.at(plan).apply)(graph.at(plan).cut(zoo.fill(params)), struct(2, 3))
     assert {equation.primitive.name for equation in small.jaxpr.eqns} & set(operation.split("|"))
 
 
@@ -300,11 +302,13 @@ def test_second_derivatives():
 
     @functools.partial(jax.jit, compiler_options=FAST)
     def compare(cut, masked):
-        return products(graph.apply(plan), *cut), products(function, *masked)
+        return products(graph.at(plan).apply, *cut), products(function, *masked)
 
-    cut, masked = ([change(tree, plan) for tree in (params, direction)] for change in (graph.cut, graph.mask))
+    cut, masked = (
+        [change(tree) for tree in (params, direction)] for change in (graph.at(plan).cut, graph.at(plan).mask)
+    )
     small, dense = compare(cut, masked)
-    close(small, graph.cut(dense, plan), 10)
+    close(small, graph.at(plan).cut(dense), 10)
 
 
 # --- random networks ------------------------------------------------------------------------------------------------
@@ -381,12 +385,12 @@ def test_random_networks(network, seed):
     graph = trace(function, shapes, struct(2, 3))
     plan = random_plan(graph.groups, seed)
     params, x = zoo.fill(shapes, seed), zoo.fill(struct(2, 3), seed)
-    cut, masked = graph.cut(params, plan), graph.mask(params, plan)
+    cut, masked = graph.at(plan).cut(params), graph.at(plan).mask(params)
     for group in graph.groups:
         for (path, axis), units in zip(group.members, group.units, strict=True):
             lost = np.isin(units, np.setdiff1d(np.arange(group.size), plan[group.name])) & (units >= 0)
             assert not np.take(np.asarray(masked[int(path)]), np.flatnonzero(lost), axis).any()
-    small = graph.apply(plan)
+    small = graph.at(plan).apply
     both = jax.jit(lambda cut, masked: (small(cut, x), function(masked, x)), compiler_options=FAST)
     close(*both(cut, masked))
 
@@ -414,11 +418,11 @@ def test_every_operation_has_a_rule_or_is_known_to_have_none():
     everything = [*vars(jex.primitives).values(), *(getattr(lax, name) for name in dir(lax) if name.endswith("_p"))]
     known = {value.name for value in everything if isinstance(value, jex.Primitive)}
     assert len(known) > 150
-    new = known - RULES.keys() - set(WITHOUT)
+    new = known - NARROWINGS.keys() - set(WITHOUT)
     assert not new, (
         f"new operations {sorted(new)}: add each to the rules of its kind in jaxprune/structure/rules, with a case "
         "here (to elementwise.NAMES if it treats every entry alone), or to WITHOUT if it is to pin what it touches"
     )
-    assert not RULES.keys() & set(WITHOUT)
-    unknown = RULES.keys() - known - set(UNLISTED)
+    assert not NARROWINGS.keys() & set(WITHOUT)
+    unknown = NARROWINGS.keys() - known - set(UNLISTED)
     assert not unknown, f"rules for operations that there are not: {sorted(unknown)}"

@@ -254,15 +254,15 @@ def test_removal_equals_masking(name):
     derivative = name in GRADIENTS
     plan = random_plan(exact_groups(name, graph))
     params, inputs = zoo.fill(model.params), zoo.fill(model.inputs(2 if derivative else 3), 1)
-    small, dense = answers(graph.apply(plan), derivative), answers(model.function, derivative)
+    small, dense = answers(graph.at(plan).apply, derivative), answers(model.function, derivative)
     both = jax.jit(lambda cut, masked, *inputs: (small(cut, *inputs), dense(masked, *inputs)), compiler_options=FAST)
-    cut, masked = graph.cut(params, plan), graph.mask(params, plan)
+    cut, masked = graph.at(plan).cut(params), graph.at(plan).mask(params)
     (out, gradient), (expected, expected_gradient) = both(cut, masked, *inputs)
     if name == "training":  # the statistics of removed channels are free to go
-        expected = (expected[0], graph.cut(expected[1], plan))
+        expected = (expected[0], graph.at(plan).cut(expected[1]))
     close(out, expected)
     if derivative:
-        close(gradient, graph.cut(expected_gradient, plan), 10)
+        close(gradient, graph.at(plan).cut(expected_gradient), 10)
 
 
 @pytest.mark.parametrize("name", ["mlp", "padded resnet", "fused attention", "pure", "nnx cnn"])
@@ -273,11 +273,11 @@ def test_each_group_alone(name):
 
     @functools.partial(jax.jit, compiler_options=FAST)
     def compare(cut, masked):
-        small = [graph.apply(plan)(one, *inputs) for plan, one in zip(plans, cut, strict=True)]
+        small = [graph.at(plan).apply(one, *inputs) for plan, one in zip(plans, cut, strict=True)]
         return small, jax.lax.map(lambda one: model.function(one, *inputs), masked)
 
-    masked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(graph.mask(params, plan) for plan in plans))
-    small, dense = compare([graph.cut(params, plan) for plan in plans], masked)
+    masked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(graph.at(plan).mask(params) for plan in plans))
+    small, dense = compare([graph.at(plan).cut(params) for plan in plans], masked)
     for i, out in enumerate(small):
         close(out, dense[i])
 
@@ -286,7 +286,7 @@ def test_each_group_alone(name):
 def test_under_jit_and_vmap_as_outside(name):
     model, graph = traced(name)
     plan = random_plan(graph.groups)
-    small, cut = graph.apply(plan), graph.cut(zoo.fill(model.params), plan)
+    small, cut = graph.at(plan).apply, graph.at(plan).cut(zoo.fill(model.params))
     (x,) = zoo.fill(model.inputs(2), 1)
 
     @functools.partial(jax.jit, compiler_options=FAST)
@@ -304,15 +304,15 @@ def test_where_removal_differs_from_masking_by_nature():
     (group,) = set(graph.groups) - set(exact_groups("mixer", graph))
     plan = random_plan([group])
     params, (x,) = zoo.fill(model.params), zoo.fill(model.inputs(2), 1)
-    small, dense = (jax.jit(function, compiler_options=FAST) for function in (graph.apply(plan), model.function))
-    assert np.abs(small(graph.cut(params, plan), x) - dense(graph.mask(params, plan), x)).max() > 1e-3
+    small, dense = (jax.jit(function, compiler_options=FAST) for function in (graph.at(plan).apply, model.function))
+    assert np.abs(small(graph.at(plan).cut(params), x) - dense(graph.at(plan).mask(params), x)).max() > 1e-3
 
 
 def test_statistics_of_the_batch_get_smaller_too():
     model, graph = traced("training")
     (conv, dense) = graph.groups
     plan = {conv: [0, 4], dense: [1]}
-    out, state = jax.eval_shape(graph.apply(plan), graph.cut(zoo.fill(model.params), plan), *model.inputs(2))
+    out, state = jax.eval_shape(graph.at(plan).apply, graph.at(plan).cut(zoo.fill(model.params)), *model.inputs(2))
     assert out.shape == (2, 3)
     assert jax.tree.map(np.shape, state) == {"batch_stats": {"BatchNorm_0": {"mean": (2,), "var": (2,)}}}
     whole = trace(model.function, model.params, *model.inputs(2))

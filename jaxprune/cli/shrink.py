@@ -13,9 +13,10 @@ from jaxprune import checkpoints, host
 from jaxprune.checkpoints import names, writing
 from jaxprune.checkpoints.leaf import dtype_of
 from jaxprune.cli import loading, output
+from jaxprune.structure import ShrinkSpec
 
-SCOPES = ("global", "leaf", "parameters", "flops", "latency")
-_SCOPE = """global (default): S of all units, the least important; leaf: S of the units of each group; or until S of the
+SCOPES = ("leaf", "global", "parameters", "flops", "latency")
+_SCOPE = """leaf (default): S of the units of each group; global: S of all units, the least important; or until S of the
 parameters, of the operations of products, or of the time of a call is saved"""
 HELP = "cut whole units out of the network that --apply names"
 EXAMPLES = """\
@@ -42,10 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparsity", type=float, required=True, metavar="S", help="fraction of units to cut, in [0, 1]"
     )
-    parser.add_argument("--scope", choices=SCOPES, default="global", help=_SCOPE)
+    parser.add_argument("--scope", choices=SCOPES, default="leaf", help=_SCOPE)
     parser.add_argument("--groups", action="append", metavar="PATTERN", help="only these groups may lose units")
     parser.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1")
-    parser.add_argument("--min-keep", type=int, default=1, metavar="N", help="units that stay at least; default: 1")
+    parser.add_argument("--min-keep", type=_number, default=1, metavar="N", help="units, or a fraction of them, that stay at least")
     parser.add_argument(
         "--allow-inexact", action="store_true", help="cut although the small network may differ from the masked one"
     )
@@ -60,8 +61,9 @@ def run(args: argparse.Namespace) -> None:
     opened = checkpoints.open(args.checkpoint)
     by_path = {path: name for name, path in names.paths(opened.leaves).items()}
     params = checkpoints.nested({path: jnp.asarray(opened.leaves[name].read()) for path, name in by_path.items()})
-    options = {key: getattr(args, key) for key in ("round_to", "min_keep", "scope", "groups", "allow_inexact")}
-    shrunk = jp.shrink(apply, params, inputs, args.sparsity, **options)
+    options = {key: getattr(args, key) for key in ("round_to", "min_keep", "groups", "allow_inexact")}
+    spec = ShrinkSpec(**options)
+    shrunk = jp.shrink(apply, params, *inputs, sparsity=args.sparsity, scope=args.scope, spec=spec)
     cut = {by_path[path]: leaf for path, leaf in names.flat(shrunk.params).items()}
     leaves = {  # what is as large as before is as before, 64-bit numbers included, which JAX would not keep
         name: leaf.read() if leaf.shape == cut[name].shape else np.asarray(cut[name])
@@ -83,6 +85,10 @@ def run(args: argparse.Namespace) -> None:
         "report": shrunk.report.to_dict(),
     }
     output.show(args, found, _text(found, str(shrunk.report)))
+
+
+def _number(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
 
 
 def _zeros(text: str) -> jax.Array:

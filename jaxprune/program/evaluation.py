@@ -1,66 +1,119 @@
 """Runs a traced program without the entries that are gone: every operation on smaller operands."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jaxprune.program import jaxprs
-from jaxprune.program.labels import Axes
-from jaxprune.program.primitives.rules import cut
-from jaxprune.program.primitives.table import RULES, Kept, Site
-from jaxprune.program.visitor import Scope
+from jaxprune.program import jaxprs, visitor
+from jaxprune.program.labelling import Axes, Call
+
+#: One bool array for each axis of a value: which entries are left.
+Kept = tuple[np.ndarray, ...]
 
 
-def evaluate(scope: Scope, values: Sequence[Any], removed: np.ndarray) -> list[Any]:
+class Narrow(visitor.Site):
+    """An equation about to run on smaller operands."""
+
+    @cached_property
+    def ins(self) -> list[Kept]:
+        """What is left of each operand."""
+        return [self.reader.kept(self.guide.read(atom)) for atom in self.equation.invars]  # type: ignore[union-attr]
+
+    @cached_property
+    def outs(self) -> list[Kept]:
+        """What is left of each result."""
+        return [self.reader.kept(self.guide.values[out]) for out in self.equation.outvars]  # type: ignore[union-attr]
+
+    def bind(self, values: Sequence[Any], **changed: Any) -> list[Any]:
+        """Runs the operation on the small values, with some parameters changed."""
+        return jaxprs.bind(self.equation, values, **changed)
+
+
+class Narrowing(NamedTuple):
+    """How an operation becomes narrower.
+
+    Attributes:
+      tie: ``(call, labels of the operands) -> labels of the results``; ties and pins on the way.
+      run: ``(site, small operands) -> small results``.
+      calls: whether the operation runs other programs, whose equations answer for themselves.
+    """
+
+    tie: Callable[[Call, Sequence[Axes]], Sequence[Axes]]
+    run: Callable[[Narrow, Sequence[Any]], Sequence[Any]] = Narrow.bind
+    calls: bool = False
+
+
+def evaluate(
+    frame: visitor.Frame, values: Sequence[Any], removed: np.ndarray, rules: Mapping[str, Narrowing]
+) -> list[Any]:
     """The results of a program on what is left of its inputs.
 
     Args:
-      scope: the program and its labels.
+      frame: the program, labelled.
       values: small inputs, in the program's order. Traced.
       removed: for each label, whether it is gone.
+      rules: by the name of the operation.
     """
-    jaxpr, small = jaxprs.body(scope.program), dict[Any, Any]()
-    keep = partial(_kept, removed)
-    for variable, value in zip(jaxpr.constvars, jaxprs.constants(scope.program), strict=True):
-        small[variable] = cut(value, keep(scope.axes[variable]))
-    small.update(zip(jaxpr.invars, values, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if jaxprs.is_literal(atom) else small[atom]
-
-    for position, equation in enumerate(jaxpr.eqns):
-        operands = [read(atom) for atom in equation.invars]
-        outs = _run(scope, position, equation, operands, keep, removed)
-        small.update(zip(equation.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return visitor.visit(frame.program, values, _Narrowed(removed, rules), guide=frame).results
 
 
-def _run(
-    scope: Scope,
-    position: int,
-    equation: Any,
-    operands: list[Any],
-    keep: Callable[[Axes], Kept],
-    removed: np.ndarray,
-) -> list[Any]:
-    children = scope.children.get(position, [])
-    ins = [keep(scope.read(atom)) for atom in equation.invars]
-    outs = [keep(scope.axes[out]) for out in equation.outvars]
-    complete = all(flags.all() for kept in (*ins, *outs) for flags in kept)
-    if complete and not any(removes(child, removed) for child in children):
-        return jaxprs.bind(equation, operands)
-    site = Site(equation, ins, outs, children, partial(evaluate, removed=removed))
-    return RULES[equation.primitive.name].run(site, operands)
+class _Narrowed:
+    """The reader of a visit with what is left of arrays."""
+
+    site = Narrow
+
+    def __init__(self, removed: np.ndarray, rules: Mapping[str, Narrowing]) -> None:
+        self.removed, self.rules = removed, rules
+
+    def kept(self, axes: Axes) -> Kept:
+        return tuple(~self.removed[labels] for labels in axes)
+
+    def constant(self, variable: Any, value: Any, guide: visitor.Frame | None) -> Any:
+        return cut(value, self.kept(guide.values[variable]))  # type: ignore[union-attr]
+
+    def literal(self, atom: Any) -> Any:
+        return atom.val
+
+    def apply(self, site: Narrow, operands: Sequence[Any]) -> Sequence[Any]:
+        complete = all(flags.all() for kept in (*site.ins, *site.outs) for flags in kept)
+        if complete and not any(removes(child, self.removed) for child in site.children):
+            return site.bind(operands)
+        return self.rules[site.name].run(site, operands)
 
 
-def removes(scope: Scope, removed: np.ndarray) -> bool:
-    """Whether something is gone from any value of a program, or of those it calls."""
-    values = (labels for axes in scope.axes.values() for labels in axes)
-    inner = (child for children in scope.children.values() for child in children)
+def removes(frame: visitor.Frame, removed: np.ndarray) -> bool:
+    """Whether something is gone from any value of a labelled program, or of those it calls."""
+    values = (labels for axes in frame.values.values() for labels in axes)
+    inner = (child for children in frame.children.values() for child in children)
     return any(removed[labels].any() for labels in values) or any(removes(child, removed) for child in inner)
 
 
-def _kept(removed: np.ndarray, axes: Axes) -> Kept:
-    return tuple(~removed[labels] for labels in axes)
+def sizes(kept: Kept) -> tuple[int, ...]:
+    """The shape that is left."""
+    return tuple(int(np.count_nonzero(axis)) for axis in kept)
+
+
+def run_whole(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    """For operations whose operands are complete: runs them as they were, and cuts the results."""
+    return [cut(value, kept) for value, kept in zip(site.bind(values), site.outs, strict=True)]
+
+
+def cut(value: Any, kept: Kept) -> Any:
+    """The entries of a complete value that are left."""
+    for axis, flags in enumerate(kept):
+        if not flags.all():
+            value = take(value, np.flatnonzero(flags), axis)
+    return value
+
+
+def take(value: Any, places: np.ndarray, axis: int) -> Any:
+    """The entries at fixed places along an axis: a slice where they are evenly spaced, else a gather."""
+    if isinstance(value, np.ndarray):
+        return np.take(value, places, axis)
+    steps = np.unique(np.diff(places))
+    if places.size and steps.size <= 1 and (steps.size == 0 or steps[0] > 0):
+        return jax.lax.slice_in_dim(value, places[0], places[-1] + 1, int(steps[0]) if steps.size else 1, axis)
+    return jax.numpy.take(value, places, axis, unique_indices=True, indices_are_sorted=bool(np.all(steps > 0)))

@@ -1,58 +1,70 @@
-"""One pass over a traced program that hands labels from operands to results, by the rules of its operations."""
+"""One pass over a traced program, with values of any kind: labels, ranges of numbers, arrays, what data look like.
+
+A :class:`Reader` says what constants are and what an operation makes of its operands; the visitor knows neither.
+Operations that run other programs visit these in their turn, by :meth:`Site.enter` or, along an earlier visit,
+:meth:`Site.follow`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from jaxprune.program import jaxprs
-from jaxprune.program.labels import Axes, Labels, Place
+
+#: A place in a program, across the calls that lead to it.
+Place = tuple[Any, ...]
 
 
-@dataclass
-class Scope:
-    """A program, at one place where it is called: its values' labels, and the scopes of the programs it calls.
+@dataclass(eq=False)
+class Frame:
+    """A program at one place where it is called, visited.
 
     Attributes:
       program: the jaxpr.
-      axes: the labels of each variable.
-      children: for the equations that call programs, by position, the scopes of those.
+      reader: what it was visited with.
+      values: of each variable.
+      children: for the equations that call programs, by position, the frames of those.
     """
 
     program: Any
-    axes: dict[Any, Axes] = field(default_factory=dict)
-    children: dict[int, list["Scope"]] = field(default_factory=dict)
+    reader: "Reader"
+    values: dict[Any, Any] = field(default_factory=dict)
+    children: dict[int, list["Frame"]] = field(default_factory=dict)
 
-    def read(self, atom: Any) -> Axes:
-        """The labels of an operand."""
-        if jaxprs.is_literal(atom):
-            return tuple(np.zeros(size, np.int64) for size in np.shape(atom.val))
-        return self.axes[atom]
+    def read(self, atom: Any) -> Any:
+        """The value of an operand."""
+        return self.reader.literal(atom) if jaxprs.is_literal(atom) else self.values[atom]
 
     @property
-    def out_axes(self) -> list[Axes]:
-        """The labels of what the program returns."""
+    def results(self) -> list[Any]:
+        """The values that the program returns."""
         return [self.read(atom) for atom in jaxprs.body(self.program).outvars]
 
 
-@dataclass
-class Call:
-    """What a rule sees of the equation at hand, besides its operands' labels.
+@dataclass(eq=False)
+class Site:
+    """An equation, at one place where its program is called.
 
     Attributes:
       equation: as it was traced.
-      labels: all of them, to tie and pin.
+      reader: what the program is visited with.
       place: where the equation stands, across the calls that lead to it.
       caller: the line of the source from which its program is called.
-      children: the scopes of the programs that it calls, so far.
+      guide: the frame of an earlier visit.
+      entered: the frames of the programs that the equation has called in this visit.
     """
 
     equation: Any
-    labels: Labels
+    reader: Any
     place: Place = ()
     caller: str = ""
-    children: list[Scope] = field(default_factory=list)
+    guide: Frame | None = None
+    entered: list[Frame] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The name of the operation, as it is printed in a jaxpr."""
+        return self.equation.primitive.name
 
     @property
     def params(self) -> dict[str, Any]:
@@ -60,62 +72,77 @@ class Call:
         return self.equation.params
 
     @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of the results."""
-        return [out.aval.shape for out in self.equation.outvars]
+    def line(self) -> str:
+        """Where the equation comes from; for the libraries' own, the line that calls them."""
+        return jaxprs.line_of(self.equation) or self.caller
 
-    def pin(self, labels: np.ndarray, reason: str) -> None:
-        """These entries stay, because of this equation."""
-        self.labels.pin(labels, f"{reason}: {jaxprs.describe(self.equation, self.caller)}")
+    @property
+    def children(self) -> list[Frame]:
+        """The frames of the programs that the equation calls, as the earlier visit has them."""
+        return self.guide.children.get(self.place[-1], []) if self.guide else []
 
-    def pass_over(self, labels: np.ndarray, reason: str) -> None:
-        """These entries stay, because of what was chosen at this equation."""
-        self.labels.pass_over(labels, f"{reason}: {jaxprs.describe(self.equation, self.caller)}")
+    def shape(self, operand: int) -> tuple[int, ...]:
+        """The shape of an operand."""
+        return self.equation.invars[operand].aval.shape
 
-    def fixed(self, size: int, reason: str) -> np.ndarray:
-        """An axis of this equation's result whose entries stay."""
-        return self.labels.fixed(size, f"{reason}: {jaxprs.describe(self.equation, self.caller)}")
+    def out_shape(self, result: int = 0) -> tuple[int, ...]:
+        """The shape of a result."""
+        return self.equation.outvars[result].aval.shape
 
-    def enter(self, inner: Any, ins: Sequence[Axes], name: str = "") -> list[Axes]:
-        """Walks a program that the equation calls; gives its results' labels."""
-        line = jaxprs.line_of(self.equation) or self.caller
-        scope = walk(inner, ins, self.labels, (*self.place, name or len(self.children)), line)
-        self.children.append(scope)
-        return scope.out_axes
+    def enter(self, program: Any, ins: Sequence[Any], name: str = "") -> list[Any]:
+        """Visits a program that the equation calls; gives its results."""
+        frame = visit(program, ins, self.reader, (*self.place, name or len(self.entered)), self.line)
+        self.entered.append(frame)
+        return frame.results
 
-    def choose(self, part: Any, candidates: dict[int, np.ndarray], words: str) -> int | None:
-        """The axis to cut, of several that cannot all be."""
-        words = f"{words}: {jaxprs.describe(self.equation, self.caller)}" if words else ""
-        return self.labels.choose((*self.place, part), candidates, words)
-
-    def unknown(self, ins: Sequence[Axes], reason: str) -> list[Axes]:
-        """Pins all operands and results."""
-        for axes in ins:
-            for labels in axes:
-                self.pin(labels, reason)
-        return [tuple(self.fixed(size, reason) for size in shape) for shape in self.shapes]
+    def follow(self, child: Frame, ins: Sequence[Any]) -> list[Any]:
+        """Visits a program that the equation calls as an earlier visit did; gives its results."""
+        return visit(child.program, ins, self.reader, caller=self.line, guide=child).results
 
 
-def walk(inner: Any, ins: Sequence[Axes], labels: Labels, place: Place = (), caller: str = "") -> Scope:
-    """Labels all values of a program, given the labels of its inputs, and the place and line where it is called."""
-    from jaxprune.program.primitives.table import RULES  # the rules of calls walk in their turn
+class Reader(Protocol):
+    """What values are. ``site`` is the view of an equation that its rules take, a subclass of :class:`Site`."""
 
-    jaxpr = jaxprs.body(inner)
-    scope = Scope(inner)
-    for variable in jaxpr.constvars:  # a constant may be cut like a parameter, without counting as one
-        scope.axes[variable] = tuple(labels.fresh(size) for size in variable.aval.shape)
-    scope.axes.update(zip(jaxpr.invars, ins, strict=True))
+    site: Any
+
+    def constant(self, variable: Any, value: Any, guide: Frame | None) -> Any:
+        """The value of a variable that holds a constant of the program."""
+        ...
+
+    def literal(self, atom: Any) -> Any:
+        """The value of a number that is written into the program."""
+        ...
+
+    def apply(self, site: Any, operands: Sequence[Any], /) -> Sequence[Any]:
+        """The values of an equation's results."""
+        ...
+
+
+def visit(
+    program: Any,
+    ins: Sequence[Any],
+    reader: Reader,
+    place: Place = (),
+    caller: str = "",
+    guide: Frame | None = None,
+) -> Frame:
+    """Gives all variables of a program values, equation by equation.
+
+    Args:
+      program: a jaxpr; the ``guide``'s own, if there is one.
+      ins: the values of its inputs.
+      reader: what constants and the results of equations are.
+      place, caller: where the program is called, and from which line.
+      guide: the frame of an earlier visit, for readers that depend on its values.
+    """
+    jaxpr, frame = jaxprs.body(program), Frame(program, reader)
+    for variable, value in zip(jaxpr.constvars, jaxprs.constants(program), strict=True):
+        frame.values[variable] = reader.constant(variable, value, guide)
+    frame.values.update(zip(jaxpr.invars, ins, strict=True))
     for position, equation in enumerate(jaxpr.eqns):
-        call = Call(equation, labels, (*place, position), caller)
-        operands = [scope.read(atom) for atom in equation.invars]
-        rule = RULES.get(equation.primitive.name)
-        if equation.effects and not (rule and rule.calls):
-            outs = call.unknown(operands, f"has the effect {', '.join(map(str, equation.effects))}")
-        elif rule is None:
-            outs = call.unknown(operands, "no rule for this operation")
-        else:
-            outs = rule.label(call, operands)
-        scope.axes.update(zip(equation.outvars, outs, strict=True))
-        if call.children:
-            scope.children[position] = call.children
-    return scope
+        site = reader.site(equation, reader, (*place, position), caller, guide)
+        outs = reader.apply(site, [frame.read(atom) for atom in equation.invars])
+        frame.values.update(zip(equation.outvars, outs, strict=True))
+        if site.entered:
+            frame.children[position] = site.entered
+    return frame

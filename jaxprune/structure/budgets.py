@@ -1,8 +1,7 @@
 """Which units go: the lowest scores, in each group or in one ranking, until a budget is met."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 
@@ -11,21 +10,16 @@ from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units
 
 
-class Limits(NamedTuple):
-    """What a group must keep.
+class Limits(Protocol):
+    """What a group must keep."""
 
-    Attributes:
-      round_to: what stays is rounded up to a multiple of it.
-      min_keep: at least so many units stay.
-    """
-
-    round_to: int = 1
-    min_keep: int = 1
+    def least(self, size: int) -> int:
+        """How many of ``size`` units must stay."""
+        ...
 
     def stays(self, size: int, wanted: int) -> int:
         """How many of ``size`` units stay, if ``wanted`` should."""
-        keep = max(wanted, min(self.min_keep, size))
-        return min(size, math.ceil(keep / self.round_to) * self.round_to)
+        ...
 
 
 def count(size: int, sparsity: float) -> int:
@@ -39,9 +33,9 @@ def each(groups: Sequence[Group], scores: Mapping[str, np.ndarray], sparsity: fl
     return {name: highest(scores[name], keep) for name, keep in kept.items()}
 
 
-def together(groups: Sequence[Group], scores: Mapping[str, np.ndarray], removed: int, limits: Limits) -> Units:
+def together(groups: Sequence[Group], scores: Mapping[str, np.ndarray], limits: Limits, removed: int) -> Units:
     """Removes the ``removed`` lowest scores of all groups; what a group must keep is made up for by the others."""
-    spare = [group.size - min(limits.min_keep, group.size) for group in groups]
+    spare = [group.size - limits.least(group.size) for group in groups]
     ranked = [np.sort(scores[group.name])[:most] for group, most in zip(groups, spare, strict=True)]
     owner = np.repeat(np.arange(len(groups)), spare)
     lowest = np.argsort(np.concatenate(ranked), kind="stable")[:removed]

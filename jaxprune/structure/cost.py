@@ -9,27 +9,27 @@ import jax
 import numpy as np
 
 from jaxprune.program import jaxprs
-from jaxprune.program.labels import Axes
-from jaxprune.program.visitor import Scope
+from jaxprune.program.labelling import Axes
+from jaxprune.program.visitor import Frame
 
 
-def operations(scope: Scope, removed: np.ndarray) -> int:
+def operations(frame: Frame, removed: np.ndarray) -> int:
     """Floating-point operations of the matrix products and convolutions of a program.
 
     A multiplication and an addition count 2. Padding counts as if it were data. The steps of a scan count each; the
     body of a while loop, whose length is not known, counts once; of the branches of a condition the dearest does.
 
     Args:
-      scope: the program and its labels.
+      frame: the program and its labels.
       removed: for each label, whether it is gone.
     """
     total = 0
-    for position, equation in enumerate(jaxprs.body(scope.program).eqns):
+    for position, equation in enumerate(jaxprs.body(frame.program).eqns):
         name = equation.primitive.name
         if name in _PRODUCTS:
-            operands = [_shape(scope.read(atom), removed) for atom in equation.invars]
-            total += _PRODUCTS[name](equation, operands, _shape(scope.axes[equation.outvars[0]], removed))
-        elif children := scope.children.get(position):
+            operands = [_shape(frame.read(atom), removed) for atom in equation.invars]
+            total += _PRODUCTS[name](equation, operands, _shape(frame.values[equation.outvars[0]], removed))
+        elif children := frame.children.get(position):
             counts = [operations(child, removed) for child in children]
             if name == "cond":
                 total += max(counts)

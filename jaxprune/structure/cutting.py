@@ -8,20 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
+from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Params
-from jaxprune.program.primitives.rules import take
+from jaxprune.program import jaxprs
+from jaxprune.program.evaluation import take
 
 #: For each ``(path, axis)`` of a parameter that loses entries, which of them stay.
 Flags = Mapping[tuple[str, int], np.ndarray]
-
-
-def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of a leaf as JAX takes it, weak type included."""
-    if not isinstance(leaf, jax.ShapeDtypeStruct):
-        leaf = jax.typeof(leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=bool(getattr(leaf, "weak_type", False)))
 
 
 def cut_tree(values: Any, params: Params, flags: Flags) -> Any:
@@ -42,7 +37,7 @@ def cut_tree(values: Any, params: Params, flags: Flags) -> Any:
 
 
 def _on_one_device(leaf: Any) -> bool:
-    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
     return concrete and len(leaf.sharding.device_set) == 1 and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
@@ -153,10 +148,8 @@ def check_small(small: Params, params: Params, shapes: list[tuple[str, tuple[int
         )
     for leaf, (path, shape), whole in zip(leaves, shapes, jax.tree.leaves(params), strict=True):
         if np.shape(leaf) != shape:
-            raise ValueError(
-                f"leaf {tree.show(path)} has shape {np.shape(leaf)}; graph.cut(params, plan) gives it {shape}"
-            )
-        if (own := struct(leaf).dtype) != whole.dtype:
+            raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(leaf)}; cut parameters have {shape}")
+        if (own := jaxprs.struct(leaf).dtype) != whole.dtype:
             raise ValueError(
                 f"leaf {tree.show(path)} has dtype {own}, but was traced with {whole.dtype}; trace the function with "
                 "parameters of this dtype"

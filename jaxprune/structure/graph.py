@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import jax
@@ -10,14 +11,15 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.base import Masks, Params
 from jaxprune.masks import apply_masks
-from jaxprune.program.evaluation import evaluate
-from jaxprune.program.labels import STAYS
+from jaxprune.program import jaxprs
+from jaxprune.program.labelling import STAYS
 from jaxprune.structure import certification, cost, cutting, plans, tracing
+from jaxprune.structure.certification import Certificate
 from jaxprune.structure.groups import Group, Row, find
 from jaxprune.structure.plans import Plan, Units
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """What :func:`trace` finds out about a function. See there.
 
@@ -26,11 +28,17 @@ class Graph:
     """
 
     groups: tuple[Group, ...]
-    _function: Callable[..., Any] = field(repr=False)
-    _params: Params = field(repr=False)
-    _options: tuple[bool, tracing.FreeOutput] = field(repr=False)
-    _traced: tracing.Traced = field(repr=False)
-    _inputs: Any = field(repr=False)
+    _function: Callable[..., Any]
+    _label: Callable[[Any], tracing.Traced]
+    _params: Params
+    _traced: tracing.Traced
+    _inputs: Any
+
+    def __repr__(self) -> str:
+        units = sum(group.size for group in self.groups)
+        return (
+            f"Graph({len(self.groups)} groups of {units:,} units, in {len(jax.tree.leaves(self._params))} parameters)"
+        )
 
     @property
     def ambiguous(self) -> list[str]:
@@ -49,12 +57,7 @@ class Graph:
         """
         row = self._row(path, axis)
         stays = self._traced.labels.resolve(row.labels) == STAYS
-        grouped = [
-            units >= 0
-            for group in self.groups
-            for member, units in zip(group.members, group.units, strict=True)
-            if member == (row.path, row.axis)
-        ]
+        grouped = [units >= 0 for _, units in plans.along(self.groups, row.path, row.axis)]
         reasons = (self._traced.labels.why(row.labels[stays]) or ["it has size 1"]) if stays.any() else []
         if not np.any([stays, *grouped], axis=0).all():
             reasons.append("entries of a single unit, which has no like beside it, or that no product makes or uses")
@@ -73,122 +76,20 @@ class Graph:
         """
         return plans.from_masks(masks, self._params, self.groups)
 
-    def resolve(self, plan: Plan) -> Units:
-        """A plan as bool flags, one a unit, for each group that it names; ``ValueError`` where it cannot be."""
-        return plans.resolve(plan, self.groups, self.why_pinned, lambda path, axis: self._row(path, axis).axis)
-
-    def kept(self, plan: Plan) -> dict[tuple[str, int], np.ndarray]:
-        """For each ``(path, axis)`` of a parameter that loses entries under a plan, which of them stay."""
-        return plans.entries(self.resolve(plan), self.groups)
-
-    def cut(self, params: Any, plan: Plan) -> Any:
-        """Cuts parameters, or anything of their shape: gradients, optimizer states, masks, batch statistics.
+    def at(self, plan: Plan) -> "Resolved":
+        """The function under a plan: its shapes, its cost, its certificate; cutting; the smaller function.
 
         Args:
-          params: a tree like the one that was traced; or one that holds such trees, or the collections of one, as
-            subtrees: the state of an optimizer. Leaves that broadcast, as masks of units do, are cut along the axes
-            that they have.
-          plan: what stays; see :func:`trace`.
-
-        Returns:
-          The tree, smaller. Dtypes and structure are kept.
+          plan: what stays: for a group, its name, or the ``(path, axis)`` of a parameter, indices or a bool mask.
+            ``{}`` removes nothing.
 
         Raises:
-          ValueError: no part of the tree is like the parameters, or a leaf has another shape, with its path.
+          ValueError: a group that there is not; an axis that stays, with the reason; entries that go together, but of
+            which only some are to stay; indices out of range; nothing that stays.
+          TypeError: a plan that is traced, or holds neither indices nor flags.
         """
-        return cutting.cut_tree(params, self._params, self.kept(plan))
-
-    def mask(self, params: Params, plan: Plan) -> Params:
-        """The parameters in their full shapes, with 0 in every entry that a plan removes: what removal imitates."""
-        return cutting.mask_tree(params, self._params, self.kept(plan))
-
-    def apply(self, plan: Plan) -> Callable[..., Any]:
-        """The function on cut parameters: ``fn(graph.cut(params, plan), *inputs)``.
-
-        It runs under ``jit``, ``grad`` and ``vmap``. For inputs of other shapes the original function is traced again.
-
-        Args:
-          plan: what stays; see :func:`trace`.
-
-        Returns:
-          A function like the one that was traced. It raises ``ValueError`` for parameters of other shapes than cut
-          ones have, and for inputs at whose shapes the plan is not possible.
-        """
-        kept, cache = self.kept(plan), {tracing.key(self._inputs): self._traced}
-        shapes = cutting.small_shapes(self._params, kept)
-
-        def small(params: Params, *inputs: Any) -> Any:
-            leaves = cutting.check_small(params, self._params, shapes)
-            key = tracing.key(inputs)
-            if key not in cache:
-                cache[key] = tracing.label(self._function, self._params, inputs, *self._options)
-            traced = cache[key]
-            outs = evaluate(traced.scope, [*leaves, *jax.tree.leaves(inputs)], tracing.removed(traced, kept))
-            return jax.tree.unflatten(traced.out_tree, outs)
-
-        return small
-
-    def shapes(self, plan: Plan) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter under a plan, by path; ``{}`` is the plan that removes nothing."""
-        return dict(cutting.small_shapes(self._params, self.kept(plan)))
-
-    def flops(self, plan: Plan) -> int:
-        """Floating-point operations of the function under a plan, at the shapes it was traced with.
-
-        Matrix products and convolutions count, 2 for a multiplication and an addition, padding included; the steps of
-        scans count each, the body of a while loop once, and of the branches of a condition the dearest.
-
-        Args:
-          plan: what stays; ``{}`` removes nothing.
-        """
-        return cost.operations(self._traced.scope, tracing.removed(self._traced, self.kept(plan)))
-
-    def certify(self, plan: Plan, *, masked: Masks | None = None) -> certification.Certificate:
-        """Says, without running anything, whether removal equals masking, and where not.
-
-        The program is followed with ranges of numbers instead of numbers. At every sum, product and extreme over an
-        axis that loses entries these must contribute nothing: exact means that ``apply(plan)`` of the cut parameters
-        gives the outputs that the function has for the masked ones, up to rounding, for all parameters and inputs. The
-        other way round it is careful: a fault may also mean that nothing was found that rules a difference out.
-
-        It is assumed that parameters, inputs, and what the smaller function computes from them are finite, unless the
-        program itself writes infinities; that nothing overflows; and that positions lie within what they index. Outputs
-        of ``free_output`` are not compared.
-
-        Args:
-          plan: what stays; see :func:`trace`.
-          masked: what is known to be 0. ``None``: every entry that the plan removes, as in ``graph.mask``. Else masks
-            in the structure of the parameters, True keeps: only what they remove is 0, everything else may be any
-            finite number, removed or not.
-
-        Returns:
-          ``Certificate(exact, faults)``, where a fault is ``(operation, line, reason)``. ``print`` it.
-
-        >>> import jax.numpy as jnp
-        >>> params = {"first": jnp.ones((3, 8)), "second": jnp.ones((8, 2))}
-        >>> graph = trace(lambda p, x: jax.nn.gelu(x @ p["first"]) @ p["second"], params, jnp.ones((4, 3)))
-        >>> print(graph.certify({"first:1": [0, 2, 5]}))
-        exact: what is removed contributes nothing
-        """
-        removed = tracing.removed(self._traced, self.kept(plan))
-        return certification.certify(self._traced, removed, self._params, masked)
-
-    def check(self, plan: Plan, params: Params, *inputs: Any, masked: Masks | None = None) -> float:
-        """Runs both functions: the numbers beside the certificate.
-
-        Args:
-          plan: what stays; see :func:`trace`.
-          params: uncut parameters.
-          *inputs: as the function takes them, in the shapes that were traced, or others.
-          masked: masks to apply to the parameters first, True keeps. ``None``: all that the plan removes is 0.
-
-        Returns:
-          The largest absolute difference between the outputs of the function of masked parameters and of the smaller
-          function of cut ones; infinite where only one of them is a number. Outputs of ``free_output`` do not count.
-        """
-        full = self.mask(params, plan) if masked is None else apply_masks(params, masked)
-        small = self.apply(plan)(self.cut(full, plan), *inputs)
-        return certification.difference(self._traced, self._function(full, *inputs), small)
+        units = plans.resolve(plan, self.groups, self.why_pinned, lambda path, axis: self._row(path, axis).axis)
+        return Resolved(units, plans.entries(units, self.groups), self)
 
     def _row(self, path: str, axis: int) -> Row:
         named = [row for row in self._traced.rows if row.path == path]
@@ -201,8 +102,131 @@ class Graph:
         return named[axis % named[0].rank]
 
 
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """A function under a plan, resolved once: :meth:`Graph.at` gives it.
+
+    Attributes:
+      units: for each group that the plan names, which of its units stay.
+      kept: for each ``(path, axis)`` of a parameter that loses entries, which of them stay.
+    """
+
+    units: Units
+    kept: dict[tuple[str, int], np.ndarray]
+    _graph: Graph
+    _programs: dict[Any, tuple[tracing.Traced, np.ndarray]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        left, all_ = sum(int(flags.sum()) for flags in self.units.values()), sum(f.size for f in self.units.values())
+        return f"Resolved({left:,} of {all_:,} units of {len(self.units)} groups stay)"
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter that is left, by path."""
+        return dict(cutting.small_shapes(self._graph._params, self.kept))
+
+    @cached_property
+    def _removed(self) -> np.ndarray:
+        return self._graph._traced.removed(self.kept)
+
+    @cached_property
+    def flops(self) -> int:
+        """Floating-point operations of the smaller function, at the shapes that were traced.
+
+        Matrix products and convolutions count, 2 for a multiplication and an addition, padding included; the steps of
+        scans count each, the body of a while loop once, and of the branches of a condition the dearest.
+        """
+        return cost.operations(self._graph._traced.frame, self._removed)
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """Whether removal equals masking, as :meth:`certify` says of ``mask``."""
+        return self.certify()
+
+    def cut(self, params: Any) -> Any:
+        """Cuts parameters, or anything of their shape: gradients, optimizer states, masks, batch statistics.
+
+        Args:
+          params: a tree like the one that was traced; or one that holds such trees, or the collections of one, as
+            subtrees: the state of an optimizer. Leaves that broadcast, as masks of units do, are cut along the axes
+            that they have.
+
+        Returns:
+          The tree, smaller. Dtypes and structure are kept.
+
+        Raises:
+          ValueError: no part of the tree is like the parameters, or a leaf has another shape, with its path.
+        """
+        return cutting.cut_tree(params, self._graph._params, self.kept)
+
+    def mask(self, params: Params) -> Params:
+        """The parameters in their full shapes, with 0 in every entry that is removed: what removal imitates."""
+        return cutting.mask_tree(params, self._graph._params, self.kept)
+
+    def apply(self, params: Params, *inputs: Any) -> Any:
+        """The smaller function, ``apply(cut(params), *inputs)``, under ``jit``, ``grad`` and ``vmap`` as well.
+
+        For inputs of other shapes the original function is traced again.
+
+        Raises:
+          ValueError: parameters of other shapes than cut ones have; inputs at whose shapes the plan is not possible.
+        """
+        leaves = cutting.check_small(params, self._graph._params, list(self.shapes.items()))
+        key = jaxprs.key(inputs)
+        if key not in self._programs:
+            same = key == jaxprs.key(self._graph._inputs)
+            traced = self._graph._traced if same else self._graph._label(inputs)
+            self._programs[key] = traced, traced.removed(self.kept)
+        traced, removed = self._programs[key]
+        return traced.run(leaves, inputs, removed)
+
+    def certify(self, masked: Masks | None = None) -> Certificate:
+        """Says, without running anything, whether removal equals masking, and where not.
+
+        The program is followed with ranges of numbers instead of numbers. At every sum, product and extreme over an
+        axis that loses entries these must contribute nothing: exact means that ``apply`` of the cut parameters gives
+        the outputs that the function has for the masked ones, up to rounding, for all parameters and inputs. The other
+        way round it is careful: a fault may also mean that nothing was found that rules a difference out.
+
+        It is assumed that parameters, inputs, and what the smaller function computes from them are finite, unless the
+        program itself writes infinities; that nothing overflows; and that positions lie within what they index. Outputs
+        of ``free_output`` are not compared.
+
+        Args:
+          masked: what is known to be 0. ``None``: every entry that is removed, as in ``mask``. Else masks in the
+            structure of the parameters, True keeps: only what they remove is 0, everything else may be any finite
+            number, removed or not.
+
+        Returns:
+          ``Certificate(exact, faults)``, where a fault is ``(operation, line, reason)``. ``print`` it.
+
+        >>> import jax.numpy as jnp
+        >>> params = {"first": jnp.ones((3, 8)), "second": jnp.ones((8, 2))}
+        >>> graph = trace(lambda p, x: jax.nn.gelu(x @ p["first"]) @ p["second"], params, jnp.ones((4, 3)))
+        >>> print(graph.at({"first:1": [0, 2, 5]}).certify())
+        exact: what is removed contributes nothing
+        """
+        return certification.certify(self._graph._traced, self._removed, self._graph._params, masked)
+
+    def check(self, params: Params, *inputs: Any, masked: Masks | None = None) -> float:
+        """Runs both functions: the numbers beside the certificate.
+
+        Args:
+          params: uncut parameters.
+          *inputs: as the function takes them, in the shapes that were traced, or others.
+          masked: masks to apply to the parameters first, True keeps. ``None``: all that is removed is 0.
+
+        Returns:
+          The largest absolute difference between the outputs of the function of masked parameters and of the smaller
+          function of cut ones; infinite where only one of them is a number. Outputs of ``free_output`` do not count.
+        """
+        full = self.mask(params) if masked is None else apply_masks(params, masked)
+        outputs, small = self._graph._function(full, *inputs), self.apply(self.cut(full), *inputs)
+        return certification.difference(self._graph._traced.free, outputs, small)
+
+
 def trace(
-    function: Callable[..., Any],
+    apply_fn: Callable[..., Any],
     params: Params,
     *inputs: Any,
     split: Literal["leading", "trailing"] = "leading",
@@ -215,7 +239,7 @@ def trace(
     not known pin what they touch, so that it stays.
 
     Args:
-      function: ``(params, *inputs) -> outputs``, any JAX function: ``module.apply``, an NNX model split into graph and
+      apply_fn: ``(params, *inputs) -> outputs``, any JAX function: ``module.apply``, an NNX model split into graph and
         state, a function of your own. Other arguments have to be closed over.
       params: any pytree of arrays or ``ShapeDtypeStruct``: weights are not needed.
       *inputs: example inputs, arrays or ``ShapeDtypeStruct``.
@@ -227,8 +251,8 @@ def trace(
 
     Returns:
       A :class:`Graph`: ``groups`` lists what can be removed; a *plan* maps a group (or its name, or the path and axis
-      of a parameter) to what stays, as indices or a bool mask; ``cut`` makes parameters smaller, ``apply`` gives the
-      function of the small parameters, ``why_pinned`` says why an axis stays.
+      of a parameter) to what stays, as indices or a bool mask; ``graph.at(plan)`` cuts parameters and is the function
+      of the small ones; ``why_pinned`` says why an axis stays.
 
     Raises:
       ValueError: an unknown ``split``; symbolic dimensions; a pattern of ``free_output`` that matches no output.
@@ -238,16 +262,19 @@ def trace(
     >>> def function(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
     >>> graph = trace(function, params, jnp.ones((4, 3)))
-    >>> [(group.size, group.members) for group in graph.groups]
-    [(8, (('first', 1), ('second', 0)))]
-    >>> plan = {graph.groups[0]: [0, 2, 5]}
-    >>> small = graph.cut(params, plan)
-    >>> small["first"].shape, small["second"].shape, graph.apply(plan)(small, jnp.ones((4, 3))).shape
+    >>> graph.groups
+    (Group('first:1', 8 units: features of first; axis 1 of 'first', axis 0 of 'second'),)
+    >>> smaller = graph.at({graph.groups[0]: [0, 2, 5]})
+    >>> small = smaller.cut(params)
+    >>> small["first"].shape, small["second"].shape, smaller.apply(small, jnp.ones((4, 3))).shape
     ((3, 3), (3, 2), (4, 2))
     """
     if split not in ("leading", "trailing"):
         raise ValueError(f"split must be 'leading' or 'trailing', got {split!r}")
-    shapes = jax.tree.map(cutting.struct, params)
-    traced = tracing.label(function, shapes, inputs, split == "trailing", free_output)
-    found = find(traced.rows, traced.labels)
-    return Graph(found, function, shapes, (split == "trailing", free_output), traced, tracing.structs(inputs))
+    shapes, given = jax.tree.map(jaxprs.struct, (params, inputs))
+
+    def label(inputs: Any) -> tracing.Traced:
+        return tracing.label(apply_fn, shapes, inputs, split == "trailing", free_output)
+
+    traced = label(given)
+    return Graph(find(traced.rows, traced.labels), apply_fn, label, shapes, traced, given)

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.program.labels import STAYS, Labels
+from jaxprune import tree
+from jaxprune.program.labelling import STAYS
+from jaxprune.structure.labels import Labels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Group:
     """Units of which any but the last can be removed, each with its entries along some axes of the parameters.
 
@@ -28,8 +30,13 @@ class Group:
     size: int
     members: tuple[tuple[str, int], ...]
     description: str
-    roles: tuple[str, ...] = field(repr=False)
-    units: tuple[np.ndarray, ...] = field(repr=False, compare=False)
+    roles: tuple[str, ...]
+    units: tuple[np.ndarray, ...] = field(compare=False)
+
+    def __repr__(self) -> str:
+        places = [f"axis {axis} of {tree.show(path)}" for path, axis in self.members]
+        listed = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        return f"Group({self.name!r}, {self.size} units: {self.description}; {listed})"
 
 
 class Row(NamedTuple):

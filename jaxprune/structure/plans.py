@@ -73,9 +73,7 @@ def _of_axis(key: tuple[str, int], value: Any, groups: Sequence[Group], why_pinn
     """The units of an axis of a parameter, given which of its entries stay."""
     path, axis = key
     reasons = why_pinned(path, axis)
-    found = [
-        (group, units) for group in groups for m, units in zip(group.members, group.units, strict=True) if m == key
-    ]
+    found = along(groups, path, axis)
     if not found:
         raise ValueError(f"axis {axis} of {tree.show(path)} cannot be cut: {reasons}")
     flags = _flags(value, found[0][1].size, f"axis {axis} of {tree.show(path)}")
@@ -95,6 +93,12 @@ def _of_axis(key: tuple[str, int], value: Any, groups: Sequence[Group], why_pinn
             )
         kept[group.name] = lost == 0
     return kept
+
+
+def along(groups: Sequence[Group], path: str, axis: int) -> list[tuple[Group, np.ndarray]]:
+    """The groups that have units along an axis of a parameter, each with the unit of each entry."""
+    members = ((group, m, units) for group in groups for m, units in zip(group.members, group.units, strict=True))
+    return [(group, units) for group, member, units in members if member == (path, axis)]
 
 
 def entries(units: Units, groups: Sequence[Group]) -> dict[tuple[str, int], np.ndarray]:

@@ -3,10 +3,8 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
-
-import numpy as np
 
 from jaxprune import saliency as criteria
 from jaxprune import settings
@@ -16,9 +14,51 @@ from jaxprune.structure.graph import Graph, trace
 from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units
 from jaxprune.structure.summary import ShrinkReport, summarize
-from jaxprune.structure.tracing import FreeOutput
+from jaxprune.structure.tracing import FreeOutput, matching
 
-Scope = Literal["leaf", "global", "parameters", "flops", "latency"]
+#: What a sparsity is a fraction of.
+Budget = Literal["leaf", "global", "parameters", "flops", "latency"]
+
+
+@dataclass(frozen=True)
+class ShrinkSpec:
+    """What :func:`shrink` may cut, and what it must leave. Static.
+
+    Attributes:
+      round_to: the units that stay in a group are rounded up to a multiple of it, all of them at most.
+      min_keep: so much of each group stays at least: an int is a number of units, a float a fraction, rounded up. One
+        unit always stays.
+      groups: which groups may lose units: glob patterns over their names and descriptions, a leading ``!`` excludes.
+      split: see :func:`trace`.
+      free_output: see :func:`trace`.
+      allow_inexact: whether to remove units although the smaller function may differ from the masked one.
+
+    >>> ShrinkSpec(round_to=8, min_keep=0.25).stays(64, 13)
+    16
+    """
+
+    round_to: int = 1
+    min_keep: int | float = 1
+    groups: str | Sequence[str] | None = None
+    split: Literal["leading", "trailing"] = "leading"
+    free_output: FreeOutput = None
+    allow_inexact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.round_to < 1:
+            raise ValueError(f"round_to must be at least 1, got {self.round_to}")
+        whole, allowed = isinstance(self.min_keep, int), "a number of units, 1 or more, or a fraction in [0, 1]"
+        if not (self.min_keep >= 1 if whole else 0 <= self.min_keep <= 1):
+            raise ValueError(f"min_keep must be {allowed}, got {self.min_keep}")
+
+    def least(self, size: int) -> int:
+        """How many of ``size`` units must stay."""
+        wanted = self.min_keep if isinstance(self.min_keep, int) else math.ceil(self.min_keep * size)
+        return min(max(wanted, 1), size)
+
+    def stays(self, size: int, wanted: int) -> int:
+        """How many of ``size`` units stay, if ``wanted`` should."""
+        return min(size, math.ceil(max(wanted, self.least(size)) / self.round_to) * self.round_to)
 
 
 class Shrunk(NamedTuple):
@@ -36,22 +76,20 @@ class Shrunk(NamedTuple):
     plan: Units
     report: ShrinkReport
 
+    def __repr__(self) -> str:
+        (before, after), groups = self.report.parameters, len(self.plan)
+        return f"Shrunk({after:,} of {before:,} parameters; {groups} groups were asked to shrink)"
+
 
 def shrink(
     apply_fn: Callable[..., Any],
     params: Params,
-    inputs: Any,
+    *inputs: Any,
     sparsity: float,
-    *,
     saliency: Saliency = criteria.magnitude,
-    round_to: int = 1,
-    min_keep: int = 1,
-    scope: Scope = "global",
+    scope: Budget = "leaf",
     where: Where = None,
-    groups: str | Sequence[str] | None = None,
-    split: Literal["leading", "trailing"] = "leading",
-    free_output: FreeOutput = None,
-    allow_inexact: bool = False,
+    spec: ShrinkSpec = ShrinkSpec(),  # noqa: B008
 ) -> Shrunk:
     """Removes the least important channels, heads and neurons of a function, and gives the smaller function.
 
@@ -61,28 +99,22 @@ def shrink(
     Args:
       apply_fn: ``(params, *inputs) -> outputs``, any JAX function.
       params: any pytree of arrays, concrete.
-      inputs: example inputs: a tuple of them, or the only one. Arrays; or ``ShapeDtypeStruct``, unless latency is
-        measured.
+      *inputs: example inputs, as the function takes them: arrays; or ``ShapeDtypeStruct``, unless latency is measured.
       sparsity: the fraction to remove, in [0, 1]: of the units, or of what ``scope`` names. Concrete.
       saliency: ``params -> scores``, of weights or of units, larger is more important; see ``jaxprune.saliency``.
-      round_to: static; the units that stay in a group are rounded up to a multiple of it, all of them at most.
-      min_keep: static; at least so many units of each group stay.
       scope: static; "leaf" removes the same fraction of each group, "global" the lowest scores of all groups together;
         "parameters", "flops" and "latency" go on in that order until this fraction of the parameters, of the operations
         of matrix products and convolutions, or of the measured time of a call is saved.
       where: whose scores count, kernels and embeddings by default; see :func:`jaxprune.tree.select`.
-      groups: which groups may lose units: glob patterns over their names and descriptions, a leading ``!`` excludes.
-      split: see :func:`trace`.
-      free_output: see :func:`trace`.
-      allow_inexact: static; whether to remove units although the smaller function may differ from the masked one.
+      spec: static; what may be cut, and what must stay: a :class:`ShrinkSpec`.
 
     Returns:
       A :class:`Shrunk`. Rounding up and ``min_keep`` may leave more than was asked for; the report has what it is.
 
     Raises:
-      ValueError: sparsity outside [0, 1] or NaN; ``round_to`` or ``min_keep`` below 1; an unknown scope; a pattern that
-        matches no group; nothing that can be removed; a budget that cannot be met; removal that is not the same as
-        masking, with the lines of the source, unless ``allow_inexact``.
+      ValueError: sparsity outside [0, 1] or NaN; an unknown scope; a pattern that matches no group; nothing that can be
+        removed; a budget that cannot be met; removal that is not the same as masking, with the lines of the source,
+        unless ``spec.allow_inexact``.
       TypeError: traced parameters.
 
     >>> import jax
@@ -90,83 +122,58 @@ def shrink(
     >>> params = {"first": jnp.ones((3, 8)), "second": jnp.ones((8, 2))}
     >>> def function(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
-    >>> shrunk = shrink(function, params, jnp.ones((4, 3)), 0.5)
+    >>> shrunk = shrink(function, params, jnp.ones((4, 3)), sparsity=0.5)
+    >>> shrunk
+    Shrunk(20 of 40 parameters; 1 groups were asked to shrink)
     >>> shrunk.params["first"].shape, shrunk.apply(shrunk.params, jnp.ones((4, 3))).shape
     ((3, 4), (4, 2))
     """
     amount = float(settings.check_setting(sparsity, "sparsity", 0.0, 1.0))
-    for name, value in (("round_to", round_to), ("min_keep", min_keep)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    graph = trace(apply_fn, params, *inputs, split=split, free_output=free_output)
-    chosen = _chosen(graph, groups)
-    units = scores.of_groups(chosen, params, saliency, where)
-    plan = _plan(graph, chosen, units, amount, scope, budgets.Limits(round_to, min_keep), (params, inputs))
-    certificate = graph.certify(plan)
-    if not certificate.exact and not allow_inexact:
+    graph = trace(apply_fn, params, *inputs, split=spec.split, free_output=spec.free_output)
+    groups = _chosen(graph, spec.groups)
+    units = scores.of_groups(groups, params, saliency, where)
+    if scope == "leaf":
+        plan = budgets.each(groups, units, amount, spec)
+    else:
+        without = functools.partial(budgets.together, groups, units, spec)
+        total = sum(group.size for group in groups)
+        plan = without(_count(graph, without, total, amount, scope, (params, *inputs)))
+    smaller = graph.at(plan)
+    if not smaller.certificate.exact and not spec.allow_inexact:
         raise ValueError(
-            f"removal would differ from masking: {certificate}\nallow_inexact=True removes the units all the same, "
-            "groups=['!...'] leaves groups alone"
+            f"removal would differ from masking: {smaller.certificate}\nallow_inexact=True in the spec removes them "
+            "all the same, groups=['!...'] leaves groups alone"
         )
-    small = graph.cut(params, plan)
-    return Shrunk(small, graph.apply(plan), plan, summarize(graph, params, plan, certificate))
+    return Shrunk(smaller.cut(params), smaller.apply, plan, summarize(graph, params, smaller))
 
 
-def _chosen(graph: Graph, patterns: str | Sequence[str] | None) -> tuple[Group, ...]:
+def _chosen(graph: Graph, patterns: str | Sequence[str] | None) -> list[Group]:
     """The groups that may lose units."""
     if not graph.groups:
         raise ValueError("nothing can be removed: every axis of every parameter has to stay; see graph.why_pinned")
-    if patterns is None:
-        return graph.groups
-    listed = [patterns] if isinstance(patterns, str) else list(patterns)
-
-    def matches(group: Group, pattern: str) -> bool:
-        return fnmatchcase(group.name, pattern) or fnmatchcase(group.description, pattern)
-
-    for pattern in listed:
-        if not any(matches(group, pattern.removeprefix("!")) for group in graph.groups):
-            there = [f"{group.name} ({group.description})" for group in graph.groups]
-            raise ValueError(f"groups={pattern!r} matches none of {there}")
-    wanted = [pattern for pattern in listed if not pattern.startswith("!")] or ["*"]
-    unwanted = [pattern[1:] for pattern in listed if pattern.startswith("!")]
-    return tuple(
-        group
-        for group in graph.groups
-        if any(matches(group, p) for p in wanted) and not any(matches(group, p) for p in unwanted)
-    )
+    names = [(group.name, group.description) for group in graph.groups]
+    flags = matching("*" if patterns is None else patterns, names, "groups")
+    return [group for group, chosen in zip(graph.groups, flags, strict=True) if chosen]
 
 
-def _plan(
-    graph: Graph,
-    groups: Sequence[Group],
-    units: dict[str, np.ndarray],
-    amount: float,
-    scope: Scope,
-    limits: budgets.Limits,
-    example: tuple[Params, Any],
-) -> Units:
-    if scope == "leaf":
-        return budgets.each(groups, units, amount, limits)
-    total = sum(group.size for group in groups)
-
-    def without(removed: int) -> Units:
-        return budgets.together(groups, units, removed, limits)
-
+def _count(
+    graph: Graph, without: Callable[[int], Units], total: int, amount: float, scope: Budget, example: tuple[Any, ...]
+) -> int:
+    """How many of all units have to go until a budget is met."""
     if scope == "global":
-        return without(budgets.count(total, amount))
-    params, inputs = example
-    costs: dict[str, Callable[[Units], float]] = {
-        "parameters": lambda plan: sum(math.prod(shape) for shape in graph.shapes(plan).values()),
-        "flops": graph.flops,
-        "latency": lambda plan: cost.seconds(graph.apply(plan), graph.cut(params, plan), *inputs),
+        return budgets.count(total, amount)
+    params, *inputs = example
+    costs: dict[str, Callable[[Any], float]] = {
+        "parameters": lambda smaller: sum(map(math.prod, smaller.shapes.values())),
+        "flops": lambda smaller: smaller.flops,
+        "latency": lambda smaller: cost.seconds(smaller.apply, smaller.cut(params), *inputs),
     }
     if scope not in costs:
         raise ValueError(f"scope must be 'leaf', 'global', 'parameters', 'flops' or 'latency', got {scope!r}")
-    spent = functools.cache(lambda removed: costs[scope](without(removed)))
+    spent = functools.cache(lambda removed: costs[scope](graph.at(without(removed))))
     needed = budgets.least(spent, total, (1 - amount) * spent(0))
     if (left := spent(needed) / spent(0)) > 1 - amount:
         raise ValueError(
             f"the {scope} cannot be cut by {amount:g}: with the fewest units that may stay {left:.3g} of them are left"
         )
-    return without(needed)
+    return needed

@@ -1,17 +1,15 @@
 """What shrinking has left: units of each group, widths, parameters, bytes and operations, as a table and as numbers."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import host, tree
 from jaxprune.base import Params
 from jaxprune.structure.certification import Certificate
-from jaxprune.structure.graph import Graph
-from jaxprune.structure.plans import Units
+from jaxprune.structure.graph import Graph, Resolved
 
 
 @dataclass(frozen=True)
@@ -23,17 +21,17 @@ class GroupRow:
       description: what its units are.
       size: units before.
       kept: units after.
-      widths: for each ``(path, axis)`` of a parameter, the size of the axis after.
+      widths: for each ``"path:axis"`` of a parameter, the size of the axis after.
     """
 
     name: str
     description: str
     size: int
     kept: int
-    widths: dict[tuple[str, int], int]
+    widths: dict[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShrinkReport:
     """What is left. ``print`` shows a table, :meth:`to_dict` gives what is in it.
 
@@ -55,57 +53,45 @@ class ShrinkReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for ``json.dumps``."""
-        rows = [
-            asdict(row) | {"widths": {f"{path}:{axis}": size for (path, axis), size in row.widths.items()}}
-            for row in self.groups
-        ]
         pairs = {name: dict(zip(("before", "after"), getattr(self, name), strict=True)) for name in _PAIRS}
-        return {"groups": rows, **pairs, "exact": self.certificate.exact, "ambiguous": list(self.ambiguous)}
+        exact = self.certificate.exact
+        return {"groups": [*map(asdict, self.groups)], **pairs, "exact": exact, "ambiguous": list(self.ambiguous)}
+
+    def __repr__(self) -> str:
+        (before, after), (slow, fast) = self.parameters, self.flops
+        return f"ShrinkReport({after:,} of {before:,} parameters, {fast:,} of {slow:,} operations)"
 
     def __str__(self) -> str:
-        lines = [("group", "units", "before", "after")]
-        lines += [(row.name, row.description, f"{row.size:,}", f"{row.kept:,}") for row in self.groups]
-        lines += [(label, "", *(f"{n:,}" for n in getattr(self, name))) for name, label in _PAIRS.items()]
-        widths = [max(len(line[i]) for line in lines) for i in range(4)]
-        table = [
-            "  ".join(
-                [line[0].ljust(widths[0]), line[1].ljust(widths[1]), line[2].rjust(widths[2]), line[3].rjust(widths[3])]
-            )
-            for line in lines
-        ]
-        rule = "-" * len(table[0])
-        table = [table[0], rule, *table[1 : -len(_PAIRS)], rule, *table[-len(_PAIRS) :], str(self.certificate)]
-        return "\n".join([*table, *(f"ambiguous: {place}" for place in self.ambiguous)])
+        rows = [(row.name, row.description, f"{row.size:,}", f"{row.kept:,}") for row in self.groups]
+        sums = [(label, "", *(f"{n:,}" for n in getattr(self, name))) for name, label in _PAIRS.items()]
+        table = host.table(("group", "units", "before", "after"), [*rows, *sums], left=2)
+        return "\n".join([table, str(self.certificate), *(f"ambiguous: {place}" for place in self.ambiguous)])
 
 
 _PAIRS = {"parameters": "parameters", "nbytes": "bytes", "flops": "operations of products"}
 
 
-def _pair(values: Iterable[int]) -> tuple[int, int]:
-    before, after = values
-    return before, after
-
-
-def summarize(graph: Graph, params: Params, plan: Units, certificate: Certificate) -> ShrinkReport:
+def summarize(graph: Graph, params: Params, smaller: Resolved) -> ShrinkReport:
     """The report of a plan."""
-    selection, shapes, flags = tree.flatten(params), graph.shapes(plan), graph.kept(plan)
-    widths = {path: leaf.dtype.itemsize for path, leaf in zip(selection.paths, selection.leaves, strict=True)}
-    pair = (graph.shapes({}), shapes)
-    rows = tuple(
-        GroupRow(
-            group.name,
-            group.description,
-            group.size,
-            int(np.count_nonzero(plan.get(group.name, np.ones(group.size, bool)))),
-            {(path, axis): shapes[path][axis] for path, axis in group.members if (path, axis) in flags},
-        )
-        for group in graph.groups
-    )
+    selection, whole = tree.flatten(params), graph.at({})
+    itemsize = {path: leaf.dtype.itemsize for path, leaf in zip(selection.paths, selection.leaves, strict=True)}
+
+    def row(group: Any) -> GroupRow:
+        kept = int(np.count_nonzero(smaller.units.get(group.name, np.ones(group.size, bool))))
+        cut = [(path, axis) for path, axis in group.members if (path, axis) in smaller.kept]
+        widths = {f"{path}:{axis}": smaller.shapes[path][axis] for path, axis in cut}
+        return GroupRow(group.name, group.description, group.size, kept, widths)
+
+    def size(of: Resolved) -> tuple[int, int]:
+        counts = {path: math.prod(shape) for path, shape in of.shapes.items()}
+        return sum(counts.values()), sum(itemsize[path] * count for path, count in counts.items())
+
+    (before, bytes_before), (after, bytes_after) = size(whole), size(smaller)
     return ShrinkReport(
-        rows,
-        _pair(sum(map(math.prod, of.values())) for of in pair),
-        _pair(sum(widths[path] * math.prod(shape) for path, shape in of.items()) for of in pair),
-        _pair(map(graph.flops, ({}, plan))),
-        certificate,
+        tuple(map(row, graph.groups)),
+        (before, after),
+        (bytes_before, bytes_after),
+        (whole.flops, smaller.flops),
+        smaller.certificate,
         tuple(graph.ambiguous),
     )

@@ -11,9 +11,13 @@ from jax import tree_util
 
 from jaxprune import tree
 from jaxprune.base import Params
-from jaxprune.program.labels import STAYS, Labels
-from jaxprune.program.visitor import Scope, walk
-from jaxprune.structure import cutting, groups
+from jaxprune.program import jaxprs
+from jaxprune.program.evaluation import evaluate
+from jaxprune.program.labelling import STAYS, Labelling
+from jaxprune.program.primitives.table import NARROWINGS
+from jaxprune.program.visitor import Frame, visit
+from jaxprune.structure import groups
+from jaxprune.structure.labels import Labels
 
 #: Which outputs may lose entries: glob patterns over their paths, or a predicate ``(path, output) -> bool``.
 FreeOutput = str | Sequence[str] | Callable[[str, Any], bool] | None
@@ -24,7 +28,7 @@ class Traced:
     """A function at given input shapes: its program, labelled.
 
     Attributes:
-      scope: the program and its labels.
+      frame: the program and its labels.
       labels: what ties and pins them.
       rows: the axes of the parameters.
       out_tree: structure of what the function returns.
@@ -32,88 +36,85 @@ class Traced:
       ambiguous: the places where more than one axis could be cut, in words.
     """
 
-    scope: Scope
+    frame: Frame
     labels: Labels
     rows: list[groups.Row]
     out_tree: Any
-    free: tuple[bool, ...]
+    free: list[bool]
     ambiguous: list[str] = field(default_factory=list)
 
+    def removed(self, kept: dict[tuple[str, int], np.ndarray]) -> np.ndarray:
+        """For each label, whether it is gone; ``ValueError`` if the program ties what the plan parts."""
+        gone = np.zeros(self.labels.count + 2, bool)
+        roots = [self.labels.resolve(row.labels) for row in self.rows]
+        for row, root in zip(self.rows, roots, strict=True):
+            if (row.path, row.axis) in kept:
+                gone[root[~kept[row.path, row.axis]]] = True
+        gone[STAYS] = False
+        for row, root in zip(self.rows, roots, strict=True):
+            if np.any(bad := gone[root] == kept.get((row.path, row.axis), True)):
+                reasons = "; ".join(self.labels.why(row.labels[bad])) or "other entries"
+                raise ValueError(
+                    f"at these input shapes axis {row.axis} of {tree.show(row.path)} cannot be cut as planned; entries "
+                    f"are tied to {reasons}. Trace the function with inputs of these shapes"
+                )
+        return gone[self.labels.resolve(np.arange(self.labels.count))]
 
-def structs(inputs: Any) -> Any:
-    """The shapes and dtypes of inputs."""
-    return jax.tree.map(cutting.struct, inputs)
+    def run(self, leaves: Sequence[Any], inputs: Any, removed: np.ndarray) -> Any:
+        """The outputs for cut parameters."""
+        outs = evaluate(self.frame, [*leaves, *jax.tree.leaves(inputs)], removed, NARROWINGS)
+        return jax.tree.unflatten(self.out_tree, outs)
 
 
 def label(function: Callable[..., Any], params: Params, inputs: Any, trailing: bool, free: FreeOutput) -> Traced:
-    """Walks the program twice: first to see which parts of split axes can be cut, then for good."""
-    inputs = structs(inputs)
-    for path, leaf in tree_util.tree_leaves_with_path((params, inputs)):
-        if not all(isinstance(size, int) for size in leaf.shape):
-            raise ValueError(f"symbolic dimensions cannot be traced: {tree_util.keystr(path)} has shape {leaf.shape}")
-    traced, shape = jax.make_jaxpr(function, return_shape=True)(params, *inputs)
-    first = _walk(traced, params, inputs, shape, free, Labels(trailing))
+    """Visits the program twice: first to see which parts of split axes can be cut, then for good."""
+    inputs = jax.tree.map(jaxprs.struct, inputs)
+    traced, shape = jaxprs.trace(function, params, *inputs)
+    first = _visit(traced, params, inputs, shape, free, Labels(trailing))
     decided = first.labels.decide()
     if not decided:
         return first
-    second = _walk(traced, params, inputs, shape, free, Labels(trailing, decided))
-    return replace(second, ambiguous=first.labels.ambiguous())  # each walk has labels of its own
+    second = _visit(traced, params, inputs, shape, free, Labels(trailing, decided))
+    return replace(second, ambiguous=first.labels.ambiguous())  # each visit has labels of its own
 
 
-def _walk(traced: Any, params: Params, inputs: Any, shape: Any, free: FreeOutput, labels: Labels) -> Traced:
+def _visit(program: Any, params: Params, inputs: Any, shape: Any, free: FreeOutput, labels: Labels) -> Traced:
     selection = tree.flatten(params)
-    axes = [tuple(labels.fresh(size) for size in leaf.shape) for leaf in selection.leaves]
+    axes = [tuple(map(labels.fresh, leaf.shape)) for leaf in selection.leaves]
     labels.born = labels.count
     given = []
     for path, leaf in tree_util.tree_leaves_with_path(inputs):
         name = f"input{tree_util.keystr(path)}"
         given.append(tuple(labels.fixed(size, f"axis {i} of {name}") for i, size in enumerate(leaf.shape)))
-    scope = walk(traced, [*axes, *given], labels)
+    frame = visit(program, [*axes, *given], Labelling(labels, NARROWINGS))
     outputs, out_tree = jax.tree.flatten(shape)
     paths = tree.flatten(shape).paths
-    may_shrink = tuple(_is_free(path, out, free) for path, out in zip(paths, outputs, strict=True))
-    for path, out_free, out_axes in zip(paths, may_shrink, scope.out_axes, strict=True):
+    if callable(free):
+        may_shrink = [bool(free(path, out)) for path, out in zip(paths, outputs, strict=True)]
+    else:
+        may_shrink = matching(() if free is None else free, [(path,) for path in paths], "free_output")
+    for path, out_free, out_axes in zip(paths, may_shrink, frame.results, strict=True):
         if not out_free:
             for i, one in enumerate(out_axes):
                 labels.pin(one, f"axis {i} of the output {tree.show(path)}" if path else f"axis {i} of the output")
-    _check_patterns(free, paths)
-    return Traced(scope, labels, groups.rows_of(selection.paths, axes, labels), out_tree, may_shrink)
+    return Traced(frame, labels, groups.rows_of(selection.paths, axes, labels), out_tree, may_shrink)
 
 
-def _is_free(path: str, output: Any, free: FreeOutput) -> bool:
-    if free is None:
-        return False
-    if callable(free):
-        return bool(free(path, output))
-    return any(fnmatchcase(path, pattern) for pattern in ([free] if isinstance(free, str) else free))
+def matching(patterns: str | Sequence[str], names: Sequence[Sequence[str]], what: str) -> list[bool]:
+    """Which of some things, each with its names, glob patterns choose; a leading ``!`` excludes.
 
-
-def _check_patterns(free: FreeOutput, paths: Sequence[str]) -> None:
-    for pattern in [] if free is None or callable(free) else [free] if isinstance(free, str) else free:
-        if not any(fnmatchcase(path, pattern) for path in paths):
-            raise ValueError(f"free_output {pattern!r} matches none of the outputs {list(paths)}")
-
-
-def removed(traced: Traced, kept: dict[tuple[str, int], np.ndarray]) -> np.ndarray:
-    """For each label, whether it is gone; ``ValueError`` if the program ties what the plan parts."""
-    gone = np.zeros(traced.labels.count + 2, bool)
-    roots = [traced.labels.resolve(row.labels) for row in traced.rows]
-    for row, root in zip(traced.rows, roots, strict=True):
-        if (row.path, row.axis) in kept:
-            gone[root[~kept[row.path, row.axis]]] = True
-    gone[STAYS] = False
-    for row, root in zip(traced.rows, roots, strict=True):
-        stays = kept.get((row.path, row.axis), np.ones(root.size, bool))
-        if np.any(bad := gone[root] == stays):
-            reasons = "; ".join(traced.labels.why(row.labels[bad])) or "other entries"
-            raise ValueError(
-                f"at these input shapes axis {row.axis} of {tree.show(row.path)} cannot be cut as planned; entries are "
-                f"tied to {reasons}. Trace the function with inputs of these shapes"
-            )
-    return gone[traced.labels.resolve(np.arange(traced.labels.count))]
-
-
-def key(inputs: Any) -> Any:
-    """What decides whether a program serves for inputs."""
-    leaves, structure = jax.tree.flatten(structs(inputs))
-    return structure, tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves)
+    Raises:
+      ValueError: a pattern that matches none; ``what`` says whose patterns these are.
+    """
+    listed = [patterns] if isinstance(patterns, str) else list(patterns)
+    found = {
+        pattern: [any(fnmatchcase(n, pattern.removeprefix("!")) for n in own) for own in names] for pattern in listed
+    }
+    for pattern, flags in found.items():
+        if not any(flags):
+            raise ValueError(f"{what} {pattern!r} matches none of {[' or '.join(own) for own in names]}")
+    wanted = [flags for pattern, flags in found.items() if not pattern.startswith("!")]
+    unwanted = [flags for pattern, flags in found.items() if pattern.startswith("!")]
+    if listed and not wanted:
+        wanted = [[True] * len(names)]
+    return [any(f[i] for f in wanted) and not any(f[i] for f in unwanted) for i in range(len(names))]

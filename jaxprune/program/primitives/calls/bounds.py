@@ -2,43 +2,42 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from jaxprune.program.primitives.calls import ties as calls
-from jaxprune.program.primitives.ranges import Range, Rule, Step, Value, all_faults, join
+from jaxprune.program.bounding import Bound, Step, Value, all_faults
+from jaxprune.program.primitives.calls.ties import INLINE, REMAT, scan_counts, while_parts
+from jaxprune.program.ranges import Range, join
 
 #: Rounds of a loop that are followed; what still changes then is taken for unknown.
 ROUNDS = 3
 
 
 def _inline(step: Step, values: Sequence[Value]) -> list[Value]:
-    return step.run(step.children[0], values)
+    return step.follow(step.children[0], values)
 
 
 def _scan(step: Step, values: Sequence[Value]) -> list[Value]:
-    constants, carried = calls.scan_counts(step.equation)
+    constants, carried = scan_counts(step.equation)
     fixed, carry = list(values[:constants]), list(values[constants : constants + carried])
-    inputs = [_inner(value) for value in values[constants + carried :]]
-    carry = _settled(carry, lambda carry: step.run(step.children[0], [*fixed, *carry, *inputs])[:carried])
-    outs = step.run(step.children[0], [*fixed, *carry, *inputs])
-    return [*carry, *(_outer(value) for value in outs[carried:])]
+    inputs = [_shifted(value, -1) for value in values[constants + carried :]]
+    carry = _settled(carry, lambda carry: step.follow(step.children[0], [*fixed, *carry, *inputs])[:carried])
+    outs = step.follow(step.children[0], [*fixed, *carry, *inputs])
+    return [*carry, *(_shifted(value, 1) for value in outs[carried:])]
 
 
 def _while(step: Step, values: Sequence[Value]) -> list[Value]:
-    tests, bodies = step.params["cond_nconsts"], step.params["body_nconsts"]
-    for_test, for_body = values[:tests], values[tests : tests + bodies]
+    for_test, for_body, carry = while_parts(step.params, values)
     test, body = step.children
-    carry = _settled(list(values[tests + bodies :]), lambda carry: step.run(body, [*for_body, *carry]))
+    carry = _settled(carry, lambda carry: step.follow(body, [*for_body, *carry]))
     # How often the body runs decides on every result.
-    faults = all_faults(step.run(test, [*for_test, *carry]))
+    faults = all_faults(step.follow(test, [*for_test, *carry]))
     return [replace(value, faults=value.faults | faults) for value in carry]
 
 
 def _cond(step: Step, values: Sequence[Value]) -> list[Value]:
     index, *operands = values
-    branches = [step.run(scope, operands) for scope in step.children]
+    branches = [step.follow(scope, operands) for scope in step.children]
     joined = [_joined(*outs) for outs in zip(*branches, strict=True)]
     return [replace(value, faults=value.faults | index.faults) for value in joined]
 
@@ -84,25 +83,15 @@ def _grown(before: Value, after: Value) -> Value:
     return replace(after, rest=grown(before.rest, after.rest), axes=axes)
 
 
-def _inner(value: Value) -> Value:
-    """One step of a stacked value."""
-    return replace(value, **_shifted(value, -1))
-
-
-def _outer(value: Value) -> Value:
-    """The stack of a value at all steps."""
-    return replace(value, **_shifted(value, 1))
-
-
-def _shifted(value: Value, by: int) -> dict[str, Any]:
+def _shifted(value: Value, by: int) -> Value:
+    """One step of a stacked value (-1), or the stack of a value at all steps (1)."""
     axes = {i + by: found for i, found in value.axes.items()}
     gone = {i + by: flags for i, flags in value.gone.items()}
-    return {"axes": axes, "gone": gone, "peak": None, "largest": None, "known": None, "finite_at": None}
+    return Value(value.rest, axes, gone, value.faults, cause=value.cause)
 
 
-RULES: dict[str, Rule] = {
-    **{name: _inline for name in ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "remat")},
-    **{name: _inline for name in ("custom_jvp_call", "custom_vjp_call")},
+BOUNDS: dict[str, Bound] = {
+    **{name: _inline for name in (*INLINE, *REMAT, "custom_jvp_call", "custom_vjp_call")},
     "scan": _scan,
     "while": _while,
     "cond": _cond,

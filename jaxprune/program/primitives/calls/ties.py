@@ -1,29 +1,24 @@
-"""Operations that run other programs: these are walked at each place where they are called, and stay what they are.
+"""Operations that run other programs: these are visited at each place where they are called, and stay what they are.
 
 Custom derivatives are kept. Their rules are traced like the function itself, from shapes, and cut the same way, so that
 the derivative of the smaller function is the smaller derivative: relu'(0), or a gradient that passes straight through.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune.program import jaxprs
-from jaxprune.program.labels import Axes
-from jaxprune.program.primitives.rules import Rule, Site
-from jaxprune.program.visitor import Call
+from jaxprune.program.evaluation import Narrow, Narrowing
+from jaxprune.program.labelling import Axes, Call
 
 #: Derivatives up to this order use custom rules.
 DERIVATIVES = 2
 
-
-def _tie_all(call: Call, left: Sequence[Axes], right: Sequence[Axes]) -> None:
-    for one, other in zip(left, right, strict=True):
-        for a, b in zip(one, other, strict=True):
-            call.labels.tie(a, b)
+INLINE = "jit pjit closed_call core_call".split()
+REMAT = "remat2 checkpoint remat".split()
 
 
 def _inline(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -32,27 +27,23 @@ def _inline(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return call.enter(call.params["jaxpr" if "jaxpr" in call.params else "call_jaxpr"], ins)
 
 
-def _run_inline(site: Site, values: Sequence[Any]) -> list[Any]:
-    return site.run(site.children[0], values)
+def _run_inline(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    return site.follow(site.children[0], values)
 
 
-def _run_remat(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_remat(site: Narrow, values: Sequence[Any]) -> list[Any]:
     params = {name: site.params[name] for name in ("prevent_cse", "policy")}
-    return jax.checkpoint(lambda *args: site.run(site.children[0], args), **params)(*values)
+    return jax.checkpoint(lambda *args: _run_inline(site, args), **params)(*values)
 
 
 def scan_counts(equation: Any) -> tuple[int, int]:
     """How many constants the body takes, and how many carried values: told by the ranks, as the stacked ones differ."""
     jaxpr = jaxprs.body(equation.params["jaxpr"])
     outs = zip(equation.outvars, jaxpr.outvars, strict=True)
-    carried = sum(len(whole.aval.shape) == len(np.shape(_aval(part))) for whole, part in outs)
+    carried = sum(len(whole.aval.shape) == len(part.aval.shape) for whole, part in outs)
     ins = zip(equation.invars, jaxpr.invars, strict=True)
-    stacked = sum(len(_aval(whole).shape) != len(part.aval.shape) for whole, part in ins)
+    stacked = sum(len(whole.aval.shape) != len(part.aval.shape) for whole, part in ins)
     return len(jaxpr.invars) - carried - stacked, carried
-
-
-def _aval(atom: Any) -> Any:
-    return atom.aval
 
 
 def _scan(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -62,17 +53,17 @@ def _scan(call: Call, ins: Sequence[Axes]) -> list[Axes]:
         call.pin(axes[0], "the steps of a scan")
         stacked.append(axes[1:])
     outs = call.enter(call.params["jaxpr"], [*ins[:fixed], *stacked])
-    _tie_all(call, ins[constants:fixed], outs[:carried])
+    call.tie_all(ins[constants:fixed], outs[:carried])
     steps = call.fixed(call.params["length"], "the steps of a scan")
     return [*outs[:carried], *((steps, *axes) for axes in outs[carried:])]
 
 
-def _run_scan(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_scan(site: Narrow, values: Sequence[Any]) -> list[Any]:
     constants, carried = scan_counts(site.equation)
     fixed, count = values[:constants], constants + carried
 
     def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], list[Any]]:
-        outs = site.run(site.children[0], [*fixed, *carry, *inputs])
+        outs = site.follow(site.children[0], [*fixed, *carry, *inputs])
         return outs[:carried], outs[carried:]
 
     how = {name: site.params[name] for name in ("length", "reverse", "unroll")}
@@ -80,38 +71,55 @@ def _run_scan(site: Site, values: Sequence[Any]) -> list[Any]:
     return [*carry, *stacked]
 
 
+def while_parts(params: dict[str, Any], values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """The operands of the test alone, those of the body alone, and those that are carried."""
+    tests, bodies = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    return list(values[:tests]), list(values[tests:bodies]), list(values[bodies:])
+
+
 def _while(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    tests, bodies = call.params["cond_nconsts"], call.params["body_nconsts"]
-    carry = ins[tests + bodies :]
-    call.enter(call.params["cond_jaxpr"], [*ins[:tests], *carry])
-    outs = call.enter(call.params["body_jaxpr"], [*ins[tests : tests + bodies], *carry])
-    _tie_all(call, carry, outs)
+    for_test, for_body, carry = while_parts(call.params, ins)
+    call.enter(call.params["cond_jaxpr"], [*for_test, *carry])
+    outs = call.enter(call.params["body_jaxpr"], [*for_body, *carry])
+    call.tie_all(carry, outs)
     return outs
 
 
-def _run_while(site: Site, values: Sequence[Any]) -> list[Any]:
-    tests, bodies = site.params["cond_nconsts"], site.params["body_nconsts"]
+def _run_while(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    for_test, for_body, carry = while_parts(site.params, values)
     test, body = site.children
-    for_test, for_body, carry = values[:tests], values[tests : tests + bodies], list(values[tests + bodies :])
     return jax.lax.while_loop(
-        lambda carry: site.run(test, [*for_test, *carry])[0], lambda carry: site.run(body, [*for_body, *carry]), carry
+        lambda carry: site.follow(test, [*for_test, *carry])[0],
+        lambda carry: site.follow(body, [*for_body, *carry]),
+        carry,
     )
 
 
 def _cond(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     outs = [call.enter(branch, ins[1:]) for branch in call.params["branches"]]
     for other in outs[1:]:
-        _tie_all(call, outs[0], other)
+        call.tie_all(outs[0], other)
     return outs[0]
 
 
-def _run_cond(site: Site, values: Sequence[Any]) -> list[Any]:
-    branches = [lambda *args, scope=scope: site.run(scope, args) for scope in site.children]
+def _run_cond(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    branches = [lambda *args, child=child: site.follow(child, args) for child in site.children]
     return list(jax.lax.switch(jnp.asarray(values[0], jnp.int32), branches, *values[1:]))
 
 
-def _differentiable(equation: Any) -> list[int]:
-    return [i for i, atom in enumerate(equation.invars) if jaxprs.is_inexact(_aval(atom))]
+def _moving(equation: Any) -> list[int]:
+    """The operands that have derivatives."""
+    return [i for i, atom in enumerate(equation.invars) if jaxprs.is_inexact(atom.aval)]
+
+
+def _of_moving(equation: Any, values: Sequence[Any]) -> Callable[..., list[Any]]:
+    """The equation as a function of those."""
+
+    def moved(*some: Any) -> list[Any]:
+        given = dict(zip(_moving(equation), some, strict=True))
+        return jaxprs.bind(equation, [given.get(i, value) for i, value in enumerate(values)])
+
+    return moved
 
 
 def _plain(call: Call) -> bool:
@@ -123,36 +131,27 @@ def _custom_jvp(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     outs = call.enter(call.params["call_jaxpr"], ins)
     if _plain(call):
         return outs
-    moving = _differentiable(call.equation)
+    moving = _moving(call.equation)
 
     def derivative(*args: Any) -> tuple[Any, Any]:
         primals, tangents = args[: len(ins)], args[len(ins) :]
+        return jax.jvp(_of_moving(call.equation, primals), tuple(primals[i] for i in moving), tangents)
 
-        def moved(*some: Any) -> list[Any]:
-            every = list(primals)
-            for i, value in zip(moving, some, strict=True):
-                every[i] = value
-            return jaxprs.bind(call.equation, every)
-
-        return jax.jvp(moved, tuple(primals[i] for i in moving), tangents)
-
-    avals = [_aval(atom) for atom in call.equation.invars]
+    avals = [atom.aval for atom in call.equation.invars]
     traced = jaxprs.trace_flat(derivative, [*avals, *(avals[i] for i in moving)])
-    both = call.enter(traced, [*ins, *(ins[i] for i in moving)], "derivative")
-    _tie_all(call, [*outs, *outs], both)
+    call.tie_all([*outs, *outs], call.enter(traced, [*ins, *(ins[i] for i in moving)], "derivative"))
     return outs
 
 
-def _run_custom_jvp(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_custom_jvp(site: Narrow, values: Sequence[Any]) -> list[Any]:
     function, *derivatives = site.children
     if not derivatives:
-        return site.run(function, values)
-    moving = _differentiable(site.equation)
-    small = jax.custom_jvp(lambda *args: site.run(function, args))
+        return site.follow(function, values)
+    small = jax.custom_jvp(lambda *args: site.follow(function, args))
 
     @small.defjvp
     def rule(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        both = site.run(derivatives[0], [*primals, *(tangents[i] for i in moving)])
+        both = site.follow(derivatives[0], [*primals, *(tangents[i] for i in _moving(site.equation))])
         return both[: len(both) // 2], both[len(both) // 2 :]
 
     return list(small(*values))
@@ -162,62 +161,56 @@ def _custom_vjp(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     outs = call.enter(call.params["call_jaxpr"], ins)
     if _plain(call):
         return outs
-    moving, back = _differentiable(call.equation), []
+    moving, back = _moving(call.equation), []
 
     def forward(*args: Any) -> list[Any]:
-        def moved(*some: Any) -> list[Any]:
-            every = list(args)
-            for i, value in zip(moving, some, strict=True):
-                every[i] = value
-            return jaxprs.bind(call.equation, every)
-
-        results, pullback = jax.vjp(moved, *(args[i] for i in moving))
+        results, pullback = jax.vjp(_of_moving(call.equation, args), *(args[i] for i in moving))
         residuals, treedef = jax.tree.flatten(pullback)
         back.append(treedef)
         return [*results, *residuals]
 
-    traced = jaxprs.trace_flat(forward, [_aval(atom) for atom in call.equation.invars])
+    traced = jaxprs.trace_flat(forward, [atom.aval for atom in call.equation.invars])
     with_residuals = call.enter(traced, ins, "derivative")
-    _tie_all(call, outs, with_residuals[: len(outs)])
-    residuals = [_aval(atom) for atom in jaxprs.body(traced).outvars[len(outs) :]]
-    cotangents = [out.aval for out in call.equation.outvars]
+    call.tie_all(outs, with_residuals[: len(outs)])
+    residuals = [atom.aval for atom in jaxprs.body(traced).outvars[len(outs) :]]
 
     def backward(*args: Any) -> Any:
         pullback = jax.tree.unflatten(back[0], args[: len(residuals)])
         return pullback(list(args[len(residuals) :]))
 
-    traced = jaxprs.trace_flat(backward, [*residuals, *cotangents])
+    traced = jaxprs.trace_flat(backward, [*residuals, *(out.aval for out in call.equation.outvars)])
     gradients = call.enter(traced, [*with_residuals[len(outs) :], *outs], "derivative")
-    _tie_all(call, [ins[i] for i in moving], gradients)
+    call.tie_all([ins[i] for i in moving], gradients)
     return outs
 
 
-def _run_custom_vjp(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_custom_vjp(site: Narrow, values: Sequence[Any]) -> list[Any]:
     function, *derivatives = site.children
     if not derivatives:
-        return site.run(function, values)
+        return site.follow(function, values)
     forward, backward = derivatives
-    moving, count = _differentiable(site.equation), len(site.outs)
-    small = jax.custom_vjp(lambda *args: site.run(function, args))
+    count = len(site.outs)
+    small = jax.custom_vjp(lambda *args: site.follow(function, args))
 
     def with_residuals(*args: Any) -> tuple[list[Any], list[Any]]:
-        both = site.run(forward, args)
+        both = site.follow(forward, args)
         return both[:count], both[count:]
 
     def pull_back(residuals: list[Any], cotangents: list[Any]) -> tuple[Any, ...]:
-        gradients = dict(zip(moving, site.run(backward, [*residuals, *cotangents]), strict=True))
-        return tuple(gradients.get(i) for i in range(len(values)))
+        gradients = site.follow(backward, [*residuals, *cotangents])
+        moved = dict(zip(_moving(site.equation), gradients, strict=True))
+        return tuple(moved.get(i) for i in range(len(values)))
 
     small.defvjp(with_residuals, pull_back)
     return list(small(*values))
 
 
-RULES = {
-    **{name: Rule(_inline, _run_inline, True) for name in ("jit", "pjit", "closed_call", "core_call")},
-    **{name: Rule(_inline, _run_remat, True) for name in ("remat2", "checkpoint", "remat")},
-    "scan": Rule(_scan, _run_scan, True),
-    "while": Rule(_while, _run_while, True),
-    "cond": Rule(_cond, _run_cond, True),
-    "custom_jvp_call": Rule(_custom_jvp, _run_custom_jvp, True),
-    "custom_vjp_call": Rule(_custom_vjp, _run_custom_vjp, True),
+NARROWINGS = {
+    **{name: Narrowing(_inline, _run_inline, True) for name in INLINE},
+    **{name: Narrowing(_inline, _run_remat, True) for name in REMAT},
+    "scan": Narrowing(_scan, _run_scan, True),
+    "while": Narrowing(_while, _run_while, True),
+    "cond": Narrowing(_cond, _run_cond, True),
+    "custom_jvp_call": Narrowing(_custom_jvp, _run_custom_jvp, True),
+    "custom_vjp_call": Narrowing(_custom_vjp, _run_custom_vjp, True),
 }

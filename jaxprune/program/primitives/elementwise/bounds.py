@@ -7,37 +7,25 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.program.primitives import range_arithmetic as on
-from jaxprune.program.primitives.ranges import ANYTHING, UNBOUNDED, Range, Rule, Step, Value, between, hull, join, many
+from jaxprune.program import range_arithmetic as on
+from jaxprune.program.bounding import Bound, Step, Value, unknown
+from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, between, hull, join
 
 #: ``(step, ranges of the operands) -> range of the result``.
 Entrywise = Callable[..., Range]
 
 
-def each(step: Step, values: Sequence[Value], function: Callable[..., Range]) -> list[Value]:
-    """Applies a function of ranges to what is known of all entries, and at each index that goes."""
-    rest = function(*(value.rest for value in values))
-    found = []
-    for result in range(len(step.outs)):
-        axes = {}
-        for axis, gone in step.outs[result].items():
-            ranges = function(*(value.along(axis, gone) for value in values))
-            axes[axis] = many(ranges, gone.size) if ranges.low.ndim == 0 else ranges
-        found.append(step.value(rest, axes, values, result))
-    return found
-
-
-def _rule(function: Entrywise) -> Rule:
-    return lambda step, values: each(step, values, function)
+def _rule(function: Entrywise) -> Bound:
+    return lambda step, values: step.each(values, function)
 
 
 def _mul(step: Step, values: Sequence[Value]) -> list[Value]:
-    return each(step, values, (lambda a, _: on.square(a)) if values[0] is values[1] else on.mul)
+    return step.each(values, (lambda a, _: on.square(a)) if values[0] is values[1] else on.mul)
 
 
 def _sub(step: Step, values: Sequence[Value]) -> list[Value]:
     """A value less its own maximum is not above 0, and reaches it."""
-    found = each(step, values, on.sub)
+    found = step.each(values, on.sub)
     value, other = values
     if other.largest is None or other.largest[0] is not value:
         return found
@@ -56,7 +44,7 @@ def _sub(step: Step, values: Sequence[Value]) -> list[Value]:
 
 
 def _exp(step: Step, values: Sequence[Value]) -> list[Value]:
-    (found,) = each(step, values, on.MONOTONE["exp"])
+    (found,) = step.each(values, on.MONOTONE["exp"])
     if values[0].peak is not None:
         over, number = values[0].peak
         found.peak = (over, float(np.exp(number) * 0.98))
@@ -70,18 +58,17 @@ def _div(step: Step, values: Sequence[Value]) -> list[Value]:
             return between(np.trunc(found.low), np.trunc(found.high), found.nan, found.infinite)
         return found
 
-    return each(step, values, quotient)
+    return step.each(values, quotient)
 
 
-def _extreme(function: Entrywise, neutral: float) -> Rule:
+def _extreme(function: Entrywise, neutral: float) -> Bound:
     """The larger (smaller) of two values: if one is the least (most) of all, the other itself."""
 
     def rule(step: Step, values: Sequence[Value]) -> list[Value]:
         for i, other in ((0, values[1]), (1, values[0])):
-            whole = step.shape(i) == step.equation.outvars[0].aval.shape
-            if whole and all(np.all((a.low == neutral) & (a.high == neutral) & ~a.nan) for a in other.ranges()):
+            if step.shape(i) == step.out_shape() and other.is_number(neutral):
                 return [values[i]]
-        return each(step, values, function)
+        return step.each(values, function)
 
     return rule
 
@@ -102,7 +89,7 @@ def _convert(step: Step, values: Sequence[Value]) -> list[Value]:
             return between(np.trunc(a.low), np.trunc(a.high), a.nan, a.infinite)
         return a if before == jnp.bool_ else on.widen(a)
 
-    (found,) = each(step, values, converted)
+    (found,) = step.each(values, converted)
     if jnp.issubdtype(before, jnp.floating) and jnp.issubdtype(after, jnp.floating):
         found.peak, found.finite_at = values[0].peak, values[0].finite_at
     return [found]
@@ -110,9 +97,9 @@ def _convert(step: Step, values: Sequence[Value]) -> list[Value]:
 
 def _add(step: Step, values: Sequence[Value]) -> list[Value]:
     """A sum with a constant that is infinite in places: masks are added to logits."""
-    (found,) = each(step, values, on.add)
+    (found,) = step.each(values, on.add)
     for value, constant in (values, values[::-1]):
-        if constant.known is not None and all(np.all(a.finite) for a in value.ranges()):
+        if constant.known is not None and value.is_finite():
             found.finite_at = partial(_finite_in, constant.known)
     return [found]
 
@@ -123,16 +110,16 @@ def _finite_in(known: Callable[[], Any]) -> Any:
 
 def _power(step: Step, values: Sequence[Value]) -> list[Value]:
     if "y" in step.params:
-        return each(step, values, partial(on.power, exponent=float(step.params["y"])))
+        return step.each(values, partial(on.power, exponent=float(step.params["y"])))
     exponent = join(*(hull(a) for a in values[1].ranges()))
     if exponent.low == exponent.high and np.isfinite(exponent.low):
-        return each(step, values, lambda a, _: on.power(a, float(exponent.low)))
+        return step.each(values, lambda a, _: on.power(a, float(exponent.low)))
 
     def raised(a: Range, b: Range) -> Range:
         safe = on.unknown(a, b)
         return Range(*(np.where(a.low > 0, x, y) for x, y in zip(safe, ANYTHING, strict=True)))
 
-    return each(step, values, raised)
+    return step.each(values, raised)
 
 
 def _clamp(low: Range, x: Range, high: Range) -> Range:
@@ -151,12 +138,12 @@ _SIMPLE = "add add_any sub mul neg".split()
 _ODD = "abs square sin tan sinh tanh convert_element_type".split()
 
 
-def _real(rule: Rule) -> Rule:
+def _real(rule: Bound) -> Bound:
     """A rule for real numbers; of most operations on complex ones only little is known."""
 
     def guarded(step: Step, values: Sequence[Value]) -> list[Value]:
         dtypes = [atom.aval.dtype for atom in (*step.equation.invars, *step.equation.outvars)]
-        name = step.equation.primitive.name
+        name = step.name
         if name in _SIMPLE or not any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
             return rule(step, values)
         return linear(step, values) if name in _ODD else unknown(step, values)
@@ -168,24 +155,19 @@ def _angle(a: Range, b: Range) -> Range:
     return between(np.full_like(a.low, -3.2), 3.2, a.nan | b.nan)
 
 
-def unknown(step: Step, values: Sequence[Value]) -> list[Value]:
-    """Nothing is known of the results."""
-    return each(step, values, lambda *_: ANYTHING)
-
-
 def finite(step: Step, values: Sequence[Value]) -> list[Value]:
     """The results are finite if the operands are."""
-    return each(step, values, on.unknown)
+    return step.each(values, on.unknown)
 
 
 def linear(step: Step, values: Sequence[Value]) -> list[Value]:
     """The results are finite if the operands are, and 0 if they are."""
-    return each(step, values, partial(on.unknown, zero=True))
+    return step.each(values, partial(on.unknown, zero=True))
 
 
 def _any_number(step: Step, values: Sequence[Value]) -> list[Value]:
     """Random bits and keys."""
-    return each(step, [Value(UNBOUNDED)], lambda a: a)
+    return step.each([Value(UNBOUNDED)], lambda a: a)
 
 
 def _iota(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -197,7 +179,7 @@ def _iota(step: Step, values: Sequence[Value]) -> list[Value]:
     return [step.value(between(0.0, max(size - 1, 0)), found, [])]
 
 
-_REAL: dict[str, Rule] = {
+_REAL: dict[str, Bound] = {
     **{name: _rule(function) for name, function in on.MONOTONE.items() if name != "exp"},
     "exp": _exp,
     "add": _add,
@@ -226,7 +208,7 @@ _REAL: dict[str, Rule] = {
     "reduce_precision": linear,
 }
 
-RULES: dict[str, Rule] = {
+BOUNDS: dict[str, Bound] = {
     **{name: _real(rule) for name, rule in _REAL.items()},
     **{name: _same for name in ("copy", "copy_p", "device_put", "stop_gradient", "name", "optimization_barrier")},
     **{name: linear for name in ("real", "imag", "conj", "complex")},
@@ -235,5 +217,5 @@ RULES: dict[str, Rule] = {
     "shift_right_arithmetic": _any_number,
     "bitcast_convert_type": unknown,
     "iota": _iota,
-    "empty": lambda step, values: each(step, [Value(ANYTHING)], lambda a: a),
+    "empty": lambda step, values: step.each([Value(ANYTHING)], lambda a: a),
 }

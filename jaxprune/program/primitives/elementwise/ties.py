@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxprune.program.labels import Axes
-from jaxprune.program.primitives.rules import Rule, run_whole
-from jaxprune.program.visitor import Call
+from jaxprune.program.evaluation import Narrowing, run_whole
+from jaxprune.program.labelling import Axes, Call
 
 NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
@@ -24,12 +23,12 @@ DRAWN = "empty iota random_bits random_fold_in random_seed random_unwrap random_
 def label(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Ties each operand's axis to the result's, unless it has size 1 and is repeated, or the operand is a scalar."""
     out = []
-    for axis, size in enumerate(call.shapes[0]):
+    for axis, size in enumerate(call.out_shape()):
         same = [axes[axis] for axes in ins if axes and axes[axis].size == size]
         for other in same[1:]:
             call.labels.tie(same[0], other)
         out.append(same[0] if same else call.labels.fresh(size))
-    return [tuple(out)] * len(call.shapes)
+    return [tuple(out)] * len(call.equation.outvars)
 
 
 def _one_by_one(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -45,7 +44,7 @@ def _placed(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _bitcast(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    if call.shapes[0] != tuple(labels.size for labels in ins[0]):
+    if call.out_shape() != tuple(labels.size for labels in ins[0]):
         return call.unknown(ins, "changes the width of the entries")
     return [ins[0]]
 
@@ -55,13 +54,13 @@ def _drawn(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     for axes in ins:
         for labels in axes:
             call.pin(labels, "the keys of random numbers")
-    return [tuple(call.labels.fresh(size) for size in shape) for shape in call.shapes]
+    return [tuple(map(call.labels.fresh, out.aval.shape)) for out in call.equation.outvars]
 
 
-RULES = {
-    **{name: Rule(label) for name in NAMES},
-    "optimization_barrier": Rule(_one_by_one),
-    "device_put": Rule(_placed),
-    "bitcast_convert_type": Rule(_bitcast),
-    **{name: Rule(_drawn, run_whole) for name in DRAWN},
+NARROWINGS = {
+    **{name: Narrowing(label) for name in NAMES},
+    "optimization_barrier": Narrowing(_one_by_one),
+    "device_put": Narrowing(_placed),
+    "bitcast_convert_type": Narrowing(_bitcast),
+    **{name: Narrowing(_drawn, run_whole) for name in DRAWN},
 }

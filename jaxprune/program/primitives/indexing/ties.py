@@ -1,51 +1,12 @@
-"""Operations that pick, place and join entries by position: what is picked keeps its labels."""
+"""Operations that join entries, and pick and place them at positions known at run time: these stay."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxprune.program.labels import Axes
-from jaxprune.program.primitives.rules import Rule, Site, sizes, take
-from jaxprune.program.visitor import Call
-
-
-def _picked(call: Call, labels: np.ndarray) -> np.ndarray:
-    """Labels of a part of an axis; a part of a single entry cannot get smaller."""
-    if labels.size == 1:
-        call.pin(labels, "picks this entry alone")
-        return np.zeros(1, np.int64)
-    return labels
-
-
-def _slice(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    return [tuple(_picked(call, labels[part]) for labels, part in zip(ins[0], _parts(call.params), strict=True))]
-
-
-def _parts(params: dict[str, Any]) -> list[slice]:
-    strides = params["strides"] or [1] * len(params["start_indices"])
-    return [slice(*ends) for ends in zip(params["start_indices"], params["limit_indices"], strides, strict=True)]
-
-
-def _run_slice(site: Site, values: Sequence[Any]) -> list[Any]:
-    (value,) = values
-    for axis, (before, after) in enumerate(zip(site.ins[0], site.outs[0], strict=True)):
-        part = np.zeros(before.size, bool)
-        part[np.arange(before.size)[_parts(site.params)[axis]][after]] = True
-        if not part.all():
-            value = take(value, np.flatnonzero(part[before]), axis)
-    return [value]
-
-
-def _split(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    axis, ends = call.params["axis"], np.cumsum(call.params["sizes"])[:-1]
-    parts = np.split(ins[0][axis], ends)
-    return [(*ins[0][:axis], _picked(call, part), *ins[0][axis + 1 :]) for part in parts]
-
-
-def _run_split(site: Site, values: Sequence[Any]) -> list[Any]:
-    axis = site.params["axis"]
-    return site.bind(values, sizes=tuple(sizes(kept)[axis] for kept in site.outs))
+from jaxprune.program.evaluation import Narrow, Narrowing, sizes
+from jaxprune.program.labelling import Axes, Call
 
 
 def _concatenate(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -66,16 +27,10 @@ def _stack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [(*ins[0][:along], call.fixed(len(ins), "stacked along this axis"), *ins[0][along:])]
 
 
-def _unstack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    along = call.params["axis"]
-    call.pin(ins[0][along], "picks each of these entries alone")
-    return [(*ins[0][:along], *ins[0][along + 1 :])] * len(call.shapes)
-
-
 def _pad(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Entries of padding get labels of their own: any number of them can be left."""
     out = []
-    for labels, (low, high, inside), size in zip(ins[0], call.params["padding_config"], call.shapes[0], strict=True):
+    for labels, (low, high, inside), size in zip(ins[0], call.params["padding_config"], call.out_shape(), strict=True):
         if inside or low < 0 or high < 0:
             call.pin(labels, "padded between entries, or by a negative width")
             out.append(call.fixed(size, "padded between entries, or by a negative width"))
@@ -85,7 +40,7 @@ def _pad(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [tuple(out)]
 
 
-def _run_pad(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_pad(site: Narrow, values: Sequence[Any]) -> list[Any]:
     config = []
     for after, (low, high, inside) in zip(site.outs[0], site.params["padding_config"], strict=True):
         ends = (int(np.count_nonzero(after[:low])), int(np.count_nonzero(after[after.size - high :])))
@@ -104,7 +59,7 @@ def _dynamic_slice(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [tuple(out)]
 
 
-def _run_dynamic_slice(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_dynamic_slice(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return site.bind(values, slice_sizes=sizes(site.outs[0]))
 
 
@@ -131,7 +86,7 @@ def _gather(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     call.pin(indices[-1], "the coordinates of positions")
     whole = iter([axis for axis in range(len(operand)) if axis not in dropped])
     batch, out = iter(indices[:-1]), []
-    for axis, size in enumerate(call.shapes[0]):
+    for axis, size in enumerate(call.out_shape()):
         if axis not in numbers.offset_dims:
             out.append(next(batch))
             continue
@@ -140,7 +95,7 @@ def _gather(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [tuple(out)]
 
 
-def _run_gather(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_gather(site: Narrow, values: Sequence[Any]) -> list[Any]:
     whole = [
         int(np.count_nonzero(kept)) if size == kept.size else size
         for kept, size in zip(site.ins[0], site.params["slice_sizes"], strict=True)
@@ -174,15 +129,12 @@ def _scatter(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split()
 
-RULES = {
-    "slice": Rule(_slice, _run_slice),
-    "split": Rule(_split, _run_split),
-    "concatenate": Rule(_concatenate),
-    "stack": Rule(_stack),
-    "unstack": Rule(_unstack),
-    "pad": Rule(_pad, _run_pad),
-    "dynamic_slice": Rule(_dynamic_slice, _run_dynamic_slice),
-    "dynamic_update_slice": Rule(_dynamic_update_slice),
-    "gather": Rule(_gather, _run_gather),
-    **{name: Rule(_scatter) for name in SCATTERS},
+NARROWINGS = {
+    "concatenate": Narrowing(_concatenate),
+    "stack": Narrowing(_stack),
+    "pad": Narrowing(_pad, _run_pad),
+    "dynamic_slice": Narrowing(_dynamic_slice, _run_dynamic_slice),
+    "dynamic_update_slice": Narrowing(_dynamic_update_slice),
+    "gather": Narrowing(_gather, _run_gather),
+    **{name: Narrowing(_scatter) for name in SCATTERS},
 }

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.program.labels import Axes
-from jaxprune.program.primitives.rules import Rule, Site
-from jaxprune.program.visitor import Call
+from jaxprune.program.evaluation import Narrow, Narrowing
+from jaxprune.program.labelling import Axes, Call
 
 
 def _dot_general(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -40,7 +39,7 @@ def _convolution(call: Call, ins: Sequence[Axes]) -> list[Axes]:
         _tie_groups(call, image[channel], kernel[outs], groups)
         call.pin(kernel[per_group], "the inputs of one group of a convolution, which is removed as a whole")
     call.labels.notes += [(kernel[per_group], "in"), (kernel[outs], "out")]
-    shape, result = call.shapes[0], dict[int, np.ndarray]()
+    shape, result = call.out_shape(), dict[int, np.ndarray]()
     result[numbers.out_spec[0]], result[numbers.out_spec[1]] = image[batch], kernel[outs]
     for axis in numbers.out_spec[2:]:
         result[axis] = call.fixed(shape[axis], "a spatial axis of a convolution")
@@ -55,7 +54,7 @@ def _tie_groups(call: Call, inputs: np.ndarray, outputs: np.ndarray, groups: int
         call.labels.tie(np.broadcast_to(first, blocks.shape).ravel(), blocks.ravel())
 
 
-def _run_convolution(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_convolution(site: Narrow, values: Sequence[Any]) -> list[Any]:
     groups = site.params["feature_group_count"]
     if groups > 1:
         outs = site.ins[1][site.params["dimension_numbers"].rhs_spec[0]]
@@ -63,4 +62,4 @@ def _run_convolution(site: Site, values: Sequence[Any]) -> list[Any]:
     return site.bind(values, feature_group_count=groups)
 
 
-RULES = {"dot_general": Rule(_dot_general), "conv_general_dilated": Rule(_convolution, _run_convolution)}
+NARROWINGS = {"dot_general": Narrowing(_dot_general), "conv_general_dilated": Narrowing(_convolution, _run_convolution)}

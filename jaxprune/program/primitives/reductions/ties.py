@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from jaxprune.program.labels import Axes
-from jaxprune.program.primitives.rules import Rule
-from jaxprune.program.visitor import Call
+from jaxprune.program.evaluation import Narrowing
+from jaxprune.program.labelling import Axes, Call
 
 
 def _reduce(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -38,7 +37,7 @@ def _sort(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 def _top_k(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     ordered = call.params.get("axis", len(ins[0]) - 1)
     call.pin(ins[0][ordered], "sorted along this axis")
-    top = call.fixed(call.shapes[0][ordered], "sorted along this axis")
+    top = call.fixed(call.out_shape()[ordered], "sorted along this axis")
     return [tuple(top if axis == ordered else labels for axis, labels in enumerate(ins[0]))] * 2
 
 
@@ -52,7 +51,7 @@ def _window(call: Call, ins: Sequence[Axes]) -> list[Axes]:
             out.append(labels)
         else:
             call.pin(labels, "combined in windows along this axis")
-            out.append(call.fixed(call.shapes[0][axis], "combined in windows along this axis"))
+            out.append(call.fixed(call.out_shape()[axis], "combined in windows along this axis"))
     return [tuple(out)]
 
 
@@ -61,17 +60,17 @@ def _transform(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     for labels in ins[0][-last:]:
         call.pin(labels, "a Fourier transform along this axis")
     kept = len(ins[0]) - last
-    ends = [call.fixed(size, "a Fourier transform along this axis") for size in call.shapes[0][kept:]]
+    ends = [call.fixed(size, "a Fourier transform along this axis") for size in call.out_shape()[kept:]]
     return [(*ins[0][:kept], *ends)]
 
 
-RULES = {
-    **{name: Rule(_reduce) for name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")},
-    **{name: Rule(_reduce) for name in ("reduce_and", "reduce_or", "reduce_xor")},
-    **{name: Rule(_arg) for name in ("argmax", "argmin")},
-    **{name: Rule(_cumulative) for name in ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")},
-    **{name: Rule(_window) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
-    "sort": Rule(_sort),
-    "top_k": Rule(_top_k),
-    "fft": Rule(_transform),
+NARROWINGS = {
+    **{name: Narrowing(_reduce) for name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")},
+    **{name: Narrowing(_reduce) for name in ("reduce_and", "reduce_or", "reduce_xor")},
+    **{name: Narrowing(_arg) for name in ("argmax", "argmin")},
+    **{name: Narrowing(_cumulative) for name in ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")},
+    **{name: Narrowing(_window) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
+    "sort": Narrowing(_sort),
+    "top_k": Narrowing(_top_k),
+    "fft": Narrowing(_transform),
 }

@@ -1,4 +1,4 @@
-"""Operations that arrange axes: repeat, merge, split, permute and drop them."""
+"""Operations that arrange axes: repeat, merge, split, permute, drop them, and take them in part."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,53 +6,58 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.program.labels import STAYS, Axes
-from jaxprune.program.primitives.rules import Rule, Site, sizes
-from jaxprune.program.visitor import Call
+from jaxprune.program.evaluation import Narrow, Narrowing, sizes, take
+from jaxprune.program.labelling import STAYS, Axes, Call
+from jaxprune.program.primitives.shapes.moves import MOVES
 
 
-def _broadcast(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    """New axes and repeated ones get labels of their own: however many copies are left, they are alike."""
-    source = dict(zip(call.params["broadcast_dimensions"], ins[0], strict=True))
-    out = []
-    for axis, size in enumerate(call.shapes[0]):
-        kept = axis in source and source[axis].size == size
-        out.append(source[axis] if kept else call.labels.fresh(size))
-    return [tuple(out)]
+def _move(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """Axes keep their labels; new ones get labels of their own; a part of a single entry cannot get smaller."""
+    results = []
+    for result, moves in enumerate(MOVES[call.name](call)):
+        out = []
+        for size, (source, index) in zip(call.out_shape(result), moves, strict=True):
+            labels = call.labels.fresh(size) if source is None else ins[0][source][index]
+            if source is not None and size == 1 < ins[0][source].size:
+                call.pin(labels, "picks this entry alone")
+                labels = np.zeros(1, np.int64)
+            out.append(labels)
+        results.append(tuple(out))
+    return results
 
 
-def _run_broadcast(site: Site, values: Sequence[Any]) -> list[Any]:
+def _unstack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    call.pin(ins[0][call.params["axis"]], "picks each of these entries alone")
+    return _move(call, ins)
+
+
+def _run_broadcast(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return site.bind(values, shape=sizes(site.outs[0]))
 
 
-def _tile(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    """All copies of an entry go with it; those of an axis of size 1 are alike, so any number of them can be left."""
-    repeated = zip(ins[0], call.params["reps"], strict=True)
-    return [tuple(call.labels.fresh(n) if labels.size == 1 else np.tile(labels, n) for labels, n in repeated)]
-
-
-def _run_tile(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_tile(site: Narrow, values: Sequence[Any]) -> list[Any]:
     whole = zip(site.ins[0], sizes(site.outs[0]), site.params["reps"], strict=True)
     return site.bind(values, reps=tuple(size if flags.size == 1 else n for flags, size, n in whole))
 
 
-def _transpose(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    return [tuple(ins[0][axis] for axis in call.params["permutation"])]
+def _run_slice(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    ((value,), (before,), (after,), (moves,)) = values, site.ins, site.outs, MOVES["slice"](site)
+    for axis, (_, index) in enumerate(moves):
+        part = np.zeros(before[axis].size, bool)
+        part[np.arange(part.size)[index][after[axis]]] = True
+        if not part.all():
+            value = take(value, np.flatnonzero(part[before[axis]]), axis)
+    return [value]
 
 
-def _squeeze(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    gone = call.params["dimensions"]
-    return [tuple(labels for axis, labels in enumerate(ins[0]) if axis not in gone)]
-
-
-def _reverse(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    turned = call.params["dimensions"]
-    return [tuple(labels[::-1] if axis in turned else labels for axis, labels in enumerate(ins[0]))]
+def _run_split(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    axis = site.params["axis"]
+    return site.bind(values, sizes=tuple(sizes(kept)[axis] for kept in site.outs))
 
 
 def _reshape(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Axes of size 1 come and go; the others are cut into runs of axes with equal products, and each run on its own."""
-    shape = call.shapes[0]
+    shape = call.out_shape()
     if call.params.get("dimensions") is not None:
         return call.unknown(ins, "a reshape that permutes axes")
     if 0 in shape:
@@ -85,11 +90,11 @@ def _merge(call: Call, run: int, axes: list[np.ndarray]) -> np.ndarray:
     if len(axes) == 1:
         return axes[0]
     grid = tuple(labels.size for labels in axes)
-    live = {axis: labels for axis, labels in enumerate(axes) if call.labels.live(labels)}
-    chosen = call.choose((run, "merge"), live, "merges axes that could each be cut")
+    live = {axis: labels for axis, labels in enumerate(axes) if np.any(call.labels.resolve(labels) != STAYS)}
+    chosen = _choose(call, (run, "merge"), live, "merges axes that could each be cut")
     for axis, labels in enumerate(axes):
         if axis in live and axis != chosen:
-            call.pass_over(labels, "merged with an axis that is cut")
+            call.pin(labels, "merged with an axis that is cut", passed_over=True)
         elif axis != chosen:
             call.pin(labels, "merged with an axis that can be cut" if live else "merged with other axes that stay")
     if chosen is None:
@@ -108,15 +113,19 @@ def _split(call: Call, run: int, labels: np.ndarray, grid: Sequence[int]) -> lis
     if len(alone) != 1 and call.labels.decided is None:
         # A first walk: each part gets labels of its own, to see which of them may be cut.
         parts = [call.labels.fresh(size) for size in grid]
-        call.choose((run, "split"), dict(enumerate(parts)), f"splits an axis into {tuple(grid)}")
+        _choose(call, (run, "split"), dict(enumerate(parts)), f"splits an axis into {tuple(grid)}")
         return parts
-    chosen = alone[0] if len(alone) == 1 else call.choose((run, "split"), {}, "")
+    chosen = alone[0] if len(alone) == 1 else _choose(call, (run, "split"), {}, "")
     if chosen is None:
         call.pin(labels, "splits an axis of which no part can be cut on its own")
         return [call.fixed(size, "part of a split axis that stays") for size in grid]
     kept = _edge(labels.reshape(grid), chosen)
     call.labels.tie(_along(kept, grid, chosen).ravel(), labels)
     return [kept if i == chosen else call.fixed(n, "another part of this axis is cut") for i, n in enumerate(grid)]
+
+
+def _choose(call: Call, part: Any, candidates: dict[int, np.ndarray], words: str) -> int | None:
+    return call.labels.choose((*call.place, part), candidates, call.here(words))
 
 
 def _along(labels: np.ndarray, grid: Sequence[int], axis: int) -> np.ndarray:
@@ -131,15 +140,16 @@ def _edge(blocks: np.ndarray, axis: int) -> np.ndarray:
     return blocks[tuple(slice(None) if i == axis else 0 for i in range(blocks.ndim))]
 
 
-def _run_reshape(site: Site, values: Sequence[Any]) -> list[Any]:
+def _run_reshape(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return site.bind(values, new_sizes=sizes(site.outs[0]))
 
 
-RULES = {
-    "broadcast_in_dim": Rule(_broadcast, _run_broadcast),
-    "tile": Rule(_tile, _run_tile),
-    "transpose": Rule(_transpose),
-    "squeeze": Rule(_squeeze),
-    "rev": Rule(_reverse),
-    "reshape": Rule(_reshape, _run_reshape),
+NARROWINGS = {
+    **{name: Narrowing(_move) for name in ("transpose", "squeeze", "rev")},
+    "broadcast_in_dim": Narrowing(_move, _run_broadcast),
+    "tile": Narrowing(_move, _run_tile),
+    "slice": Narrowing(_move, _run_slice),
+    "split": Narrowing(_move, _run_split),
+    "unstack": Narrowing(_unstack),
+    "reshape": Narrowing(_reshape, _run_reshape),
 }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from jaxprune.program.primitives.ranges import ANYTHING, SLACK, UNBOUNDED, Range, between, choose, join, widen
+from jaxprune.program.ranges import ANYTHING, SLACK, UNBOUNDED, Range, between, choose, join, widen
 
 Function = Callable[..., Range]
 
@@ -190,6 +190,14 @@ def unknown(*ranges: Range, zero: bool = False) -> Range:
         zeros = np.logical_and.reduce([a.zero for a in ranges])
         found = choose(zeros, between(0.0, 0.0), found)
     return found
+
+
+def total(terms: Range, fewest: int, most: int) -> Range:
+    """The sum of a number of terms."""
+    low, high, nan, infinite = terms
+    ends = [np.where(end == 0, 0, end * n) if n else np.zeros_like(end) for n in (fewest, most) for end in (low, high)]
+    clash = infinite & (low == -np.inf) & (high == np.inf)
+    return widen(Range(np.minimum(*ends[::2]), np.maximum(*ends[1::2]), nan | clash, infinite))
 
 
 def _rounding(x: np.ndarray, y: np.ndarray) -> np.ndarray:

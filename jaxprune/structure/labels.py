@@ -1,26 +1,19 @@
 """Labels of axis entries, and which of them can only be removed together.
 
-Every entry of every axis of every value in a traced program carries a label, an integer. Two entries that can only be
-removed together are *tied*; entries that must stay are *pinned*, with a reason in words. Rules do nothing but tie and
-pin, so they may come in any order, and one run of connected components at the end tells what belongs together.
+Rules do nothing but tie and pin (``jaxprune.program.labelling``), so they may come in any order, and one run of
+connected components at the end tells what belongs together.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-#: The label of axes of size 1, which never become shorter.
-STAYS = 0
-
-#: One array of labels for each axis of a value.
-Axes = tuple[np.ndarray, ...]
-
-
-#: A place in a program, across the calls that lead to it.
-Place = tuple[Any, ...]
+from jaxprune.program.labelling import STAYS
+from jaxprune.program.visitor import Place
 
 
 class Choice(NamedTuple):
@@ -44,13 +37,12 @@ class Labels:
     """
 
     trailing: bool = False
-    decided: dict[Place, int | None] | None = None
+    decided: Mapping[Place, int | None] | None = None
     count: int = 1
     born: int = 1
     choices: dict[Place, Choice] = field(default_factory=dict)
     notes: list[tuple[np.ndarray, str]] = field(default_factory=list)
-    _pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
-    _passed_over: set[int] = field(default_factory=set)
+    _pins: list[tuple[np.ndarray, str, bool]] = field(default_factory=list)
     _edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     _pending: int = 0
     _root: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
@@ -71,15 +63,10 @@ class Labels:
         self.pin(label[:1], reason)
         return label
 
-    def pin(self, labels: np.ndarray, reason: str) -> None:
-        """These entries stay."""
+    def pin(self, labels: np.ndarray, reason: str, passed_over: bool = False) -> None:
+        """These entries stay; ``passed_over``: as others at a place that offers a choice are cut."""
         if labels.size > 1 or (labels.size and labels[0] != STAYS):
-            self._pins.append((labels, reason))
-
-    def pass_over(self, labels: np.ndarray, reason: str) -> None:
-        """These entries stay, as others at a place that offers a choice are cut."""
-        self._passed_over.add(len(self._pins))
-        self.pin(labels, reason)
+            self._pins.append((labels, reason, passed_over))
 
     def tie(self, left: np.ndarray, right: np.ndarray) -> None:
         """Entries at the same place of both arrays go together."""
@@ -91,10 +78,6 @@ class Labels:
         self._settle()
         return self._root[labels]
 
-    def live(self, labels: np.ndarray) -> bool:
-        """Whether some of these entries may still be removed, as far as is known."""
-        return bool(np.any(self.resolve(labels) != STAYS))
-
     def choose(self, place: Place, candidates: dict[int, np.ndarray], words: str) -> int | None:
         """The axis that is cut at a place: the one decided on, else the preferred one."""
         if self.decided is None and len(candidates) > 1:
@@ -105,7 +88,7 @@ class Labels:
 
     def preferred(self, candidates: dict[int, np.ndarray]) -> int | None:
         """Of the axes that can be cut, the first (or last); those that parameters share come before all others."""
-        live = [axis for axis, labels in candidates.items() if self.live(labels)]
+        live = [axis for axis, labels in candidates.items() if np.any(self.resolve(labels) != STAYS)]
         shared = np.isin(np.arange(self._root.size + 1), self._root[: self.born]) if live else np.zeros(0, bool)
         live = [axis for axis in live if shared[self._root[candidates[axis]]].any()] or live
         return live[-1 if self.trailing else 0] if live else None
@@ -116,7 +99,7 @@ class Labels:
 
     def ambiguous(self) -> list[str]:
         """What is done at the places where more than one axis could be cut, if the choices did not rule them out."""
-        pins = [labels for i, (labels, _) in enumerate(self._pins) if i not in self._passed_over]
+        pins = [labels for labels, _, passed_over in self._pins if not passed_over]
         component = _components(self.count, self._edges, pins)
 
         def free(labels: np.ndarray) -> bool:
@@ -129,7 +112,7 @@ class Labels:
         """The reasons for which entries stay, each once, in the program's order."""
         apart = _components(self.count, self._edges, [])
         wanted = np.unique(apart[labels])
-        reasons = [reason for pinned, reason in self._pins if np.isin(apart[pinned], wanted).any()]
+        reasons = [reason for pinned, reason, _ in self._pins if np.isin(apart[pinned], wanted).any()]
         if apart[STAYS] in wanted:
             reasons.append("it is tied to an axis of size 1")
         return list(dict.fromkeys(reasons))
@@ -138,7 +121,7 @@ class Labels:
         if self._pending == len(self._edges) + len(self._pins) and self._root.size == self.count:
             return
         self._pending = len(self._edges) + len(self._pins)
-        component = _components(self.count, self._edges, [labels for labels, _ in self._pins])
+        component = _components(self.count, self._edges, [labels for labels, *_ in self._pins])
         self._root = np.where(component == component[STAYS], STAYS, component + 1)
 
 

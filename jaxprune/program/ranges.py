@@ -1,0 +1,127 @@
+"""Ranges of numbers, one or many.
+
+A range says between which numbers entries lie, and whether they may be infinite or NaN. Bounds are computed in float64
+and widened by more than a rounding of any narrower type, so that they hold for what a device computes; 0 stays exactly
+0 where the operation is exact there. An infinite bound without the flag means: finite, however large.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+#: Relative widening of bounds: above the rounding of bfloat16, and of the approximations of transcendental functions.
+SLACK = 2.0**-6
+
+
+class Range(NamedTuple):
+    """Bounds of entries, one or an array of them.
+
+    Attributes:
+      low, high: float64; the entries that are not NaN lie between them.
+      nan: whether entries may be NaN.
+      infinite: whether entries may be infinite, on the side of an infinite bound.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    nan: np.ndarray
+    infinite: np.ndarray
+
+    @property
+    def zero(self) -> np.ndarray:
+        """Whether the entries are exactly 0."""
+        return (self.low == 0) & (self.high == 0) & self.finite
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Whether the entries are finite for sure."""
+        return ~(self.nan | self.infinite)
+
+
+def between(low: Any, high: Any, nan: Any = False, infinite: Any = False) -> Range:
+    """A range from its bounds; bounds that are NaN (of infinity minus infinity) say nothing."""
+    low, high, nan, infinite = np.broadcast_arrays(np.float64(low), np.float64(high), nan, infinite)
+    return Range(np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high), nan, infinite)
+
+
+ZERO = between(0.0, 0.0)
+UNBOUNDED = between(-np.inf, np.inf)
+ANYTHING = between(-np.inf, np.inf, True, True)
+
+
+def join(*ranges: Range) -> Range:
+    """What holds for the entries of either."""
+    found = ranges[0]
+    for low, high, nan, infinite in ranges[1:]:
+        low, high = np.minimum(found.low, low), np.maximum(found.high, high)
+        found = between(low, high, found.nan | nan, found.infinite | infinite)
+    return found
+
+
+def hull(found: Range, axis: int | tuple[int, ...] | None = None) -> Range:
+    """One range for many; there has to be one at least."""
+    low, high, nan, infinite = found
+    return between(low.min(axis), high.max(axis), nan.any(axis), infinite.any(axis))
+
+
+def choose(where: Any, yes: Range, no: Range) -> Range:
+    """The first range at some places, the second at the others."""
+    return Range(*(np.where(where, a, b) for a, b in zip(yes, no, strict=True)))
+
+
+def pick(found: Range, index: Any) -> Range:
+    """Some of an array of ranges."""
+    return Range(*(part[index] for part in found))
+
+
+def widen(found: Range) -> Range:
+    """Room for rounding, on both sides, for results that rounding can change."""
+    low, high, nan, infinite = found
+    return Range(low - SLACK * np.abs(low), high + SLACK * np.abs(high), nan, infinite)
+
+
+@cache
+def _limits(dtype: Any) -> tuple[float, float]:
+    return float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
+
+
+def settle(found: Range, dtype: Any) -> Range:
+    """What a range says of numbers of a dtype: they may round to 0, overflow, or wrap around."""
+    low, high, nan, infinite = found
+    low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+    if dtype == jnp.bool_:
+        return between(np.clip(low, 0, 1), np.clip(high, 0, 1))
+    if jnp.issubdtype(dtype, jnp.integer):
+        limits = jnp.iinfo(dtype)
+        inside = (low >= limits.min) & (high <= limits.max) & ~nan & ~infinite
+        return between(np.where(inside, low, float(limits.min)), np.where(inside, high, float(limits.max)))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return between(np.where(found.zero, 0, -np.inf), np.where(found.zero, 0, np.inf), nan, infinite)
+    tiny, largest = _limits(dtype)
+    over = (np.isfinite(low) & (low < -largest)) | (np.isfinite(high) & (high > largest))
+    low, high = np.where(low < -largest, -np.inf, low), np.where(high > largest, np.inf, high)
+    low, high = np.where((low > 0) & (low < tiny), 0, low), np.where((high < 0) & (high > -tiny), 0, high)
+    return Range(low, high, nan, infinite | over)
+
+
+def measure(numbers: np.ndarray, over: tuple[int, ...] | None) -> Range:
+    """The range of numbers, over some axes or all."""
+    low, high = np.min(numbers, axis=over), np.max(numbers, axis=over)  # NaN if any is
+    return between(low, high, np.isnan(low), np.any(np.isinf(numbers), axis=over))
+
+
+def many(one: Range, size: int) -> Range:
+    """The same range for each index of an axis."""
+    return Range(*(np.broadcast_to(part, (size,)) for part in one))
+
+
+def not_zero(removed: Range, cause: str = "") -> str:
+    """In words, what is wrong with many entries that should be 0; ``cause`` made them infinite or NaN."""
+    if not removed.finite.all():
+        return "may be infinite or NaN there" + (f", from {cause}" if cause else "")
+    worst = pick(removed, np.flatnonzero(~removed.zero)[:1])
+    if worst.low == worst.high:
+        return f"are {worst.low[0]:.4g} there"
+    return f"are not 0 for sure there, but in [{worst.low[0]:.4g}, {worst.high[0]:.4g}]"
