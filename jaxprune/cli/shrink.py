@@ -46,7 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", choices=SCOPES, default="leaf", help=_SCOPE)
     parser.add_argument("--groups", action="append", metavar="PATTERN", help="only these groups may lose units")
     parser.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1")
-    parser.add_argument("--min-keep", type=_number, default=1, metavar="N", help="units, or a fraction of them, that stay at least")
+    parser.add_argument(
+        "--min-keep", type=_number, default=1, metavar="N", help="units, or a fraction of them, that stay at least"
+    )
     parser.add_argument(
         "--allow-inexact", action="store_true", help="cut although the small network may differ from the masked one"
     )
