@@ -78,10 +78,8 @@ def _one_shot(adam: Any, sparsity: Any, steps: int, params: Any, key: Any, loss:
 
 def _acdc(adam: Any, sparsity: Any, steps: int, params: Any, key: Any, loss: Any) -> Start:
     phase, end = max(steps // 20, 1), steps * 7 // 10
-    optimizer = jp.training.acdc(
-        adam, sparsity, dense_steps=phase, sparse_steps=phase, warmup_steps=steps // 10, stop_step=end
-    )
-    return optimizer, params
+    schedule = jp.schedules.alternating(sparsity, phase, phase, steps // 10, end)
+    return jp.training.gradual_pruning(adam, schedule, every=None, scope="global"), params
 
 
 def _random(method: Callable[..., Any], spread: Any, adam: Any, sparsity: Any, steps: int, *rest: Any) -> Start:
@@ -97,7 +95,7 @@ def _before(criterion: str, rounds: int, adam: Any, sparsity: Any, steps: int, *
         "grasp": lambda p: jp.training.grasp(lambda *args: loss(*args, temperature=200), p, *batch),
         "synflow": lambda p: jp.training.synflow(network, p, batch[0][:1]),
     }
-    masks = jp.training.prune_at_start(params, sparsity, criteria[criterion], rounds=rounds)
+    masks = jp.training.prune_at_start(params, sparsity, criteria[criterion], rounds=rounds, scope="global")
     return optax.chain(adam, jp.training.hold_masks(masks)), jp.masks.apply_masks(params, masks)
 
 

@@ -194,7 +194,11 @@ def flow_of(kernels):
     return prune_at_init.synflow(linear, kernels, jnp.ones((1, kernels[0].shape[0])))
 
 
-prune = jax.jit(prune_at_init.prune_at_start, static_argnums=2, static_argnames=("rounds", "scope", "min_keep"))
+def all_together(*args, **kwargs):
+    return prune_at_init.prune_at_start(*args, scope="global", **kwargs)
+
+
+prune = jax.jit(all_together, static_argnums=2, static_argnames="rounds")
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.37, 0.46022728, 0.9, 1.0])  # the third as 1 - (1 - s) counts one less
@@ -247,7 +251,7 @@ def test_each_round_removes_the_same_fraction():
         jax.debug.callback(lambda count: seen.append(int(count)), zeros, ordered=True)
         return jp.saliency.magnitude(kernels)
 
-    jax.block_until_ready(prune_at_init.prune_at_start(chain(6, 8, 5), 0.9, saliency, rounds=4))
+    jax.block_until_ready(all_together(chain(6, 8, 5), 0.9, saliency, rounds=4))
     jax.effects_barrier()
     assert seen == [oracles.count_removed(88, 1 - 0.1 ** (k / 4)) for k in range(4)]
 
@@ -256,14 +260,14 @@ def test_scopes_units_and_selection():
     tree = {"a": {"kernel": jnp.asarray(normal(6, 8)), "bias": jnp.ones(8)}, "b": jnp.asarray(normal(5, 4, seed=1))}
     tree |= {"n": np.arange(3), "key": KEY, "f": jnp.tanh}
     magnitude = jp.saliency.magnitude
-    masks = prune_at_init.prune_at_start(tree, {"a": 0.5, "b": 0.25}, magnitude, rounds=3, scope="leaf")
+    masks = prune_at_init.prune_at_start(tree, {"a": 0.5, "b": 0.25}, magnitude, rounds=3)
     assert jax.tree.structure(masks) == jax.tree.structure(tree)
     assert (~masks["a"]["kernel"]).sum() == 24 and (~masks["b"]).sum() == 5
     assert all(m.shape == () and m.dtype == bool and m for m in (masks["a"]["bias"], masks["n"], masks["f"]))
-    units = prune_at_init.prune_at_start(tree, 0.9, jp.saliency.unit_norm, rounds=3)
+    units = all_together(tree, 0.9, jp.saliency.unit_norm, rounds=3)
     assert units["a"]["kernel"].shape == (1, 8) and units["b"].shape == (1, 4)
     assert units["a"]["kernel"].any() and units["b"].any()  # by default a unit of each leaf stays
-    kept = prune_at_init.prune_at_start(tree, 1.0, magnitude, rounds=2, min_keep=3, where="b")
+    kept = all_together(tree, 1.0, magnitude, rounds=2, min_keep=3, where="b")
     assert kept["a"]["kernel"].shape == () and kept["b"].sum() == 3
     assert prune_at_init.prune_at_start({}, 0.5, magnitude) == {}
 
@@ -272,8 +276,8 @@ def test_ways_to_run():
     """Eager, jit and vmap give the same bits; the criterion is traced as often for many rounds as for one."""
     kernels, sparsities = chain(6, 8, 5), np.float32([0.0, 0.3, 0.8])
     jitted = [prune(kernels, s, flow_of, rounds=7) for s in sparsities]
-    chex.assert_trees_all_equal(prune_at_init.prune_at_start(kernels, sparsities[1], flow_of, rounds=7), jitted[1])
-    mapped = jax.jit(jax.vmap(lambda s: prune_at_init.prune_at_start(kernels, s, flow_of, rounds=7)))(sparsities)
+    chex.assert_trees_all_equal(all_together(kernels, sparsities[1], flow_of, rounds=7), jitted[1])
+    mapped = jax.jit(jax.vmap(lambda s: all_together(kernels, s, flow_of, rounds=7)))(sparsities)
     for i, masks in enumerate(jitted):
         chex.assert_trees_all_equal([mask[i] for mask in mapped], masks)
     counts = []
@@ -301,7 +305,7 @@ def test_errors():
             with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\]"):
                 prune_at_init.prune_at_start(kernels, sparsity, magnitude, scope=scope)
     with pytest.raises(TypeError, match="sparsity must be a real number for scope='global'"):
-        prune_at_init.prune_at_start(kernels, {"w": 0.5}, magnitude)
+        all_together(kernels, {"w": 0.5}, magnitude)
     with pytest.raises(ValueError, match="scope must be 'leaf' or 'global'"):
         prune_at_init.prune_at_start(kernels, 0.5, magnitude, scope="layer")
     with pytest.raises(ValueError, match="pattern 'Conv' matches no leaf"):

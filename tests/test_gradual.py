@@ -115,8 +115,8 @@ def test_one_shot_prunes_at_its_step_and_never_again():
     chex.assert_trees_all_equal(*[mask for _, mask in seen[5:]])
 
 
-def test_acdc_holds_masks_in_sparse_phases_and_ends_sparse():
-    optimizer = training.acdc(optax.sgd(0.5), 0.75, dense_steps=3, sparse_steps=2, warmup_steps=4, stop_step=17)
+def test_phases_hold_masks_in_sparse_phases_and_ends_sparse():
+    optimizer = training.gradual_pruning(optax.sgd(0.5), schedules.alternating(0.75, 3, 2, 4, 17), every=None)
     seen = history(optimizer, steps=25)
     expected = [oracles_training.alternating(count, 60, 3, 2, 4, 17) for count in range(25)]
     assert removed(seen) == expected
@@ -126,7 +126,7 @@ def test_acdc_holds_masks_in_sparse_phases_and_ends_sparse():
 
 
 def test_patterns_and_units_follow_the_schedule():
-    keep = history(training.gradual_pruning(optax.sgd(0.1), 0.5, mask_fn=lambda s, _: jp.masks.n_of_m(s, 1, 2)))[-1][1]
+    keep = history(training.gradual_pruning(optax.sgd(0.1), 0.5, scope=lambda s, _: jp.masks.n_of_m(s, 1, 2)))[-1][1]
     assert (keep.reshape(5, 2, 8).sum(1) == 1).all()
     units = training.gradual_pruning(
         optax.sgd(0.1), schedules.cubic(0.0, 0.5, 10), saliency=jp.saliency.unit_norm, every=4, revive=False
@@ -232,7 +232,7 @@ def test_a_mask_of_no_rank_may_remove_a_whole_leaf():
         ),
         (lambda: training.hold_masks(jnp.ones((2, 2))).init(jnp.ones((2, 2))), TypeError, "masks are bool"),
         (
-            lambda: training.gradual_pruning(optax.sgd(1), 0.5, mask_fn=lambda s, _: jp.masks.n_of_m(s, 2, 4)).init(
+            lambda: training.gradual_pruning(optax.sgd(1), 0.5, scope=lambda s, _: jp.masks.n_of_m(s, 2, 4)).init(
                 {"a": jnp.ones((6, 2))}
             ),
             ValueError,

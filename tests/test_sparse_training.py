@@ -113,7 +113,7 @@ def retrain(params, masks):
         updates, state = optimizer.update(params - jnp.roll(WEIGHTS, number), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(5))[0][0]
+    return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(5))[0][0], None
 
 
 def test_rounds_keep_800_640_and_512_of_a_thousand():
@@ -121,27 +121,28 @@ def test_rounds_keep_800_640_and_512_of_a_thousand():
 
     def train(params, masks):
         calls.append(masks)
-        trained = jax.jit(retrain)(params, masks)
+        trained, _ = jax.jit(retrain)(params, masks)
         assert (trained[~masks] == 0).all()
-        return trained
+        return trained, {"zeros": jnp.sum(trained == 0)}
 
-    def zeros(params):
-        return {"zeros": jnp.sum(params == 0)}
-
-    tickets = training.lottery_ticket(train, WEIGHTS, 0.2, rounds=3, evaluate=zeros)
+    tickets = training.lottery_ticket(train, WEIGHTS, 0.2, rounds=3)
+    assert repr(tickets) == "Tickets(1 leaves, sparsities=[0.2   0.36  0.488])"
     assert [int(mask.sum()) for mask in tickets.rounds] == [800, 640, 512] and len(calls) == 3
     np.testing.assert_allclose(tickets.sparsities, [0.2, 0.36, 0.488], rtol=1e-6)
     np.testing.assert_array_equal(tickets.params, np.where(tickets.masks, WEIGHTS, 0))
     np.testing.assert_array_equal(tickets.masks, tickets.rounds[-1])
     assert not (tickets.rounds[1:] & ~tickets.rounds[:-1]).any(), "a removed weight never returns"
     assert tickets.metrics["zeros"].tolist() == [0, 200, 360], "zeros last through retraining"
-    first = oracles.mask_by_sparsity(np.abs(jax.jit(retrain)(WEIGHTS, jnp.ones(WEIGHTS.shape, bool))), 0.2)
+    first = oracles.mask_by_sparsity(np.abs(jax.jit(retrain)(WEIGHTS, jnp.ones(WEIGHTS.shape, bool))[0]), 0.2)
     np.testing.assert_array_equal(tickets.rounds[0], first)
 
 
-def test_rewinding_to_a_later_step():
-    tickets = training.lottery_ticket(retrain, WEIGHTS, 0.5, rounds=1, early=lambda params: params + 1)
-    np.testing.assert_array_equal(tickets.params, np.where(tickets.masks, WEIGHTS + 1, 0))
+def test_every_leaf_keeps_some():
+    weights = {"large": WEIGHTS, "small": WEIGHTS[:2] / 100}
+    tickets = training.lottery_ticket(lambda p, _: (p, None), weights, 0.9, rounds=2, scope="global", min_keep=5)
+    assert int(tickets.masks["small"].sum()) == 5 and int(tickets.masks["large"].sum()) == 6
+    leafwise = training.lottery_ticket(lambda p, _: (p, None), weights, 0.9, rounds=1)
+    assert [int(mask.sum()) for mask in jax.tree.leaves(leafwise.masks)] == [100, 10]
 
 
 def test_vmap_over_seeds_traces_training_once():
@@ -157,3 +158,7 @@ def test_vmap_over_seeds_traces_training_once():
         training.lottery_ticket(retrain, WEIGHTS, 0.2, rounds=0)
     with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\], got 2"):
         training.lottery_ticket(retrain, WEIGHTS, 2, rounds=1)
+    with pytest.raises(TypeError, match=r"train must return \(trained params, metrics\), got "):
+        training.lottery_ticket(lambda params, masks: params, WEIGHTS, rounds=1)
+    with pytest.raises(TypeError, match="saliency must be a function of the parameters, got "):
+        training.lottery_ticket(retrain, WEIGHTS, rounds=1, saliency=training.movement())

@@ -41,8 +41,8 @@ TABLE = {
     "gradual_pruning, each step": lambda inner, p: training.gradual_pruning(inner, 0.75),
     "gradual_pruning, for good": lambda inner, p: training.gradual_pruning(inner, CUBIC, every=3, revive=False),
     "gradual_pruning, global": lambda inner, p: training.gradual_pruning(inner, CUBIC, every=3, scope="global"),
-    "gradual_pruning, 2:4": lambda inner, p: training.gradual_pruning(inner, 0.5, every=3, mask_fn=two_of_four),
-    "gradual_pruning, blocks": lambda inner, p: training.gradual_pruning(inner, CUBIC, every=3, mask_fn=tiles),
+    "gradual_pruning, 2:4": lambda inner, p: training.gradual_pruning(inner, 0.5, every=3, scope=two_of_four),
+    "gradual_pruning, blocks": lambda inner, p: training.gradual_pruning(inner, CUBIC, every=3, scope=tiles),
     "gradual_pruning, units": lambda inner, p: training.gradual_pruning(
         inner, CUBIC, every=3, saliency=jp.saliency.unit_norm
     ),
@@ -56,8 +56,11 @@ TABLE = {
         inner, CUBIC, every=3, saliency=training.running_fisher(0.9)
     ),
     "one_shot": lambda inner, p: training.one_shot(inner, 0.75, step=4),
-    "acdc": lambda inner, p: training.acdc(
-        inner, 0.75, dense_steps=2, sparse_steps=2, warmup_steps=1, stop_step=9, scope="leaf"
+    "gradual_pruning, in phases": lambda inner, p: training.gradual_pruning(
+        inner, schedules.alternating(0.75, 2, 2, 1, 9), every=None
+    ),
+    "gradual_pruning, some stay": lambda inner, p: training.gradual_pruning(
+        inner, CUBIC, every=3, scope="global", min_keep=2
     ),
     "static_sparse": lambda inner, p: training.static_sparse(inner, 0.75, key=KEY),
     "sparse_evolution": lambda inner, p: training.sparse_evolution(inner, 0.75, key=KEY, every=3),
@@ -118,10 +121,7 @@ def forms(tree):
 def test_every_transformation_has_a_row():
     rows = {name.split(",")[0] for name in TABLE} | set(LATENT)
     made = {name for name in training.__all__ if name in rows}
-    other = {
-        "HeldMasks", "PruningState", "RunningSaliency", "SparseState", "Tickets",  # records
-        "masks_of", "masked_forward", "lottery_ticket", "movement", "running_fisher",  # no transformations
-    }  # fmt: skip
+    other = {"RunningSaliency", "masks_of", "masked_forward", "lottery_ticket", "movement", "running_fisher"}
     assert rows == made and not made & other
     assert made | other <= set(training.__all__)
 
@@ -161,7 +161,9 @@ def test_zeros_are_exact_and_a_resumed_run_equals_an_unbroken_one(name):
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", ("hold_masks", "gradual_pruning", "acdc", "sparse_evolution", "rigl"))
+@pytest.mark.parametrize(
+    "name", ("hold_masks", "gradual_pruning", "gradual_pruning, in phases", "sparse_evolution", "rigl")
+)
 def test_eager_jit_and_scan_give_the_same(name):
     before = params()
     optimizer = TABLE[name](optax.sgd(0.1), before)
@@ -304,12 +306,14 @@ def test_nnx_optimizer(name):
     assert (model.first.kernel[...] == 0).mean() >= 0.75 and (model.norm.scale[...] != 1).any()
 
 
-@pytest.mark.parametrize("name", ("gradual_pruning", "acdc", "rigl"))
+@pytest.mark.parametrize("name", ("gradual_pruning", "in phases", "rigl"))
 def test_vmap_over_sparsities_equals_a_loop(name):
     """One program, in which making masks stays a branch and nothing is sorted."""
     makers = {
         "gradual_pruning": lambda s: training.gradual_pruning(optax.adam(0.01), schedules.cubic(0.0, s, 8), every=3),
-        "acdc": lambda s: training.acdc(optax.adam(0.01), s, dense_steps=2, sparse_steps=2, stop_step=9, scope="leaf"),
+        "in phases": lambda s: training.gradual_pruning(
+            optax.adam(0.01), schedules.alternating(s, 2, 2, 0, 9), every=None
+        ),
         "rigl": lambda s: training.rigl(optax.adam(0.01), s, key=KEY, every=3),
     }
     before, levels = params(), jnp.array([0.0, 0.25, 0.5, 0.75, 1.0])

@@ -5,41 +5,29 @@ exactly 0 after every ``optax.apply_updates``, and settings (sparsities, step co
 ``jax.vmap`` trains many of them in one program. :func:`masks_of` finds the masks in any optimizer state.
 """
 
-from jaxprune.training.activation_ranges import Range, clip_activations, init_range, observe, range_qparams
-from jaxprune.training.gradual_masks import acdc, gradual_pruning, one_shot
-from jaxprune.training.held_masks import HeldMasks, hold_masks, masks_of
+from jaxprune.training.activation_ranges import clip_activations, init_range, observe, range_qparams
+from jaxprune.training.gradual_masks import gradual_pruning, one_shot
+from jaxprune.training.held_masks import hold_masks, masks_of
 from jaxprune.training.l0_gates import apply_gates, expected_l0, gate_masks, init_gates
 from jaxprune.training.lsq import init_step_sizes, learned_step_size, step_qparams
-from jaxprune.training.mask_updates import PruningState
 from jaxprune.training.penalties import group_lasso, hoyer, l1
-from jaxprune.training.proximal import ProximalState, group_soft_threshold, soft_threshold
+from jaxprune.training.proximal import soft_threshold
 from jaxprune.training.prune_at_init import grasp, prune_at_start, snip, synflow
 from jaxprune.training.running_saliency import RunningSaliency, movement, running_fisher
-from jaxprune.training.sparse_training import SparseState, rigl, sparse_evolution, static_sparse
+from jaxprune.training.sparse_training import rigl, sparse_evolution, static_sparse
 from jaxprune.training.straight_through_masks import masked_forward, straight_through
-from jaxprune.training.tickets import Tickets, lottery_ticket
-from jaxprune.training.weight_sharing import SharedState, Shares, centroids_of, shared_weights, with_centroids
+from jaxprune.training.tickets import lottery_ticket
+from jaxprune.training.weight_sharing import shared_weights
 
 __all__ = [
-    "HeldMasks",
-    "ProximalState",
-    "PruningState",
-    "Range",
     "RunningSaliency",
-    "SharedState",
-    "Shares",
-    "SparseState",
-    "Tickets",
-    "acdc",
     "apply_gates",
-    "centroids_of",
     "clip_activations",
     "expected_l0",
     "gate_masks",
     "gradual_pruning",
     "grasp",
     "group_lasso",
-    "group_soft_threshold",
     "hold_masks",
     "hoyer",
     "init_gates",
@@ -65,5 +53,4 @@ __all__ = [
     "step_qparams",
     "straight_through",
     "synflow",
-    "with_centroids",
 ]

@@ -1,15 +1,15 @@
 """Pruning while training: optax transformations whose masks follow a schedule of sparsities."""
 
-from functools import partial
 from typing import Any
 
 import optax
 
 from jaxprune import schedules
-from jaxprune.base import Params, Setting, Where
+from jaxprune.base import Setting, Where
 from jaxprune.masks.selection import Scope
-from jaxprune.training.held_masks import held, masked, need
-from jaxprune.training.mask_updates import MaskFn, PruningState, mask_rule, ordered, renewed, start
+from jaxprune.training.held_masks import held, masked
+from jaxprune.training.mask_updates import MaskFn, Ranking, scheduled
+from jaxprune.training.running_saliency import as_running
 
 
 def gradual_pruning(
@@ -17,9 +17,9 @@ def gradual_pruning(
     schedule: Any,
     *,
     saliency: Any = None,
-    mask_fn: MaskFn | None = None,
-    every: int | None = 1,
-    scope: Scope = "leaf",
+    every: Any = 1,
+    scope: Scope | MaskFn = "leaf",
+    min_keep: int | float | None = None,
     where: Where = None,
     revive: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -35,6 +35,9 @@ def gradual_pruning(
     it whole, and a masked weight comes back as soon as its new score ranks among the kept. Without, a removed weight is
     removed for good: the inner optimizer sees zero gradients there.
 
+    Sparse and dense phases in turn, AC/DC (Peste et al. 2021, arXiv:2106.12379), are the schedule
+    ``jaxprune.schedules.alternating(0.9, dense_steps, sparse_steps)`` with ``every=None``.
+
     Args:
       inner: any optax transformation that gives updates to be added: an optimizer, or a chain that ends in one.
       schedule: a function ``count -> sparsity``, such as ``jaxprune.schedules.cubic(0.0, 0.9, 1000)``, or one sparsity.
@@ -43,16 +46,17 @@ def gradual_pruning(
       saliency: static criterion, by default ``jaxprune.saliency.magnitude``: a function ``params -> scores``; one with
         a parameter ``grads`` (such as ``jaxprune.saliency.gradient``) gets the gradients too; or a
         :class:`RunningSaliency` such as :func:`movement`, which remembers. Scores of units remove whole units.
-      mask_fn: static, ``(scores, sparsity) -> masks``, for other masks than exact sparsity in the ``scope``:
-        ``lambda scores, _: jaxprune.masks.n_of_m(scores, 2, 4)``. It gets 0-d scores for leaves that take no part.
-      every: steps between updates of the masks; None for updates only where the schedule reaches a new level.
-      scope: static, "leaf" or "global"; see :func:`jaxprune.masks.by_sparsity`.
+      every: steps between updates of the masks, traced; None for updates only where the schedule reaches a new level.
+      scope: static, "leaf" or "global", see :func:`jaxprune.masks.by_sparsity`; or a function ``(scores, sparsity) ->
+        masks`` for masks of another kind: ``lambda scores, _: jaxprune.masks.n_of_m(scores, 2, 4)``. It gets 0-d
+        scores for leaves that take no part.
+      min_keep: static, of each leaf; see :func:`jaxprune.masks.by_sparsity`.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
       revive: static, whether removed weights may come back.
 
     Returns:
-      An optax transformation with :class:`PruningState`. It needs ``params`` to update. Sharding of the parameters
-      carries over to masks and state.
+      An optax transformation. It needs ``params`` to update. :func:`masks_of` finds the masks in its state. Sharding of
+      the parameters carries over to masks and state.
 
     Raises:
       ValueError: a concrete sparsity outside [0, 1]; an ``every`` below 1; a ``where`` that matches nothing; no params.
@@ -69,21 +73,12 @@ def gradual_pruning(
     >>> params.tolist()
     [4.0, -3.0, 0.0, 0.0]
     """
-    rule = mask_rule(schedule, saliency, mask_fn, every, scope, where, revive)
+    ranking = Ranking(as_running(saliency), scope, min_keep, where, revive)
 
-    def init(params: Params) -> PruningState:
-        return start(rule, params, inner.init(params))
+    def seen(grads: Any, params: Any, masks: Any) -> Any:
+        return grads if revive else masked(grads, masks)
 
-    def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> Any:
-        params = need(params, "gradual_pruning")
-        advance = partial(optax.with_extra_args_support(inner).update, **extra)
-        grads = updates if revive else masked(updates, state.masks)
-        state = renewed(rule, state, params, grads, lambda *step: advance(*step)[0])
-        seen = ordered(grads, state) if revive else masked(updates, state.masks)
-        updates, inner_state = advance(seen, state.inner_state, params)
-        return held(updates, params, state.masks), state._replace(inner_state=inner_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return scheduled(inner, schedule, every, ranking, seen, held, "gradual_pruning")
 
 
 def one_shot(
@@ -92,8 +87,8 @@ def one_shot(
     *,
     step: Any = 0,
     saliency: Any = None,
-    mask_fn: MaskFn | None = None,
-    scope: Scope = "leaf",
+    scope: Scope | MaskFn = "leaf",
+    min_keep: int | float | None = None,
     where: Where = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes once, at one step, and trains on with these masks: dense training, pruning and fine-tuning in one run.
@@ -103,12 +98,12 @@ def one_shot(
       sparsity: fraction to remove, a scalar or (scope "leaf") a tree. Traced.
       step: the count of updates at which weights go, traced; from the update of this count on they are 0.
       saliency: as for :func:`gradual_pruning`.
-      mask_fn: as for :func:`gradual_pruning`.
-      scope: static, "leaf" or "global".
+      scope: as for :func:`gradual_pruning`.
+      min_keep: as for :func:`gradual_pruning`.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
-      An optax transformation with :class:`PruningState`.
+      An optax transformation, as :func:`gradual_pruning`.
 
     Raises:
       ValueError: as :func:`gradual_pruning`; a step below 0.
@@ -122,57 +117,5 @@ def one_shot(
     """
     schedule = schedules.one_shot(sparsity, step)
     return gradual_pruning(
-        inner, schedule, saliency=saliency, mask_fn=mask_fn, every=None, scope=scope, where=where, revive=False
-    )
-
-
-def acdc(
-    inner: optax.GradientTransformation,
-    sparsity: Setting,
-    *,
-    dense_steps: Any,
-    sparse_steps: Any,
-    warmup_steps: Any = 0,
-    stop_step: Any = None,
-    saliency: Any = None,
-    mask_fn: MaskFn | None = None,
-    scope: Scope = "global",
-    where: Where = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Alternates sparse and dense phases, and ends sparse: AC/DC.
-
-    Each sparse phase starts with new masks, which it keeps; in a dense phase all weights train, removed ones from 0.
-
-    Args:
-      inner: as for :func:`gradual_pruning`.
-      sparsity: fraction to remove in sparse phases, a scalar or (scope "leaf") a tree. Traced.
-      dense_steps: steps of a dense phase, traced.
-      sparse_steps: steps of a sparse phase, traced.
-      warmup_steps: dense steps before the first sparse phase, traced.
-      stop_step: from this step on the network stays sparse, traced; None alternates for ever.
-      saliency: as for :func:`gradual_pruning`.
-      mask_fn: as for :func:`gradual_pruning`.
-      scope: static, "leaf" or "global".
-      where: which leaves take part; see :func:`jaxprune.tree.select`.
-
-    Returns:
-      An optax transformation with :class:`PruningState`.
-
-    Raises:
-      ValueError: as :func:`gradual_pruning`; a number of steps that is too small.
-
-    Source: Peste et al., "AC/DC: Alternating Compressed/DeCompressed Training", 2021 (arXiv:2106.12379).
-
-    >>> import jax.numpy as jnp
-    >>> optimizer = acdc(optax.sgd(1.0), 0.5, dense_steps=1, sparse_steps=1)
-    >>> params = jnp.array([4.0, 1.0])
-    >>> updates, state = optimizer.update(jnp.zeros(2), optimizer.init(params), params)
-    >>> state.masks.tolist()
-    [True, False]
-    >>> optimizer.update(jnp.zeros(2), state, params)[1].masks.tolist()
-    [True, True]
-    """
-    schedule = schedules.alternating(sparsity, dense_steps, sparse_steps, warmup_steps, stop_step)
-    return gradual_pruning(
-        inner, schedule, saliency=saliency, mask_fn=mask_fn, every=None, scope=scope, where=where, revive=True
+        inner, schedule, saliency=saliency, every=None, scope=scope, min_keep=min_keep, where=where, revive=False
     )

@@ -143,7 +143,8 @@ def step_qparams(
     """
     selection = tree.select(params, where)
     chosen = _steps_of(selection, steps)
-    return selection.replace(_qparams_leaves(chosen, _widths(selection, bits, signed), signed, narrow))
+    pairs = zip(chosen, _widths(selection, bits, signed), strict=True)
+    return selection.replace([_qparams(step, _codes(width, signed), signed, narrow) for step, width in pairs])
 
 
 def _widths(selection: tree.Selection, bits: Setting, signed: bool) -> list[Any]:
@@ -198,11 +199,6 @@ def _learned_leaves(
         automatic(partial(_learned, signed, narrow, count), x, step, _codes(width, signed), out=explicit_spec(x))
         for x, step, width, count in zipped
     ]
-
-
-@partial(jax.jit, static_argnames=("signed", "narrow"))
-def _qparams_leaves(steps: list[Array], widths: list[Any], signed: bool, narrow: bool) -> list[QParams]:
-    return [_qparams(step, _codes(width, signed), signed, narrow) for step, width in zip(steps, widths, strict=True)]
 
 
 def _codes(width: Any, signed: bool) -> Array:

@@ -1,6 +1,7 @@
 """When masks are made anew, and how: what the transformations that follow a schedule share."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,8 @@ from jaxprune import masks as masking
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Scores, Setting, Where
 from jaxprune.masks.selection import Scope
-from jaxprune.training.held_masks import chosen_of, within
-from jaxprune.training.running_saliency import RunningSaliency, as_running
+from jaxprune.training.held_masks import chosen_of, masked, need, within
+from jaxprune.training.running_saliency import RunningSaliency
 
 #: ``(scores, sparsity) -> masks``.
 MaskFn = Callable[[Scores, Setting], Masks]
@@ -40,112 +41,167 @@ class PruningState(NamedTuple):
     inner_state: Any
 
 
-class MaskRule(NamedTuple):
-    """What is fixed about masks that follow a schedule. Fields as the arguments of ``gradual_pruning``."""
+class Ranking(NamedTuple):
+    """How masks are made of parameters; fields as the arguments of ``gradual_pruning``."""
 
-    schedule: Callable[[Array], Setting]
     saliency: RunningSaliency
-    mask_fn: MaskFn | None
-    every: Any
-    scope: Scope
+    scope: Scope | MaskFn
+    min_keep: int | float | None
     where: Where
     revive: bool
 
 
-def mask_rule(
-    schedule: Any, saliency: Any, mask_fn: MaskFn | None, every: Any, scope: Scope, where: Where, revive: bool
-) -> MaskRule:
-    """A rule of checked parts; a sparsity that is no function is the same at all steps."""
-    if not isinstance(every, Tracer) and every is not None and not np.asarray(every) >= 1:
-        raise ValueError(f"every must be a number of steps, 1 or more, or None; got {every!r}")
-    if scope not in ("leaf", "global"):
-        raise ValueError(f"scope must be 'leaf' or 'global', got {scope!r}")
-    function = schedule
-    if not callable(schedule):
-        level = jax.tree.map(lambda value: settings.check_setting(value, "sparsity", 0.0, 1.0), schedule)
-        function = lambda count: level  # noqa: E731
-    return MaskRule(function, as_running(saliency), mask_fn, every, scope, where, revive)
-
-
-def start(rule: MaskRule, params: Params, inner_state: Any) -> PruningState:
-    """The state before the first step: masks that keep everything, in the shapes that the rule gives them."""
-    target = _target(rule, jnp.zeros((), jnp.int32), params)
-    memory = rule.saliency.init(params)
-    shapes = jax.eval_shape(lambda p, t, m: ranked(rule, p, t, m, p), params, target, memory)
-
-    def full(shape: Any, leaf: Any) -> Array:
-        return jnp.ones_like(leaf, bool) if shape.shape == jnp.shape(leaf) else jnp.ones(shape.shape, bool)
-
-    never = jax.tree.map(lambda _: jnp.full((), -1, jnp.float32), target)
-    masks = jax.tree.map(full, shapes, params)
-    return PruningState(jnp.zeros((), jnp.int32), never, masks, memory, inner_state)
-
-
-def renewed(
-    rule: MaskRule, state: PruningState, params: Params, grads: Any, preview: Callable[[Any, Any, Params], Any]
-) -> PruningState:
-    """The state with one step more and, if they are due, new masks; made before the step that they are for is taken.
+def scheduled(
+    inner: optax.GradientTransformation,
+    schedule: Any,
+    every: Any,
+    ranking: Ranking,
+    seen: Callable[[Any, Params, Masks], Any],
+    given: Callable[[Any, Params, Masks], Any],
+    name: str,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer with masks that follow a schedule, and :class:`PruningState`.
 
     Args:
-      rule: when, and how.
-      state: before the step.
-      params: before the step.
-      grads: as the inner optimizer sees them.
-      preview: ``(grads, inner_state, params) -> updates``, what the inner optimizer would do. Asked only if masks are
-        due. Were the updates of the step itself handed over instead, they would have to be written to memory at every
-        step, which costs more than all else here.
+      inner, schedule, every: as for ``gradual_pruning``.
+      ranking: how masks are made.
+      seen: ``(gradients, params, masks before the step) -> gradients`` for the inner optimizer.
+      given: ``(inner updates, params, masks of the step) -> updates``.
+      name: for errors.
     """
-    target = _target(rule, state.step, params)
-    due = _due(rule, state, target, _target(rule, state.step + 1, params))
-    memory = rule.saliency.update(state.memory, params, grads)
+    if not isinstance(every, Tracer) and every is not None and not np.asarray(every) >= 1:
+        raise ValueError(f"every must be a number of steps, 1 or more, or None; got {every!r}")
+    if not callable(ranking.scope) and ranking.scope not in ("leaf", "global"):
+        raise ValueError(f"scope must be 'leaf', 'global' or (scores, sparsity) -> masks, got {ranking.scope!r}")
+    level_at = schedule if callable(schedule) else _always(schedule)
 
-    def make(due: Array, target: Setting, params: Params, inner: Any, grads: Any, memory: Any, old: Any) -> Any:
-        candidate = optax.apply_updates(params, preview(grads, inner, params))
-        masks = ranked(rule, candidate, target, memory, grads, old[1])
-        return jax.tree.map(lambda new, kept: jnp.where(due, new, kept), (target, masks), old)
+    def target(count: Array, params: Params) -> Setting:
+        return within(jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), level_at(count)), params)
 
-    old = (state.sparsity, state.masks)
-    operands = (due, target, params, state.inner_state, grads, memory, old)
-    if rule.every is not None and not isinstance(rule.every, Tracer) and rule.every == 1:
-        sparsity, masks = make(*operands)
-    elif isinstance(due, Tracer):
-        sparsity, masks = lax.cond(_any_lane(due), make, lambda *operands: operands[-1], *operands)
-    else:  # outside of any trace Python can tell, and nothing is compiled anew
-        sparsity, masks = make(*operands) if due else old
-    return state._replace(
-        step=jnp.asarray(optax.safe_increment(state.step)), sparsity=sparsity, masks=masks, memory=memory
-    )
+    def init(params: Params) -> PruningState:
+        first, step = target(jnp.zeros((), jnp.int32), params), jnp.zeros((), jnp.int32)
+        memory = ranking.saliency.init(params)
+        never = jax.tree.map(lambda _: jnp.full((), -1, jnp.float32), first)
+        return PruningState(step, never, unpruned(ranking, params, first, memory), memory, inner.init(params))
 
+    def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> tuple[Any, Any]:
+        params = need(params, name)
+        advance = partial(optax.with_extra_args_support(inner).update, **extra)
+        grads = seen(updates, params, state.masks)
+        memory = ranking.saliency.update(state.memory, params, grads)
+        level, following = target(state.step, params), target(state.step + 1, params)
 
-def ordered(grads: Any, state: PruningState) -> Any:
-    """The gradients as they are, in a form that the compiler cannot use before the masks of ``state`` are made.
+        def renew(level: Setting, params: Params, inner_state: Any, grads: Any, memory: Any, old: Masks) -> Any:
+            # The inner optimizer is asked twice. Were the updates of the step handed over instead, they would have to
+            # be written to memory at every step, which costs more than all else here.
+            candidate = optax.apply_updates(params, advance(grads, inner_state, params)[0])
+            return level, ranked(ranking, candidate, level, memory, grads, old)
 
-    Then the making of masks can read the optimizer's state before the step overwrites it, and no copy is kept.
-    """
-    known = jnp.stack(jax.tree.leaves(state.sparsity)).min() >= -1 if jax.tree.leaves(state.sparsity) else True
+        operands = (level, params, state.inner_state, grads, memory, state.masks)
+        always = isinstance(every, int) and every == 1
+        due = True if always else _due(every, state, level, following)
+        sparsity, masks = if_due(due, renew, (state.sparsity, state.masks), *operands)
+        grads = _ordered(grads, sparsity, masks) if ranking.revive else masked(grads, masks)
+        new, inner_state = advance(grads, state.inner_state, params)
+        step = jnp.asarray(optax.safe_increment(state.step))
+        return given(new, params, masks), PruningState(step, sparsity, masks, memory, inner_state)
 
-    def wait(mask: Array, grad: Array) -> Array:
-        return jnp.where(mask | known, grad, jnp.zeros((), grad.dtype)) if jnp.ndim(mask) else grad
-
-    return jax.tree.map(wait, state.masks, grads)
-
-
-def _target(rule: MaskRule, count: Array, params: Params) -> Setting:
-    target = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), rule.schedule(count))
-    return within(target, params)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _due(rule: MaskRule, state: PruningState, target: Setting, following: Setting) -> Array:
+def if_due(due: Any, make: Callable[..., Any], old: Any, *operands: Any) -> Any:
+    """``make(*operands)`` where due, else ``old``: a branch, under ``vmap`` too, which is taken if any lane is due."""
+    if not isinstance(due, Tracer):  # outside of any trace Python can tell, and nothing is compiled anew
+        return make(*operands) if due else old
+
+    def renew(due: Array, old: Any, *operands: Any) -> Any:
+        return jax.tree.map(lambda new, kept: jnp.where(due, new, kept), make(*operands), old)
+
+    return lax.cond(_any_lane(due), renew, lambda due, old, *_: old, due, old, *operands)
+
+
+def ranked(ranking: Ranking, params: Params, level: Setting, memory: Any, grads: Any, old: Masks = None) -> Masks:
+    """Masks of the params' scores for a sparsity; without revival what ``old`` masks remove stays removed."""
+    chosen = chosen_of(params, ranking.where)
+    if not chosen.chosen:
+        return chosen.replace([], _keep_all)
+    found = tree.flatten(ranking.saliency.scores(memory, params, grads))
+    tree.same_paths(chosen, found, "params", "scores")
+    scores = [jnp.asarray(found.leaves[i]) for i in chosen.chosen]
+    before = [] if old is None or ranking.revive else [jax.tree.leaves(old)[i] for i in chosen.chosen]
+    if before:  # what is removed ranks strictly behind all else
+        lowest = (jnp.maximum(score, jnp.finfo(score.dtype).min) for score in scores)
+        scores = [jnp.where(mask, score, -jnp.inf) for mask, score in zip(before, lowest, strict=True)]
+    masks = _ranked_leaves(ranking, chosen, scores, level)
+    if before:  # a mask function may think otherwise
+        masks = [new & kept for new, kept in zip(masks, before, strict=True)]
+    return chosen.replace(masks, _keep_all)
+
+
+def _ranked_leaves(ranking: Ranking, chosen: tree.Selection, scores: list[Array], level: Setting) -> list[Array]:
+    given = chosen.replace(scores, lambda _: jnp.zeros((), jnp.float32))
+    if callable(ranking.scope):
+        made = ranking.scope(given, level)
+    else:
+        names = set(chosen.names)
+        where, more = (lambda path, _: path in names), {"scope": ranking.scope, "min_keep": ranking.min_keep}
+        made = masking.by_sparsity(given, level, where=where, **more)  # type: ignore
+    masks = tree.flatten(made)
+    tree.same_paths(chosen, masks, "params", "masks")
+    for path, leaf, mask in zip(chosen.paths, chosen.leaves, masks.leaves, strict=True):
+        tree.check_mask(path, leaf, mask)
+    return [jnp.asarray(masks.leaves[i]) for i in chosen.chosen]
+
+
+def unpruned(ranking: Ranking, params: Params, level: Setting = 0.0, memory: Any = ()) -> Masks:
+    """Masks that keep everything, in the shapes and the sharding of those that the ranking makes."""
+    chosen = chosen_of(params, ranking.where)
+
+    def first(values: list[Array], level: Setting, memory: Any) -> list[Array]:
+        params = chosen.replace(values)
+        masks = ranked(ranking, params, level, memory, params)
+        return [jax.tree.leaves(masks)[i] for i in chosen.chosen]
+
+    def full(shape: Any, leaf: Array) -> Array:
+        return jnp.ones_like(leaf, bool) if shape.shape == leaf.shape else jnp.ones(shape.shape, bool)
+
+    shapes = jax.eval_shape(first, chosen.values, level, memory)
+    return chosen.replace([full(*pair) for pair in zip(shapes, chosen.values, strict=True)], _keep_all)
+
+
+def _keep_all(leaf: Any) -> Array:
+    return jnp.ones((), bool)
+
+
+def _always(sparsity: Setting) -> Callable[[Array], Setting]:
+    level = jax.tree.map(lambda value: settings.check_setting(value, "sparsity", 0.0, 1.0), sparsity)
+    return lambda count: level
+
+
+def _due(every: Any, state: PruningState, level: Setting, following: Setting) -> Array:
     """At every so many steps, and where the schedule has come to a level that it stays at."""
-    new = _differ(target, state.sparsity)
-    if rule.every is None:
+    new = _differ(level, state.sparsity)
+    if every is None:
         return new
-    return (state.step % jnp.asarray(rule.every, jnp.int32) == 0) | (new & ~_differ(target, following))
+    return (state.step % jnp.asarray(every, jnp.int32) == 0) | (new & ~_differ(level, following))
 
 
 def _differ(left: Setting, right: Setting) -> Array:
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return sum((a != b for a, b in pairs), jnp.zeros((), bool)) > 0
+
+
+def _ordered(grads: Any, sparsity: Setting, masks: Masks) -> Any:
+    """The gradients as they are, in a form that the compiler cannot use before the masks are made.
+
+    Then the making of masks can read the optimizer's state before the step overwrites it, and no copy is kept.
+    """
+    known = jnp.stack(jax.tree.leaves(sparsity)).min() >= -1 if jax.tree.leaves(sparsity) else True
+
+    def wait(mask: Array, grad: Array) -> Array:
+        return jnp.where(mask | known, grad, jnp.zeros((), grad.dtype)) if jnp.ndim(mask) else grad
+
+    return jax.tree.map(wait, masks, grads)
 
 
 @custom_vmap
@@ -157,34 +213,3 @@ def _any_lane(due: Array) -> Array:
 @_any_lane.def_vmap
 def _(axis_size: int, batched: Any, due: Array) -> tuple[Array, bool]:
     return _any_lane(jnp.any(due, axis=0)), False
-
-
-def ranked(rule: MaskRule, params: Params, target: Setting, memory: Any, grads: Any, old: Masks = None) -> Masks:
-    """Masks of the params' scores for a target; without revival what ``old`` masks remove stays removed."""
-    chosen = chosen_of(params, rule.where)
-    found = tree.flatten(rule.saliency.scores(memory, params, grads))
-    tree.same_paths(chosen, found, "params", "scores")
-    scores = [found.leaves[i] for i in chosen.chosen]
-    if old is None or rule.revive:
-        masks = _rank(rule, chosen, scores, target)
-    else:
-        before = [jax.tree.leaves(old)[i] for i in chosen.chosen]
-        scores = [jnp.where(mask, score, -jnp.inf) for mask, score in zip(before, scores, strict=True)]
-        masks = [new & kept for new, kept in zip(_rank(rule, chosen, scores, target), before, strict=True)]
-    return chosen.replace(masks, lambda _: jnp.ones((), bool))
-
-
-def _rank(rule: MaskRule, chosen: tree.Selection, scores: list[Array], target: Setting) -> list[Array]:
-    if not chosen.chosen:
-        return []
-    names = set(chosen.names)
-    given = chosen.replace(scores, lambda _: jnp.zeros((), jnp.float32))
-    if rule.mask_fn is None:
-        made = masking.by_sparsity(given, target, scope=rule.scope, where=lambda path, _: path in names)
-    else:
-        made = rule.mask_fn(given, target)
-    masks = tree.flatten(made)
-    tree.same_paths(chosen, masks, "params", "masks")
-    for path, leaf, mask in zip(chosen.paths, chosen.leaves, masks.leaves, strict=True):
-        tree.check_mask(path, leaf, mask)
-    return [jnp.asarray(masks.leaves[i]) for i in chosen.chosen]

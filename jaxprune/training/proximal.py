@@ -6,7 +6,7 @@ optimizer's step, makes them 0 and keeps them there for as long as the gradient 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,40 +20,39 @@ from jaxprune.training.held_masks import chosen_of, need, within
 from jaxprune.training.penalties import unit_lengths, unit_weight
 
 
-class ProximalState(NamedTuple):
-    """Counts the steps (int32 scalar), for a schedule of strengths."""
-
-    step: Array
-
-
 def soft_threshold(
-    strength: Setting | Callable[[Any], Setting], *, where: Where = None
+    strength: Setting | Callable[[Any], Setting], *, units: bool = False, where: Where = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The proximal step of the l1 penalty: after the update ``u``, a weight ``p`` becomes ``prox(p + u)``.
+    """The proximal step of :func:`l1` or :func:`group_lasso`: after the update ``u`` a weight ``p`` is ``prox(p + u)``.
 
-    ``prox(x) = sign(x) * max(|x| - strength, 0)``. Put it last in a chain, after the learning rate. With plain gradient
-    descent before it this is ISTA, which minimizes ``loss + penalty * l1`` for ``strength = step size * penalty``;
-    behind other optimizers it is the usual way to sparsity. Mind the factor: the strength is the step size times the
-    weight of the penalty, so with a schedule of learning rates it takes one too.
+    ``prox(x) = sign(x) * max(|x| - strength, 0)`` for l1. For the group lasso it is ``x * max(1 - strength * sqrt(m) /
+    ||x||_2, 0)``, x a unit of m weights: units shrink, and become 0, as a whole.
+
+    Put it last in a chain, after the learning rate. With plain gradient descent before it this is ISTA, which minimizes
+    ``loss + penalty * l1`` for ``strength = step size * penalty``; behind other optimizers it is the usual way to
+    sparsity. Mind the factor: the strength is the step size times the weight of the penalty, so with a schedule of
+    learning rates it takes one too.
 
     Args:
       strength: 0 or more, in the units of the weights; a scalar, a tree of scalars that follows the parameters' paths,
         or a schedule ``count -> scalar or tree``, such as one of optax's. Traced. Concrete ones are checked, traced
         ones below 0 count as 0.
+      units: static; whole units (an index along the last axis; of a vector each entry is one) in place of weights.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
       An optax transformation. Its update is ``prox(p + u) - p``, and ``-p`` where the proximal operator gives 0, so
       that ``optax.apply_updates`` leaves exactly 0.0 there. An update comes back in its own dtype, unless that is
       narrower than the parameter's: then in the parameter's, without which zeros could not be exact. Computed in
-      float32. NaN stays NaN. The state is empty, or :class:`ProximalState` for a schedule.
+      float32; norms neither overflow nor underflow on the way. NaN stays NaN, and makes its whole unit NaN. The state
+      is empty, or the count of a schedule.
 
     Raises:
       ValueError: at the update: no ``params``, parameters and updates with other paths, a concrete strength that is
         negative or NaN, a pattern that matches no leaf.
 
     Sources: Beck & Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems", 2009;
-    Parikh & Boyd, "Proximal Algorithms", 2014, section 6.5.2.
+    Parikh & Boyd, "Proximal Algorithms", 2014, sections 6.5.2 and 6.5.4.
 
     >>> optimizer = optax.chain(optax.sgd(0.1), soft_threshold(0.1 * 2.0))
     >>> params = jnp.array([1.0, -0.5, 0.25])
@@ -61,58 +60,20 @@ def soft_threshold(
     >>> [round(x, 6) for x in optax.apply_updates(params, updates).tolist()]
     [0.8, -0.3, 0.0]
     """
-    return _proximal(_soft, "soft_threshold", strength, where)
-
-
-def group_soft_threshold(
-    strength: Setting | Callable[[Any], Setting], *, where: Where = None
-) -> optax.GradientTransformationExtraArgs:
-    """The proximal step of the group lasso: units shrink as a whole, and become 0 as a whole.
-
-    After the update ``u`` a unit of m weights ``p`` becomes ``prox(p + u)``, with ``prox(x) = x * max(1 - strength *
-    sqrt(m) / ||x||_2, 0)``. A unit is an index along the last axis; of a vector each entry is one. Put it last in a
-    chain. The penalty is :func:`jaxprune.training.penalties.group_lasso`.
-
-    Args:
-      strength: the step size times the weight of the penalty, as for :func:`soft_threshold`.
-      where: which leaves take part; see :func:`jaxprune.tree.select`.
-
-    Returns:
-      An optax transformation, as :func:`soft_threshold`. The norm neither overflows nor underflows on the way. A NaN
-      makes its whole unit NaN.
-
-    Raises:
-      ValueError: as :func:`soft_threshold`.
-
-    Sources: Parikh & Boyd, "Proximal Algorithms", 2014, section 6.5.4; Yuan & Lin, "Model selection and estimation in
-    regression with grouped variables", 2006.
-
-    >>> optimizer = group_soft_threshold(1.0)
-    >>> params = jnp.array([[6.0, 1.0], [8.0, -1.0], [0.0, 0.0], [0.0, 0.0]])
-    >>> updates, _ = optimizer.update(jnp.zeros((4, 2)), optimizer.init(params), params)
-    >>> [[round(x, 6) for x in row] for row in optax.apply_updates(params, updates)[:2].tolist()]
-    [[4.8, 0.0], [6.4, 0.0]]
-    """
-    return _proximal(_group_soft, "group_soft_threshold", strength, where)
-
-
-def _proximal(
-    prox: Callable[[Array, Array], tuple[Array, Array]], name: str, strength: Any, where: Where
-) -> optax.GradientTransformationExtraArgs:
-    scheduled = callable(strength)
+    prox, scheduled = _group_soft if units else _soft, callable(strength)
 
     def init(params: Params) -> Any:
-        return ProximalState(jnp.zeros((), jnp.int32)) if scheduled else optax.EmptyState()
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)) if scheduled else optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Params | None = None, **_: Any) -> tuple[Any, Any]:
-        chosen = chosen_of(need(params, name), where)
+        chosen = chosen_of(need(params, "soft_threshold"), where)
         moved = tree.flatten(updates)
         tree.same_paths(chosen, moved, "params", "updates")
-        setting = within(strength(state.step) if scheduled else strength, params)
+        setting = within(strength(state.count) if scheduled else strength, params)
         limits = settings.per_leaf(setting, chosen, "strength", 0.0, np.inf)
         new = _step(prox, chosen.values, [jnp.asarray(moved.leaves[i]) for i in chosen.chosen], limits)
         if scheduled:
-            state = ProximalState(jnp.asarray(optax.safe_increment(state.step)))
+            state = optax.ScaleByScheduleState(jnp.asarray(optax.safe_increment(state.count)))
         return moved._replace(chosen=chosen.chosen).replace(new), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -19,7 +19,9 @@ from jaxprune import saliency as criteria
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Saliency, Scores, Setting, Where
 from jaxprune.kernels.rounding import power_of_two
-from jaxprune.masks.selection import Scope, as_masks
+from jaxprune.masks.selection import Scope
+from jaxprune.training.mask_updates import MaskFn, Ranking, ranked, unpruned
+from jaxprune.training.running_saliency import as_running
 
 # Beyond these powers of two the sum that synflow differentiates is brought back to about 1.
 _REACH = 100
@@ -139,8 +141,8 @@ def prune_at_start(
     saliency: Saliency,
     *,
     rounds: int = 1,
-    scope: Scope = "global",
-    min_keep: int | None = None,
+    scope: Scope | MaskFn = "leaf",
+    min_keep: int | float | None = None,
     where: Where = None,
 ) -> Masks:
     """Masks for a network before it is trained, found in rounds of scoring and removing.
@@ -155,7 +157,8 @@ def prune_at_start(
       saliency: static criterion ``params -> scores``, of full shape or one score a unit; close over what else it needs:
         ``lambda p: jaxprune.training.snip(loss, p, x, y)``.
       rounds: static number of rounds, 1 or more; they are one compiled loop.
-      scope: static; "global" ranks all chosen leaves together, "leaf" each alone.
+      scope: static; "leaf" ranks each leaf alone, "global" all chosen leaves together, as the papers of these criteria
+        do; or a function ``(scores, sparsity) -> masks``.
       min_keep: static, see :func:`jaxprune.masks.by_sparsity`.
       where: see :func:`jaxprune.tree.select`; resolved on the parameters.
 
@@ -174,31 +177,15 @@ def prune_at_start(
     """
     if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
         raise ValueError(f"rounds must be an integer of at least 1 (it is static), got {rounds!r}")
-    chosen = tree.select(params, where)
-    names = set(chosen.names)
-    shown = tree.select(jax.eval_shape(lambda: saliency(params)), lambda path, _: path in names)
-    tree.same_paths(chosen, shown, "params", "scores")
-    if scope == "leaf":
-        settings.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
-    elif settings.is_scalar(sparsity):
-        settings.check_setting(sparsity, "sparsity", 0.0, 1.0)
+    ranking = Ranking(as_running(saliency, with_grads=False), scope, min_keep, where, revive=False)
+    levels = jax.tree.map(
+        lambda value: _fractions(settings.check_setting(value, "sparsity", 0.0, 1.0), int(rounds)), sparsity
+    )
 
-    def prune(kept: list[Array], fraction: Setting) -> tuple[list[Array], None]:
-        scores = jax.tree.leaves(saliency(masking.apply_masks(params, as_masks(chosen, kept))))
-        ranked = [_behind(scores[i], mask) for i, mask in zip(chosen.chosen, kept, strict=True)]
-        new = masking.by_sparsity(
-            shown.replace(ranked, _no_score),
-            fraction,
-            scope=scope,
-            min_keep=min_keep,
-            where=lambda path, _: path in names,
-        )
-        leaves = jax.tree.leaves(new)
-        return [leaves[i] for i in chosen.chosen], None
+    def prune(masks: Masks, level: Setting) -> tuple[Masks, None]:
+        return ranked(ranking, masking.apply_masks(params, masks), level, (), None, masks), None
 
-    start = [jnp.ones(score.shape, bool, device=score.sharding) for score in (shown.leaves[i] for i in chosen.chosen)]
-    kept, _ = lax.scan(prune, start, jax.tree.map(lambda s: _fractions(s, int(rounds)), sparsity))
-    return as_masks(chosen, kept)
+    return lax.scan(prune, unpruned(ranking, params), levels)[0]
 
 
 def _fractions(sparsity: Any, rounds: int) -> Array:
@@ -206,11 +193,6 @@ def _fractions(sparsity: Any, rounds: int) -> Array:
     end = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
     steps = 1 - (1 - end) ** jnp.asarray(np.arange(1, rounds + 1) / rounds, jnp.float32)
     return jnp.minimum(lax.cummax(steps), end).at[-1].set(end)
-
-
-def _behind(scores: Array, mask: Array) -> Array:
-    """Scores in which what the mask removes ranks strictly behind all else, so that it is removed again."""
-    return jnp.where(mask, jnp.maximum(scores, jnp.finfo(scores.dtype).min), -jnp.inf)
 
 
 def _no_score(leaf: Any) -> Array:

@@ -84,17 +84,20 @@ def running_fisher(decay: Any = 0.99) -> RunningSaliency:
     return RunningSaliency(lambda params: (_zeros(params), jnp.zeros((), jnp.float32)), update, scores)
 
 
-def as_running(saliency: Any) -> RunningSaliency:
-    """Any criterion as one with a memory: ``None`` is magnitude, a function of (params) or (params, grads) has none."""
-    if isinstance(saliency, RunningSaliency):
+def as_running(saliency: Any, with_grads: bool = True) -> RunningSaliency:
+    """Any criterion as one with a memory; a function of (params), or of (params, grads) if there are any, has none."""
+    if saliency is None:  # a default that optax.inject_hyperparams does not take for a schedule
+        saliency = criteria.magnitude
+    if with_grads and isinstance(saliency, RunningSaliency):
         return saliency
-    function: Callable[..., Scores] = criteria.magnitude if saliency is None else saliency
-    if not callable(function):
-        raise TypeError(f"saliency must be a function of the parameters or a RunningSaliency, got {saliency!r}")
-    with_grads = "grads" in inspect.signature(function).parameters
+    if not callable(saliency):
+        raise TypeError(
+            f"saliency must be a function of the parameters{' or a RunningSaliency' * with_grads}, got {saliency!r}"
+        )
+    wanted = with_grads and "grads" in inspect.signature(saliency).parameters
 
     def scores(memory: Any, params: Params, grads: Any) -> Scores:
-        return function(params, grads=grads) if with_grads else function(params)
+        return saliency(params, grads=grads) if wanted else saliency(params)
 
     return RunningSaliency(lambda params: (), lambda memory, params, grads: (), scores)
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.core import Tracer
 
 from jaxprune import schedules, settings
@@ -17,6 +16,7 @@ from jaxprune.kernels import order
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.masks import by_sparsity
 from jaxprune.training.held_masks import chosen_of, held, masked, need, within
+from jaxprune.training.mask_updates import if_due
 
 #: ``(leaf's gradient, key) -> score`` of each weight that may grow, finite and larger for those that should.
 Growth = Callable[[Array, Array], Array]
@@ -55,7 +55,7 @@ def static_sparse(
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
-      An optax transformation with :class:`SparseState`. It needs ``params`` to update.
+      An optax transformation with that needs ``params`` to update; :func:`masks_of` finds the masks in its state.
 
     Raises:
       ValueError: a concrete sparsity outside [0, 1]; a ``where`` that matches nothing; no params.
@@ -89,7 +89,7 @@ def sparse_evolution(
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
-      An optax transformation with :class:`SparseState`.
+      An optax transformation, as :func:`static_sparse`.
 
     Raises:
       ValueError: as :func:`rigl`.
@@ -107,10 +107,7 @@ def sparse_evolution(
     (4, True)
     """
 
-    def at_random(grad: Array, key: Array) -> Array:
-        return _uniform(grad, key)
-
-    return _sparse(inner, sparsity, key, at_random, every, drop_fraction, stop_step, where, "sparse_evolution")
+    return _sparse(inner, sparsity, key, _uniform, every, drop_fraction, stop_step, where, "sparse_evolution")
 
 
 def rigl(
@@ -141,7 +138,7 @@ def rigl(
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
-      An optax transformation with :class:`SparseState`.
+      An optax transformation, as :func:`static_sparse`.
 
     Raises:
       ValueError: a concrete sparsity or fraction outside [0, 1]; an ``every`` below 1; no params.
@@ -158,10 +155,9 @@ def rigl(
     4
     """
 
-    def by_gradient(grad: Array, key: Array) -> Array:
-        return jnp.abs(grad)
-
-    return _sparse(inner, sparsity, key, by_gradient, every, drop_fraction, stop_step, where, "rigl")
+    return _sparse(
+        inner, sparsity, key, lambda grad, key: jnp.abs(grad), every, drop_fraction, stop_step, where, "rigl"
+    )
 
 
 def _sparse(
@@ -197,7 +193,7 @@ def _sparse(
             if stop_step is not None:
                 due &= state.step < jnp.asarray(stop_step, jnp.int32)
             operands = (params, updates, state.inner_state, fraction(state.step), key, masks)
-            masks = _exchange_if(due, growth, advance, operands)
+            masks = if_due(due, partial(_exchange, growth, advance), masks, *operands)
         stayed = jax.tree.map(lambda now, before: now & before if now.ndim else now, masks, state.masks)
         new, inner_state = advance(masked(updates, stayed), state.inner_state, params)
         step = jnp.asarray(optax.safe_increment(state.step))
@@ -230,22 +226,19 @@ def _uniform(like: Array, key: Array) -> Array:
     return jax.device_put(drawn, like.sharding)
 
 
-def _exchange_if(due: Array, growth: Growth, advance: Callable[..., Any], operands: Any) -> Masks:
-    """New masks if they are due, made before the step is taken; see ``renewal.renewed``."""
-
-    def exchange(params: Params, grads: Any, inner_state: Any, fraction: Array, key: Array, masks: Masks) -> Masks:
-        updates, _ = advance(masked(grads, masks), inner_state, params)
-        flat, treedef = jax.tree.flatten(masks)
-        columns = [treedef.flatten_up_to(each) for each in (optax.apply_updates(params, updates), grads)]
-        places = [i for i, mask in enumerate(flat) if mask.ndim]
-        rows = [(flat[i], columns[0][i], columns[1][i]) for i in places]
-        for i, new in zip(places, _exchanged(rows, growth, fraction, key), strict=True):
-            flat[i] = new
-        return treedef.unflatten(flat)
-
-    if isinstance(due, Tracer):
-        return lax.cond(due, exchange, lambda *operands: operands[-1], *operands)
-    return exchange(*operands) if due else operands[-1]
+def _exchange(
+    growth: Growth, advance: Callable[..., Any], params: Params, grads: Any, inner_state: Any, *operands: Any
+) -> Masks:
+    """New masks, made before the step is taken; ``operands`` are the fraction, the key and the old masks."""
+    fraction, key, masks = operands
+    updates, _ = advance(masked(grads, masks), inner_state, params)
+    flat, treedef = jax.tree.flatten(masks)
+    weights, slopes = map(treedef.flatten_up_to, (optax.apply_updates(params, updates), grads))
+    places = [i for i, mask in enumerate(flat) if mask.ndim]
+    rows = [(flat[i], weights[i], slopes[i]) for i in places]
+    for i, new in zip(places, _exchanged(rows, growth, fraction, key), strict=True):
+        flat[i] = new
+    return treedef.unflatten(flat)
 
 
 def _exchanged(rows: list[tuple[Array, Array, Array]], growth: Growth, fraction: Array, key: Array) -> list[Array]:

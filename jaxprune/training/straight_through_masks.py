@@ -1,6 +1,5 @@
 """Masks in the forward pass over weights that stay dense underneath: straight-through pruning."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,8 +9,8 @@ import optax
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Where
 from jaxprune.masks.selection import Scope
-from jaxprune.training.held_masks import need
-from jaxprune.training.mask_updates import MaskFn, PruningState, mask_rule, ordered, renewed, start
+from jaxprune.training.mask_updates import MaskFn, Ranking, scheduled
+from jaxprune.training.running_saliency import as_running
 
 
 def masked_forward(params: Params, masks: Masks) -> Params:
@@ -57,9 +56,9 @@ def straight_through(
     *,
     decay: Any = 0.0,
     saliency: Any = None,
-    mask_fn: MaskFn | None = None,
-    every: int | None = 1,
-    scope: Scope = "leaf",
+    every: Any = 1,
+    scope: Scope | MaskFn = "leaf",
+    min_keep: int | float | None = None,
     where: Where = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Masks on a schedule over dense latent weights: the loss sees masked weights, the optimizer trains all of them.
@@ -73,13 +72,13 @@ def straight_through(
       schedule: as for :func:`gradual_pruning`.
       decay: adds ``decay * w`` to the gradients of masked weights, which makes masks settle; traced.
       saliency: as for :func:`gradual_pruning`; with :func:`movement` this is movement pruning.
-      mask_fn: as for :func:`gradual_pruning`.
-      every: steps between updates of the masks; None for updates only where the schedule reaches a new level.
-      scope: static, "leaf" or "global".
+      every: as for :func:`gradual_pruning`.
+      scope: as for :func:`gradual_pruning`.
+      min_keep: as for :func:`gradual_pruning`.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
-      An optax transformation with :class:`PruningState`.
+      An optax transformation; :func:`masks_of` finds the masks in its state.
 
     Raises:
       ValueError: as :func:`gradual_pruning`; a concrete decay below 0.
@@ -93,21 +92,13 @@ def straight_through(
     >>> masked_forward(params, state.masks).tolist()
     [4.0, -3.0, 0.0, 0.0]
     """
-    rule = mask_rule(schedule, saliency, mask_fn, every, scope, where, revive=True)
+    ranking = Ranking(as_running(saliency), scope, min_keep, where, revive=True)
     decay = settings.check_setting(decay, "decay", 0.0, jnp.inf)
 
-    def init(params: Params) -> PruningState:
-        return start(rule, params, inner.init(params))
+    def seen(grads: Any, params: Params, masks: Masks) -> Any:
+        return jax.tree.map(lambda mask, g, w: _drawn(mask, g, w, decay), masks, grads, params)
 
-    def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> Any:
-        params = need(params, "straight_through")
-        drawn = jax.tree.map(lambda mask, g, w: _drawn(mask, g, w, decay), state.masks, updates, params)
-        advance = partial(optax.with_extra_args_support(inner).update, **extra)
-        state = renewed(rule, state, params, drawn, lambda *step: advance(*step)[0])
-        new, inner_state = advance(ordered(drawn, state), state.inner_state, params)
-        return new, state._replace(inner_state=inner_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return scheduled(inner, schedule, every, ranking, seen, lambda updates, *_: updates, "straight_through")
 
 
 def _drawn(mask: Array, grad: Array, weight: Array, decay: Any) -> Array:

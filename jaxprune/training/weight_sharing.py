@@ -1,15 +1,12 @@
 """Fine-tuning of shared weights: gradients are summed up for each centroid (Han et al. 2016, arXiv:1510.00149, fig. 3).
 
-Two ways. :func:`shared_weights` wraps an optimizer and leaves dense parameters dense: equal weights stay equal, and
-zeros stay 0. With :func:`centroids_of` and :func:`with_centroids` the centroids themselves are the parameters, and the
-loss decodes them.
+:func:`shared_weights` wraps an optimizer and leaves dense parameters dense: equal weights stay equal, and zeros stay 0.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.core import Tracer
@@ -104,64 +101,6 @@ def shared_weights(
         return _replaced(selection, steps, spread), SharedState(state.shares, after)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def centroids_of(encoded: Params) -> Params:
-    """The trainable part of a tree of codebooks: each gives way to its centroids, other leaves stay.
-
-    Args:
-      encoded: a tree in which :func:`jaxprune.codebook.encode` has put a ``CodebookArray`` for some leaves.
-
-    Returns:
-      The tree with float32 ``(k,)`` in their places. Other leaves are the same objects.
-
-    >>> centroids_of({"kernel": codebook.encode(jnp.array([0.0, 2.0, 2.0]), 2), "bias": 1.0})
-    {'bias': 1.0, 'kernel': Array([0., 2.], dtype=float32)}
-    """
-    return jax.tree.map(lambda leaf: leaf.centroids if _is_codebook(leaf) else leaf, encoded, is_leaf=_is_codebook)
-
-
-def with_centroids(encoded: Params, centroids: Params) -> Params:
-    """Puts trained centroids, and other trained leaves, back: the opposite of :func:`centroids_of`.
-
-    To train them, take the gradient of ``loss(dequantize(with_centroids(encoded, centroids)))`` in ``centroids``: that
-    of a centroid is the sum over its cluster, that of kept zeros 0.
-
-    Args:
-      encoded: a tree in which :func:`jaxprune.codebook.encode` has put a ``CodebookArray`` for some leaves.
-      centroids: as :func:`centroids_of` returns it.
-
-    Returns:
-      ``encoded`` with these centroids, and with the other leaves of ``centroids``.
-
-    Raises:
-      ValueError: trees that differ in structure, or centroids of another shape, with the path.
-
-    >>> from jaxprune import dequantize
-    >>> encoded = codebook.encode({"kernel": jnp.array([[0.0, 2.0, 2.0]])}, 2)
-    >>> loss = lambda c: dequantize(with_centroids(encoded, c))["kernel"].sum()
-    >>> jax.grad(loss)(centroids_of(encoded))
-    {'kernel': Array([0., 2.], dtype=float32)}
-    """
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(encoded, is_leaf=_is_codebook)
-    try:
-        values = treedef.flatten_up_to(centroids)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"centroids do not follow the encoded tree: {error}") from error
-    found = []
-    for (key, leaf), value in zip(keyed, values, strict=True):
-        if _is_codebook(leaf):
-            if np.shape(value) != leaf.centroids.shape:
-                raise ValueError(
-                    f"centroids of {jax.tree_util.keystr(key)} have shape {np.shape(value)}, not {leaf.centroids.shape}"
-                )
-            value = CodebookArray(leaf.codes, value, leaf.keeps_zeros, leaf.dtype)
-        found.append(value)
-    return treedef.unflatten(found)
-
-
-def _is_codebook(node: Any) -> bool:
-    return isinstance(node, CodebookArray)
 
 
 def _shares_of(selection: tree.Selection, k: Setting, keep_zeros: bool) -> tuple[Shares, ...]:
