@@ -109,6 +109,34 @@ def follow_paths(values: Any, paths: Sequence[str], wanted: Sequence[str], name:
     return {path: given[max(prefixes, key=len)] for path, prefixes in found.items()}
 
 
+def matching(patterns: Sequence[str], things: Sequence[Sequence[str]], complaint: Callable[[str], str]) -> list[bool]:
+    """Which of some things, each known by one or more names, glob patterns choose.
+
+    Args:
+      patterns: a leading ``!`` excludes; where all exclude, everything else is chosen.
+      things: the names of each.
+      complaint: what is wrong, of a pattern that matches none.
+
+    Raises:
+      ValueError: a pattern matches none.
+
+    >>> matching(["!a*"], [["a1"], ["b", "c"]], str)
+    [False, True]
+    """
+
+    def flags(pattern: str) -> list[bool]:
+        found = [any(fnmatchcase(name, pattern) for name in names) for names in things]
+        if not any(found):
+            raise ValueError(complaint(pattern))
+        return found
+
+    wanted = [flags(pattern) for pattern in patterns if not pattern.startswith("!")]
+    excluded = [flags(pattern[1:]) for pattern in patterns if pattern.startswith("!")]
+    if excluded and not wanted:
+        wanted = [[True] * len(things)]
+    return [any(f[i] for f in wanted) and not any(f[i] for f in excluded) for i in range(len(things))]
+
+
 def same_paths(left: Selection, right: Selection, left_name: str, right_name: str) -> None:
     """Raises ``ValueError`` with the paths that differ unless both trees have the same leaves."""
     if left.paths == right.paths:
@@ -203,22 +231,17 @@ def _resolve(where: Where, paths: list[str], leaves: list[Any], default: list[bo
 
 
 def _match(patterns: Sequence[str], paths: list[str], default: list[bool]) -> list[bool]:
-    """Glob patterns among the default leaves; only excluding ones start from all of them."""
+    """Glob patterns among the default leaves."""
     names = [path for path, taken in zip(paths, default, strict=True) if taken]
 
-    def matches(pattern: str) -> set[str]:
-        found = {n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n.removeprefix("params/"), pattern)}
-        if not found:
-            raise ValueError(
-                f"pattern {pattern!r} matches no leaf; patterns choose among {names}; "
-                f"a predicate (path, leaf) -> bool can choose any of {paths}"
-            )
-        return found
+    def complaint(pattern: str) -> str:
+        return (
+            f"pattern {pattern!r} matches no leaf; patterns choose among {names}; "
+            f"a predicate (path, leaf) -> bool can choose any of {paths}"
+        )
 
-    wanted = [matches(pattern) for pattern in patterns if not pattern.startswith("!")]
-    excluded = [matches(pattern[1:]) for pattern in patterns if pattern.startswith("!")]
-    kept = (set().union(*wanted) if wanted else set(names)).difference(*excluded)
-    return [taken and path in kept for path, taken in zip(paths, default, strict=True)]
+    found = iter(matching(patterns, [(name, name.removeprefix("params/")) for name in names], complaint))
+    return [taken and next(found) for taken in default]
 
 
 def _is_kernel(path: str, leaf: Any) -> bool:

@@ -154,9 +154,9 @@ def test_inspect_draws_a_table(model, call):
 
 
 def test_compress_decompress_diff(model, call):
-    found = call("compress", model, "-o", "small.jp", "--sparsity", "0.5", "--bits", "4", "--json")
+    found = call("compress", model, "-o", "small.jp", "--sparsity=0.5", "--bits=4", "--scope=global", "--json")
     params = {name: LEAVES[name] for name in KERNELS}
-    wanted = jp.fake_quant(jp.prune(params, 0.5).params, 4)
+    wanted = jp.fake_quant(jp.prune(params, 0.5, scope="global").params, 4)
     loaded = jp.load("small.jp")
     assert set(loaded) == set(LEAVES)
     for name, leaf in LEAVES.items():
@@ -332,7 +332,7 @@ def test_sweep_against_numpy(model, call):
     rows = found["settings"]
     assert [(row["sparsity"], row["bits"]) for row in rows] == [(s, b) for s in (0, 0.5) for b in (None, 8, 3)]
     for row in rows:
-        pruned, masks = jp.prune(tree, row["sparsity"])
+        pruned, masks = jp.prune(tree, row["sparsity"], scope="leaf")
         after = pruned if row["bits"] is None else jp.fake_quant(pruned, row["bits"])
         size = jp.report(tree, after, masks=masks, bits=row["bits"]).total.coded_bytes
         error = sum(np.sum((wide(name) - np.asarray(after[name], np.float64)) ** 2) for name in tree)

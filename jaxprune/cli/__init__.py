@@ -1,6 +1,6 @@
 """The command line: ``jaxprune inspect | sweep | compress | shrink | decompress | diff | convert``.
 
-Each command is a module with ``HELP``, ``EXAMPLES``, ``configure(parser)`` and ``run(args)``, and a name in
+Each command is a module with ``configure(parser)`` and ``run(args)``, whose docstring is its help, and a name in
 ``COMMANDS``. Arguments are read by argparse: it is part of Python and does all that is needed here.
 """
 
@@ -23,7 +23,6 @@ _ABOUT = """\
 Looks into checkpoints and makes them small. Reads and writes .safetensors, .npz, msgpack of Flax, Orbax folders and the
 files of jaxprune.save (.jp); a format is told by what is in a file, that of an output by its suffix."""
 _END = """\
-examples:
 {examples}
 
 exit codes: 0 done, 1 it failed (one line on stderr says why), 2 wrong arguments, 130 interrupted
@@ -83,19 +82,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("jaxprune", description=_ABOUT, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"jaxprune {__version__}")
     added = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    modules = {name: import_module(f"jaxprune.cli.{name}") for name in COMMANDS}
-    for name, module in modules.items():
+    firsts = ["examples:"]
+    for name in COMMANDS:
+        module = import_module(f"jaxprune.cli.{name}")
+        about, _, examples = (module.__doc__ or "").strip().partition("\n\n")
         command = added.add_parser(
             name,
-            help=module.HELP,
-            description=module.HELP[0].upper() + module.HELP[1:] + ".",
-            epilog=_END.format(examples=module.EXAMPLES),
+            help=about[:1].lower() + about[1:].rstrip("."),
+            description=about,
+            epilog=_END.format(examples=examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.configure(command)
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
         command.add_argument("--quiet", action="store_true", help="no progress bar (never drawn but on a terminal)")
-    firsts = [module.EXAMPLES.splitlines()[0] for module in modules.values()]
+        firsts += examples.splitlines()[1:2]
     parser.epilog = _END.format(examples="\n".join(firsts))
     return parser
 

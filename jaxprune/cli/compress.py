@@ -1,4 +1,12 @@
-"""``jaxprune compress``: makes a small file of a checkpoint, reads it back, and says what it cost."""
+"""Make a small file: prune, quantize or share weights, code what is left, read it back and say what it cost.
+
+examples:
+  jaxprune compress model.safetensors -o model.jp --sparsity 0.5 --bits 4
+  jaxprune compress model.safetensors -o model.jp --bits 8 --exclude '*embeddings*'
+  jaxprune compress model.msgpack -o model.jp --n-of-m 2:4 --bits 8 --axis -1
+  jaxprune compress model.safetensors -o model.jp --recipe recipe.toml
+  jaxprune compress model.safetensors -o model.jp          (without loss)
+"""
 
 import argparse
 from typing import Any
@@ -11,14 +19,6 @@ from jaxprune.files import read as open_artifact
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
 
-HELP = "make a small file: prune, quantize or share weights, and code what is left"
-EXAMPLES = """\
-  jaxprune compress model.safetensors -o model.jp --sparsity 0.5 --bits 4
-  jaxprune compress model.safetensors -o model.jp --bits 8 --exclude '*embeddings*'
-  jaxprune compress model.msgpack -o model.jp --n-of-m 2:4 --bits 8 --axis -1
-  jaxprune compress model.safetensors -o model.jp --recipe recipe.toml
-  jaxprune compress model.safetensors -o model.jp          (without loss)"""
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
@@ -27,20 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--recipe", metavar="FILE", help="a TOML file of these options, with sections for patterns")
     group = parser.add_argument_group("what is lost", "Without any of these, nothing is.")
-    group.add_argument("--sparsity", type=float, metavar="S", help=recipe.KEYS["sparsity"])
-    group.add_argument("--n-of-m", metavar="N:M", help=recipe.KEYS["n_of_m"])
-    group.add_argument("--n-of-m-axis", type=int, metavar="AXIS", help=recipe.KEYS["n_of_m_axis"])
-    group.add_argument("--scope", choices=("global", "leaf"), help=recipe.TOP_KEYS["scope"] + " (default: global)")
-    group.add_argument("--bits", type=float, metavar="B", help=recipe.KEYS["bits"])
-    group.add_argument("--codebook", type=int, metavar="K", help=recipe.KEYS["codebook"])
-    group.add_argument("--quantizer", choices=("uniform", "rd", "trellis"), help=recipe.KEYS["quantizer"])
-    group.add_argument("--axis", type=int, metavar="AXIS", help=recipe.KEYS["axis"])
-    group.add_argument("--block-size", type=int, metavar="SIZE", help=recipe.KEYS["block_size"])
-    group.add_argument("--side", choices=("float16", "int8"), help=recipe.TOP_KEYS["side"])
-    group.add_argument(
-        "--where", action="append", metavar="PATTERN", help="only leaves of these names; may be repeated"
-    )
-    group.add_argument("--exclude", action="append", metavar="PATTERN", help="leaves to leave alone; may be repeated")
+    recipe.add_options(group)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -108,8 +95,8 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _text(found: dict[str, Any]) -> str:
     head = ("leaf", "shape", "before", "after", "smaller", "zeros", "bits/weight", "rel. error")
-    rows = [_cells(row, row["name"], output.shape(row["shape"])) for row in found["leaves"]]
-    lines = [host.table(head, rows, _cells(found["total"], "total", ""), left=2), ""]
+    total = _cells(found["total"] | {"name": "total"})
+    lines = [host.table(head, [_cells(row) for row in found["leaves"]], total, left=2), ""]
     lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
     if lost:
         some = f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
@@ -122,14 +109,8 @@ def _text(found: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{found['path']}: {smaller}. Read back: every leaf is as it was coded."])
 
 
-def _cells(row: dict[str, Any], name: str, shape: str) -> tuple[str, ...]:
-    return (
-        name,
-        shape,
-        f"{row['bytes_before']:,}",
-        f"{row['bytes_after']:,}",
-        output.times(row["bytes_before"], row["bytes_after"]),
-        f"{row['zeros_after'] / max(row['size'], 1):.1%}",
-        f"{8 * row['bytes_after'] / max(row['size'], 1):.2f}",
-        f"{row['relative_error']:.2e}" if row["relative_error"] else "0",
-    )
+def _cells(row: dict[str, Any]) -> list[str]:
+    size, before, after = max(row["size"], 1), row["bytes_before"], row["bytes_after"]
+    said = {"smaller": output.times(before, after), "zeros": row["zeros_after"] / size, "width": 8 * after / size}
+    form = "{name} {shape} {bytes_before:,} {bytes_after:,} {smaller} {zeros:.1%} {width:.2f} {relative_error:.3g}"
+    return output.cells(form, row | said)

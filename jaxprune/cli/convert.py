@@ -1,16 +1,16 @@
-"""``jaxprune convert``: the same leaves in another format, one after the other."""
+"""Write the same leaves in another format.
+
+examples:
+  jaxprune convert model.msgpack model.safetensors
+  jaxprune convert checkpoints/100 model.npz
+  jaxprune convert model.safetensors model.orbax
+"""
 
 import argparse
 
 from jaxprune import checkpoints
 from jaxprune.checkpoints import writing
 from jaxprune.cli import output
-
-HELP = "write the same leaves in another format"
-EXAMPLES = """\
-  jaxprune convert model.msgpack model.safetensors
-  jaxprune convert checkpoints/100 model.npz
-  jaxprune convert model.safetensors model.orbax"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +29,8 @@ def copy(args: argparse.Namespace, opened: checkpoints.Checkpoint) -> None:
     """Writes the leaves to the output, and prints both sizes."""
     writing.check_output(args.output, force=args.force)
     written = checkpoints.write(args.output, opened.leaves, force=args.force)
-    found = {
-        "path": args.output,
-        "format": checkpoints.format_for(args.output).NAME,
-        "leaves": len(opened.leaves),
-        "bytes_before": opened.file_bytes,
-        "bytes_after": written,
-    }
+    found = {"path": args.output, "format": checkpoints.format_for(args.output).NAME, "leaves": len(opened.leaves)}
+    found |= {"bytes_before": opened.file_bytes, "bytes_after": written}
     before = f"{opened.path} ({opened.format}, {opened.file_bytes:,} bytes)"
     after = f"{args.output} ({found['format']}, {written:,} bytes)"
     output.show(args, found, f"{before} -> {after}: {len(opened.leaves)} leaves")

@@ -1,14 +1,14 @@
-"""``jaxprune decompress``: the dense arrays of a small file, in a format that other programs read."""
+"""Write the dense arrays of a small file, in a format that other programs read.
+
+examples:
+  jaxprune decompress model.jp -o model.safetensors
+  jaxprune decompress model.jp -o model.npz --force
+"""
 
 import argparse
 
 from jaxprune import checkpoints
 from jaxprune.cli import convert
-
-HELP = "write the dense arrays of a small file"
-EXAMPLES = """\
-  jaxprune decompress model.jp -o model.safetensors
-  jaxprune decompress model.jp -o model.npz --force"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,10 @@
-"""``jaxprune diff``: how far two checkpoints are apart, and what one of them lacks; across formats."""
+"""The error of each leaf, and what was removed, between two checkpoints of any formats.
+
+examples:
+  jaxprune diff model.safetensors model.jp
+  jaxprune diff before.msgpack after.npz --json
+  jaxprune diff model.safetensors model.jp --changed       (leave out equal leaves)
+"""
 
 import argparse
 from typing import Any
@@ -8,14 +14,7 @@ import jax.numpy as jnp
 from jaxprune import checkpoints, host
 from jaxprune.checkpoints import Leaf, names
 from jaxprune.cli import output
-from jaxprune.host import progress_bar
 from jaxprune.reports import measures
-
-HELP = "the error of each leaf, and what was removed"
-EXAMPLES = """\
-  jaxprune diff model.safetensors model.jp
-  jaxprune diff before.msgpack after.npz --json
-  jaxprune diff model.safetensors model.jp --changed       (leave out equal leaves)"""
 
 _NOTES = """\
 rel. error: L2 norm of after - before over that of before; of the total, over all floating leaves.
@@ -40,13 +39,11 @@ def run(args: argparse.Namespace) -> None:
             f"{args.before} and {args.after} have no leaf in common: {_few(list(before))} against {_few(list(after))}"
         )
     rows, shapes = [], []
-    with progress_bar(output.progress_wanted(args), "leaves", 0, len(both)) as finished:
-        for number, path in enumerate(both, 1):
-            if before[path].shape == after[path].shape:
-                rows.append(measured(before[path], after[path]))
-            else:
-                shapes.append({"name": path, "before": list(before[path].shape), "after": list(after[path].shape)})
-            finished(number)
+    for path in output.tracked(both, "leaves", output.progress_wanted(args)):
+        if before[path].shape == after[path].shape:
+            rows.append(measured(before[path], after[path]))
+        else:
+            shapes.append({"name": path, "before": list(before[path].shape), "after": list(after[path].shape)})
     found = {
         "before": {"path": args.before, "format": old.format, "file_bytes": old.file_bytes},
         "after": {"path": args.after, "format": new.format, "file_bytes": new.file_bytes},
@@ -94,11 +91,11 @@ def _few(some: list[str]) -> str:
 
 def _text(found: dict[str, Any], changed: bool) -> str:
     head = ("leaf", "shape", "dtype", "rel. error", "max error", "zeros before", "after", "removed", "units")
-    rows = [row for row in found["leaves"] if not (changed and row["equal"])]
-    cells = [_cells(row, row["name"], output.shape(row["shape"]), _dtypes(row)) for row in rows]
-    lines = [host.table(head, cells, _cells(found["total"], "total", "", ""), left=3), "", _NOTES, ""]
-    for row in found["shapes"]:
-        lines.append(f"{row['name']}: {output.shape(row['before'])} before, {output.shape(row['after'])} after")
+    rows = [_cells(row | {"dtype": _dtypes(row)}) for row in found["leaves"] if not (changed and row["equal"])]
+    lines = [host.table(head, rows, _cells(found["total"] | {"name": "total"}), left=3), "", _NOTES, ""]
+    lines += [
+        "{}: {} before, {} after".format(*output.cells("{name} {before} {after}", row)) for row in found["shapes"]
+    ]
     for key, name in (("only_before", found["before"]["path"]), ("only_after", found["after"]["path"])):
         if found[key]:
             lines.append(f"only in {name}: {', '.join(found[key])}")
@@ -113,15 +110,6 @@ def _dtypes(row: dict[str, Any]) -> str:
     return row["dtype"] if same else f"{row['dtype']} -> {row['dtype_after']}"
 
 
-def _cells(row: dict[str, Any], name: str, shape: str, dtype: str) -> tuple[str, ...]:
-    return (
-        name,
-        shape,
-        dtype,
-        f"{row['relative_error']:.2e}" if row["relative_error"] else "0",
-        f"{row['max_error']:.2e}" if row["max_error"] else "0",
-        f"{row['zeros_before']:,}",
-        f"{row['zeros_after']:,}",
-        f"{row['removed']:,}",
-        f"{row['units_removed']:,}",
-    )
+def _cells(row: dict[str, Any]) -> list[str]:
+    form = "{name} {shape} {dtype} {relative_error:.3g} {max_error:.3g} {zeros_before:,} {zeros_after:,} {removed:,} "
+    return output.cells(form + "{units_removed:,}", row)

@@ -1,20 +1,18 @@
-"""``jaxprune inspect``: what is in a checkpoint, and what low-bit codes of it would take."""
+"""What is in a checkpoint, leaf by leaf, and what 8-bit and 4-bit codes would take.
+
+examples:
+  jaxprune inspect model.safetensors
+  jaxprune inspect model.safetensors --json | jq .total
+  jaxprune inspect checkpoints/100 --where 'Dense_*'
+"""
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 from jaxprune import checkpoints, host
 from jaxprune.checkpoints import Leaf, inspection
 from jaxprune.cli import output, selection
-from jaxprune.host import progress_bar
-
-HELP = "what is in a checkpoint, leaf by leaf, and what 8-bit and 4-bit codes would take"
-EXAMPLES = """\
-  jaxprune inspect model.safetensors
-  jaxprune inspect model.safetensors --json | jq .total
-  jaxprune inspect checkpoints/100 --where 'Dense_*'"""
 
 _NOTES = """\
 H8, H4: entropy in bits a weight of the codes of jaxprune.quantize(leaf, 8 or 4): symmetric, one scale a leaf.
@@ -33,28 +31,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Reads each leaf once and prints what is in it."""
     opened = checkpoints.open(args.checkpoint)
-    shown = list(opened.leaves)
-    if args.where:
-        some = set().union(*(selection.matching(pattern, shown, opened.leaves) for pattern in args.where))
-        shown = [name for name in shown if name in some]
-    leaves = {name: opened.leaves[name] for name in shown}
+    shown = selection.matching(args.where, list(opened.leaves), opened.leaves)
     marked = set(selection.eligible(opened.leaves))
-    facts = {}
-    with progress_bar(output.progress_wanted(args), "leaves", 0, len(leaves)) as finished:
-        for number, (name, leaf) in enumerate(leaves.items(), 1):
-            facts[name] = inspection.describe(leaf.read())
-            finished(number)
-    rows = [_row(leaf, facts[name], name in marked) for name, leaf in leaves.items()]
-    total = _total(rows)
-    warnings = _warnings(leaves, facts)
-    found = {
-        "path": str(opened.path),
-        "format": opened.format,
-        "file_bytes": opened.file_bytes,
-        "leaves": rows,
-        "total": total,
-        "warnings": warnings,
-    }
+    leaves = [opened.leaves[name] for name in shown]
+    tracked = output.tracked(leaves, "leaves", output.progress_wanted(args))
+    facts = {leaf.name: inspection.describe(leaf.read()) for leaf in tracked}
+    rows = [_row(leaf, facts[leaf.name], leaf.name in marked) for leaf in leaves]
+    found = {"path": str(opened.path), "format": opened.format, "file_bytes": opened.file_bytes, "leaves": rows}
+    found |= {"total": _total(rows), "warnings": _warnings(leaves, facts)}
     output.show(args, found, _text(found))
 
 
@@ -79,22 +63,18 @@ def _row(leaf: Leaf, facts: inspection.Facts, marked: bool) -> dict[str, Any]:
 
 
 def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    total: dict[str, Any] = {
-        key: sum(row[key] for row in rows) for key in ("parameters", "bytes", "zeros", "nan", "inf")
-    }
-    floating = [row["absmax"] for row in rows if "entropy_8" in row]
-    total["absmax"] = max(floating, default=0.0)
-    for bits in inspection.WIDTHS:
-        for kind in ("fixed", "coded"):
-            key = f"{kind}_bytes_{bits}"
-            total[key] = sum(row[key] if row["selected"] else row["bytes"] for row in rows)
+    counts = ("parameters", "bytes", "zeros", "nan", "inf")
+    total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in counts}
+    total["absmax"] = max((row["absmax"] for row in rows if "entropy_8" in row), default=0.0)
+    for key in (f"{kind}_bytes_{bits}" for bits in inspection.WIDTHS for kind in ("fixed", "coded")):
+        total[key] = sum(row[key] if row["selected"] else row["bytes"] for row in rows)
     return total
 
 
-def _warnings(leaves: Mapping[str, Leaf], facts: dict[str, inspection.Facts]) -> list[str]:
+def _warnings(leaves: list[Leaf], facts: dict[str, inspection.Facts]) -> list[str]:
     found, alike = [], defaultdict(list)
-    for name, leaf in leaves.items():
-        fact = facts[name]
+    for leaf in leaves:
+        name, fact = leaf.name, facts[leaf.name]
         if fact.nan or fact.inf:
             found.append(f"{name}: {fact.nan:,} NaN and {fact.inf:,} infinite of {leaf.size:,} entries")
         if leaf.size > 1 and fact.zeros == leaf.size:
@@ -111,32 +91,14 @@ def _warnings(leaves: Mapping[str, Leaf], facts: dict[str, inspection.Facts]) ->
 
 def _text(found: dict[str, Any]) -> str:
     head = ("leaf", "shape", "dtype", "parameters", "bytes", "zeros", "nan/inf", "absmax", "H8", "H4", "8-bit", "4-bit")
-    total = found["total"] | {"name": "total", "shape": None, "dtype": "", "selected": False}
-    text = host.table(head, [_cells(row) for row in found["leaves"]], _cells(total), left=3)
-    return "\n".join(
-        [
-            f"{found['path']}: {found['format']}, {output.size(found['file_bytes'])}, {len(found['leaves'])} leaves",
-            "",
-            text,
-            "",
-            _NOTES,
-            *(["", "Warnings"] + [f"  {warning}" for warning in found["warnings"]] if found["warnings"] else []),
-        ]
-    )
+    cells = [_cells(row | {"name": f"{'*' if row['selected'] else ' '} {row['name']}"}) for row in found["leaves"]]
+    table = host.table(head, cells, _cells(found["total"] | {"name": "  total"}), left=3)
+    title = f"{found['path']}: {found['format']}, {output.size(found['file_bytes'])}, {len(found['leaves'])} leaves"
+    warnings = ["", "Warnings", *(f"  {warning}" for warning in found["warnings"])] if found["warnings"] else []
+    return "\n".join([title, "", table, "", _NOTES, *warnings])
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        ("* " if row["selected"] else "  ") + row["name"],
-        "" if row["shape"] is None else output.shape(row["shape"]),
-        row["dtype"],
-        f"{row['parameters']:,}",
-        f"{row['bytes']:,}",
-        f"{row['zeros']:,}",
-        f"{row['nan'] + row['inf']:,}",
-        f"{row['absmax']:.4g}",
-        f"{row['entropy_8']:.2f}" if "entropy_8" in row else "",
-        f"{row['entropy_4']:.2f}" if "entropy_4" in row else "",
-        f"{row['coded_bytes_8']:,}" if "coded_bytes_8" in row else "",
-        f"{row['coded_bytes_4']:,}" if "coded_bytes_4" in row else "",
-    )
+def _cells(row: dict[str, Any]) -> list[str]:
+    form = "{name} {shape} {dtype} {parameters:,} {bytes:,} {zeros:,} {odd:,} {absmax:.4g} {entropy_8:.2f} "
+    form += "{entropy_4:.2f} {coded_bytes_8:,} {coded_bytes_4:,}"
+    return output.cells(form, row | {"odd": row["nan"] + row["inf"]})

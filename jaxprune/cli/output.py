@@ -3,18 +3,15 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from jaxprune import host
 
 
 def show(args: Any, facts: dict[str, Any], text: str) -> None:
     """Prints the facts as JSON if that is asked for, else the text."""
     print(json.dumps(plain(facts), indent=1, allow_nan=False) if args.json else text)
-
-
-def note(text: str) -> None:
-    """A line on stderr that is no result."""
-    print(f"jaxprune: {text}", file=sys.stderr)
 
 
 def progress_wanted(args: Any) -> bool:
@@ -26,6 +23,24 @@ def progress_wanted(args: Any) -> bool:
     except ImportError:
         return False
     return True
+
+
+def tracked(items: Sequence[Any], what: str, progress: bool) -> Iterator[Any]:
+    """The items, with a bar that shows how many are done."""
+    with host.progress_bar(progress, what, 0, len(items)) as finished:
+        for number, item in enumerate(items, 1):
+            yield item
+            finished(number)
+
+
+def cells(form: str, row: dict[str, Any]) -> list[str]:
+    """A line of a table, by a form; what the row lacks stays empty, and a list is a shape.
+
+    >>> cells("{name} {shape} {size:,} {error:.3g}", {"name": "a", "shape": [30, 40], "size": 1200})
+    ['a', '30x40', '1,200', '']
+    """
+    said = {key: shape(value) if isinstance(value, list) else value for key, value in row.items()}
+    return [part.format_map(said) if part[1:-1].split(":")[0] in said else "" for part in form.split()]
 
 
 def plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ bits = 8
 """
 
 import argparse
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,27 +18,35 @@ from typing import Any, NamedTuple
 from jaxprune.checkpoints import Leaf
 from jaxprune.cli import selection
 
+
+class Key(NamedTuple):
+    """What may be said: the kind of the value, in words, and numbers from ``low`` to ``high`` or some ``choices``."""
+
+    kind: type
+    said: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+
+
 KEYS = {
-    "sparsity": "fraction of the weights that becomes 0, those of the least magnitude, in [0, 1]",
-    "n_of_m": 'N of every M weights stay, such as "2:4"; instead of sparsity',
-    "n_of_m_axis": "the axis along which N of M are counted; -2, the input axis of Flax kernels (PyTorch: -1)",
-    "bits": "width of the codes, 1 to 16; mean bits a weight for the quantizers rd and trellis",
-    "codebook": "number of values that the weights of a leaf share; instead of bits",
-    "quantizer": '"uniform", "rd" (rate and distortion) or "trellis"',
-    "axis": "the axis with a scale for each index: -1 for units of Flax, 0 for those of PyTorch; else one a leaf",
-    "block_size": "consecutive weights of the input axis that share a scale",
+    "sparsity": Key(float, "fraction of the weights that becomes 0, those of the least magnitude, in [0, 1]", 0, 1),
+    "n_of_m": Key(str, 'N of every M weights stay, such as "2:4"; instead of sparsity'),
+    "n_of_m_axis": Key(int, "the axis along which N of M are counted; default: -2, of inputs (PyTorch: -1)"),
+    "bits": Key(float, "width of the codes, 1 to 16; mean bits a weight for the quantizers rd and trellis", 1, 16),
+    "codebook": Key(int, "number of values that the weights of a leaf share; instead of bits", 1, 65536),
+    "quantizer": Key(str, "rd is for rate and distortion; default: uniform", choices=("uniform", "rd", "trellis")),
+    "axis": Key(int, "the axis with a scale for each index: -1 for units (PyTorch: 0); else one a leaf"),
+    "block_size": Key(int, "consecutive weights of the input axis that share a scale"),
 }
 TOP_KEYS = {
-    "scope": '"global", one ranking over all leaves of one sparsity, or "leaf"',
-    "side": 'how other floating leaves, and scales, are stored: "float16" or "int8"; otherwise as they are',
-    "where": "patterns of the leaves that are chosen; all kernels and embeddings without it",
-    "exclude": "patterns of leaves that are left alone",
+    "scope": Key(str, "leaf (default), or one ranking over all leaves of one sparsity", choices=("leaf", "global")),
+    "side": Key(str, "how other floats, and scales, are stored; else as they are", choices=("float16", "int8")),
+    "where": Key(list, "patterns of the leaves that are chosen; all kernels and embeddings without it"),
+    "exclude": Key(list, "patterns of leaves that are left alone"),
 }
-_SECTION_KEYS = {"skip": "true leaves these leaves alone"}
+_SECTION_KEYS = {"skip": Key(bool, "true leaves these leaves alone")}
 _RIVALS = {"sparsity": "n_of_m", "n_of_m": "sparsity", "bits": "codebook", "codebook": "bits"}
-_NUMBERS = {"sparsity": (int, float), "bits": (int, float), "codebook": int, "axis": int, "block_size": int,
-            "n_of_m_axis": int, "skip": bool}  # fmt: skip
-_CHOICES = {"quantizer": ("uniform", "rd", "trellis"), "scope": ("global", "leaf"), "side": ("float16", "int8")}
 
 
 class Treatment(NamedTuple):
@@ -62,10 +71,18 @@ class Recipe(NamedTuple):
     side: str | None
 
 
+def add_options(parser: Any) -> None:
+    """The keys as options of a command; those of lists may be repeated."""
+    for key, about in (KEYS | TOP_KEYS).items():
+        kind = {"action": "append", "metavar": "PATTERN"} if about.kind is list else {"type": about.kind}
+        chosen = {"choices": about.choices} if about.choices else {}
+        parser.add_argument(f"--{key.replace('_', '-')}", help=about.said, **kind, **chosen)
+
+
 def from_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of the command line as a recipe would say them."""
-    given = {key: getattr(args, key, None) for key in (*KEYS, *TOP_KEYS)}
-    return {key: value for key, value in given.items() if value not in (None, [])}
+    given = {key: getattr(args, key) for key in (*KEYS, *TOP_KEYS)}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def from_file(path: str) -> dict[str, Any]:
@@ -92,12 +109,12 @@ def resolve(said: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> Recipe:
     found: dict[str, dict[str, Any]] = {name: base | {"section": 0} for name in chosen}
     for number, (pattern, section) in enumerate(sections.items(), 1):
         _check(section, KEYS | _SECTION_KEYS, f'section ["{pattern}"]')
-        for name in selection.matching(pattern, chosen, leaves):
+        for name in selection.matching([pattern], chosen, leaves):
             below = {key: value for key, value in found[name].items() if _RIVALS.get(key) not in section}
             own = {"section": number} if "sparsity" in section else {}
             found[name] = below | {"skip": False} | section | own
     treatments = {name: _treatment(keys) for name, keys in found.items() if not keys.get("skip")}
-    return Recipe(treatments, top.get("scope", "global"), top.get("side"))
+    return Recipe(treatments, top.get("scope", "leaf"), top.get("side"))
 
 
 def _treatment(keys: dict[str, Any]) -> Treatment:
@@ -121,21 +138,20 @@ def _patterns(top: Mapping[str, Any], key: str) -> list[str]:
     return given
 
 
-def _check(keys: Mapping[str, Any], known: Mapping[str, str], place: str) -> None:
+def _check(keys: Mapping[str, Any], known: Mapping[str, Key], place: str) -> None:
     """Raises unless all keys are known, of the right kind and in their ranges, and none has a rival."""
     at = f"{place}: " if place else ""
     for key, value in keys.items():
         if key not in known:
             raise ValueError(f"{at}unknown key {key!r}; there are {', '.join(known)}")
-        kind = _NUMBERS.get(key)
-        if kind and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            raise ValueError(f"{at}{key} is {value!r}: {known[key]}")
-        if key in _CHOICES and value not in _CHOICES[key]:
-            raise ValueError(f"{at}{key} is {value!r}; it may be {', '.join(_CHOICES[key])}")
+        kind, said, low, high, choices = known[key]
+        if kind is not list and not (type(value) is kind or (kind is float and type(value) is int)):
+            raise ValueError(f"{at}{key} is {value!r}: {said}")
+        if choices and value not in choices:
+            raise ValueError(f"{at}{key} is {value!r}; it may be {', '.join(choices)}")
         if _RIVALS.get(key) in keys:
             raise ValueError(f"{at}{key} and {_RIVALS[key]} exclude each other: give one")
-    for key, low, high in (("sparsity", 0, 1), ("bits", 1, 16), ("codebook", 1, 65536)):
-        if key in keys and not low <= keys[key] <= high:
-            raise ValueError(f"{at}{key} must be in [{low}, {high}], got {keys[key]:g}")
+        if kind in (int, float) and not low <= value <= high:
+            raise ValueError(f"{at}{key} must be in [{low:g}, {high:g}], got {value:g}")
     if "n_of_m" in keys:
         _ratio(keys["n_of_m"])

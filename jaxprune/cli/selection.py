@@ -1,7 +1,6 @@
 """Which leaves a command is about, by patterns over their names."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -30,26 +29,24 @@ def choose(leaves: Mapping[str, Leaf], where: Sequence[str], exclude: Sequence[s
     among = eligible(leaves)
     if not among:
         raise ValueError("no leaf can be chosen: only floating arrays of rank 2 and more are kernels or embeddings")
-    wanted = set().union(*(matching(pattern, among, leaves) for pattern in where)) if where else set(among)
-    for pattern in exclude:
-        wanted -= matching(pattern, among, leaves)
-    if not wanted:
+    if not (chosen := matching([*where, *(f"!{pattern}" for pattern in exclude)], among, leaves)):
         raise ValueError("the patterns leave no leaf: each that is chosen is excluded as well")
-    return [name for name in among if name in wanted]
+    return chosen
 
 
-def matching(pattern: str, among: Sequence[str], leaves: Iterable[str]) -> set[str]:
-    """The names that a pattern matches, as they are or with ``/`` between their parts."""
+def matching(patterns: Sequence[str], among: Sequence[str], leaves: Mapping[str, Leaf]) -> list[str]:
+    """The names that patterns choose, all without one; they match a name as it is or with ``/`` between its parts."""
+    if not patterns:
+        return list(among)
     paths = names.paths(leaves)
-    found = {name for name in among if any(fnmatchcase(form, pattern) for form in _forms(name, paths[name]))}
-    if not found:
-        few = ", ".join(list(among)[:3]) + (", ..." if len(among) > 3 else "")
-        raise ValueError(
+    few = ", ".join(among[:3]) + (", ..." if len(among) > 3 else "")
+
+    def complaint(pattern: str) -> str:
+        return (
             f"pattern {pattern!r} matches none of the {len(among)} leaves that can be chosen: {few} "
             "(jaxprune inspect lists them; * stands for anything)"
         )
-    return found
 
-
-def _forms(name: str, path: str) -> tuple[str, ...]:
-    return name, path, path.removeprefix("params/")
+    forms = [(name, paths[name], paths[name].removeprefix("params/")) for name in among]
+    flags = tree.matching(patterns, forms, complaint)
+    return [name for name, taken in zip(among, flags, strict=True) if taken]

@@ -1,4 +1,12 @@
-"""``jaxprune shrink``: cuts whole units out of a network, so that its arrays become smaller."""
+"""Cut whole units out of the network that --apply names, so that its arrays become smaller.
+
+examples:
+  jaxprune shrink model.msgpack --apply my_model:apply --input-shape 1,28,28,1 --sparsity 0.5 -o small.msgpack
+  jaxprune shrink model.safetensors --apply my_model:apply --input-shape 1,128:int32 --sparsity 0.3 -o small.safetensors
+  jaxprune shrink model.npz --apply my_model:apply --inputs batch.npz --sparsity 0.5 --round-to 8 -o small.npz
+
+  my_model.py has a function apply(params, *inputs) -> outputs; params is a tree of dicts.
+"""
 
 import argparse
 import math
@@ -18,13 +26,6 @@ from jaxprune.structure import ShrinkSpec
 SCOPES = ("leaf", "global", "parameters", "flops", "latency")
 _SCOPE = """leaf (default): S of the units of each group; global: S of all units, the least important; or until S of the
 parameters, of the operations of products, or of the time of a call is saved"""
-HELP = "cut whole units out of the network that --apply names"
-EXAMPLES = """\
-  jaxprune shrink model.msgpack --apply my_model:apply --input-shape 1,28,28,1 --sparsity 0.5 -o small.msgpack
-  jaxprune shrink model.safetensors --apply my_model:apply --input-shape 1,128:int32 --sparsity 0.3 -o small.safetensors
-  jaxprune shrink model.npz --apply my_model:apply --inputs batch.npz --sparsity 0.5 --round-to 8 -o small.npz
-
-  my_model.py has a function apply(params, *inputs) -> outputs; params is a tree of dicts."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

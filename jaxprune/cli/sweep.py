@@ -1,4 +1,12 @@
-"""``jaxprune sweep``: many sparsities and bit widths at once, to choose from."""
+"""Try sparsities and bit widths: error and bytes, or a metric of your own.
+
+examples:
+  jaxprune sweep model.safetensors
+  jaxprune sweep model.safetensors --sparsity 0,0.5,0.8,0.9 --bits none,8,4 --png curves.png
+  jaxprune sweep model.msgpack --eval my_model:accuracy --bits 8,6,4 --json
+
+  my_model.py has a function accuracy(params) -> number, larger is better; params is a tree of dicts.
+"""
 
 import argparse
 from pathlib import Path
@@ -10,14 +18,6 @@ import jaxprune as jp
 from jaxprune import checkpoints, host
 from jaxprune.checkpoints import writing
 from jaxprune.cli import loading, output, plotting, selection, trials
-
-HELP = "try sparsities and bit widths: error and bytes, or a metric of your own"
-EXAMPLES = """\
-  jaxprune sweep model.safetensors
-  jaxprune sweep model.safetensors --sparsity 0,0.5,0.8,0.9 --bits none,8,4 --png curves.png
-  jaxprune sweep model.msgpack --eval my_model:accuracy --bits 8,6,4 --json
-
-  my_model.py has a function accuracy(params) -> number, larger is better; params is a tree of dicts."""
 
 _NOTES = """\
 bytes: ceil(kept * bits / 8) a leaf, and a mask of a bit a weight, and 4 a scale; other leaves as they are. Files of
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bits", default="none,8,4,2", metavar="B,B,...", help="none for no codes; default: %(default)s"
     )
-    parser.add_argument("--scope", choices=("global", "leaf"), default="global", help="of the ranking; default: global")
+    parser.add_argument("--scope", choices=("global", "leaf"), default="leaf", help="of the ranking; default: leaf")
     parser.add_argument(
         "--axis", type=int, metavar="AXIS", help="keep a scale for each index along it; else one a leaf"
     )
@@ -63,13 +63,8 @@ def run(args: argparse.Namespace) -> None:
         for row, value in zip(rows, trials.evaluated(trial, rows, evaluate), strict=True):
             row["metric"] = value
     _mark_front(rows)
-    found = {
-        "path": args.checkpoint,
-        "scope": args.scope,
-        "bytes": sum(leaf.nbytes for leaf in opened.leaves.values()),
-        "chosen": chosen,
-        "settings": rows,
-    }
+    size = sum(leaf.nbytes for leaf in opened.leaves.values())
+    found = {"path": args.checkpoint, "scope": args.scope, "bytes": size, "chosen": chosen, "settings": rows}
     if args.png:
         plotting.draw(Path(args.png), rows, metric, args.force)
     output.show(args, found, _text(found, metric))
@@ -99,17 +94,12 @@ def _mark_front(rows: list[dict[str, Any]]) -> None:
 def _text(found: dict[str, Any], metric: str) -> str:
     rows = found["settings"]
     head = ["", "sparsity", "bits", "bytes", "smaller", "rel. error"] + ([metric] if "metric" in rows[0] else [])
-    cells = [
-        [
-            "*" if row["front"] else "",
-            f"{row['sparsity']:g}",
-            "-" if row["bits"] is None else f"{row['bits']:g}",
-            f"{row['bytes']:,}",
-            output.times(found["bytes"], row["bytes"]),
-            f"{row['relative_error']:.4f}",
-            *([f"{row['metric']:.6g}"] if "metric" in row else []),
-        ]
-        for row in rows
-    ]
+    form = "{mark} {sparsity:g} {width} {bytes:,} {smaller} {relative_error:.4f}"
+    form += " {metric:.6g}" if "metric" in rows[0] else ""
+    cells = []
+    for row in rows:
+        width = "-" if row["bits"] is None else f"{row['bits']:g}"
+        said = {"mark": "*" * row["front"], "width": width, "smaller": output.times(found["bytes"], row["bytes"])}
+        cells.append(output.cells(form, row | said))
     title = f"{found['path']}: {len(found['chosen'])} leaves chosen, {found['bytes']:,} bytes as arrays"
     return "\n".join([title, "", host.table(head, cells), "", _NOTES.format(metric=metric)])

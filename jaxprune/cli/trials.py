@@ -10,8 +10,7 @@ import numpy as np
 
 import jaxprune as jp
 from jaxprune.checkpoints import Leaf, compressed, nested, ranking
-from jaxprune.cli import lossy
-from jaxprune.host import progress_bar
+from jaxprune.cli import lossy, output
 from jaxprune.reports import measures
 
 
@@ -32,54 +31,47 @@ class Trial(NamedTuple):
 
 def curves(trial: Trial, sparsities: Sequence[float], widths: Sequence[float | None]) -> list[dict[str, Any]]:
     """Relative error and bytes of every combination; each leaf is read by itself, and a shape compiles once."""
-    settings = [{"sparsity": s, "bits": b} for s in sparsities for b in widths]
+    settings: list[dict[str, Any]] = [{"sparsity": s, "bits": b} for s in sparsities for b in widths]
     errors, sizes, norm = np.zeros(len(settings)), np.zeros(len(settings), np.int64), 0.0
-    removed = _removed(trial, sparsities)
+    removed = {s: {name: cut.removed for name, cut in _cuts(trial, s).items()} for s in sparsities}
     rest = sum(leaf.nbytes for name, leaf in trial.leaves.items() if name not in set(trial.chosen))
-    with progress_bar(trial.progress, "leaves", 0, len(trial.chosen)) as finished:
-        for number, name in enumerate(trial.chosen, 1):
-            leaf = trial.leaves[name]
-            w = lossy.as_jax(leaf.read())
-            norm += float(np.sum(np.square(np.asarray(w, np.float64))))
-            for quantized in (False, True):
-                at = [i for i, setting in enumerate(settings) if (setting["bits"] is not None) == quantized]
-                if at:
-                    share = [removed[settings[i]["sparsity"]][name] / max(leaf.size, 1) for i in at]
-                    given = {"sparsity": np.array(share, np.float32)}
-                    if quantized:
-                        given["bits"] = np.array([settings[i]["bits"] for i in at], np.float32)
-                    found = jp.sweep(_program(trial.axis), given, w)
-                    errors[at] += np.asarray(found["error"], np.float64)
-                    own = found["bytes"] if quantized else _dense(found["bytes"], leaf, w)
-                    sizes[at] += np.asarray(own, np.int64)
-            finished(number)
-    return [
-        setting | {"bytes": int(size) + rest, "relative_error": measures.relative(float(error), norm)}
-        for setting, error, size in zip(settings, errors, sizes, strict=True)
-    ]
+    for name in output.tracked(trial.chosen, "leaves", trial.progress):
+        leaf = trial.leaves[name]
+        w = lossy.as_jax(leaf.read())
+        norm += float(np.sum(np.square(np.asarray(w, np.float64))))
+        for quantized in (False, True):
+            at = [i for i, setting in enumerate(settings) if (setting["bits"] is not None) == quantized]
+            share = [removed[settings[i]["sparsity"]][name] / max(leaf.size, 1) for i in at]
+            given = {"sparsity": np.array(share, np.float32)}
+            if quantized:
+                given["bits"] = np.array([settings[i]["bits"] for i in at], np.float32)
+            if at:
+                found = jp.sweep(_program(trial.axis), given, w)
+                errors[at] += np.asarray(found["error"], np.float64)
+                # A leaf that is not quantized takes what it takes in the file, whose dtype may be wider than that of w.
+                wider = not quantized and leaf.dtype.itemsize != w.dtype.itemsize
+                sizes[at] += leaf.nbytes if wider else np.asarray(found["bytes"], np.int64)
+    sums = zip(settings, errors.tolist(), sizes.tolist(), strict=True)
+    return [s | {"bytes": size + rest, "relative_error": measures.relative(e, norm)} for s, e, size in sums]
 
 
 def evaluated(trial: Trial, rows: Sequence[dict[str, Any]], evaluate: Callable[..., Any]) -> list[float]:
     """The metric of each row's setting, on the whole tree."""
-    found: list[float] = []
-    spec = jp.QuantSpec(axis=trial.axis)
-    cuts: dict[float, dict[str, ranking.Cut]] = {}
-    with progress_bar(trial.progress, "settings", 0, len(rows)) as finished:
-        for row in rows:
-            if row["sparsity"] not in cuts:
-                cuts[row["sparsity"]] = _cuts(trial, row["sparsity"])
-            params: dict[str, Any] = {}
-            for name, leaf in trial.leaves.items():
-                array = leaf.read()
-                if name in cuts[row["sparsity"]]:
-                    kept = ranking.mask(array, cuts[row["sparsity"]][name])
-                    array = jnp.asarray(np.where(kept, array, np.zeros((), array.dtype)))
-                    if row["bits"] is not None:
-                        array = jp.fake_quant(array, row["bits"], spec=spec, where=lambda *_: True)
-                params[name] = jnp.asarray(array)
-            found.append(_number(evaluate(nested(params))))
-            finished(len(found))
-    return found
+    cuts = {sparsity: _cuts(trial, sparsity) for sparsity in {row["sparsity"] for row in rows}}
+
+    def value(name: str, leaf: Leaf, row: dict[str, Any]) -> jax.Array:
+        array, cut = leaf.read(), cuts[row["sparsity"]].get(name)
+        if cut is None:
+            return jnp.asarray(array)
+        pruned = jnp.asarray(np.where(ranking.mask(array, cut), array, np.zeros((), array.dtype)))
+        if row["bits"] is None:
+            return pruned
+        return jp.fake_quant(pruned, row["bits"], spec=jp.QuantSpec(axis=trial.axis), where=lambda *_: True)
+
+    def tree(row: dict[str, Any]) -> dict[str, Any]:
+        return nested({name: value(name, leaf, row) for name, leaf in trial.leaves.items()})
+
+    return [_number(evaluate(tree(row))) for row in output.tracked(rows, "settings", trial.progress)]
 
 
 def _number(value: Any) -> float:
@@ -93,15 +85,6 @@ def _cuts(trial: Trial, sparsity: float) -> dict[str, ranking.Cut]:
     if trial.scope == "global":
         return ranking.cuts(trial.ranked, sparsity)
     return {name: ranking.cuts({name: leaf}, sparsity)[name] for name, leaf in trial.ranked.items()}
-
-
-def _removed(trial: Trial, sparsities: Sequence[float]) -> dict[float, dict[str, int]]:
-    return {s: {name: cut.removed for name, cut in _cuts(trial, s).items()} for s in sparsities}
-
-
-def _dense(coded: Any, leaf: Leaf, w: jax.Array) -> Any:
-    """Bytes of weights that are not quantized, in the dtype of the file, where they were counted in that of ``w``."""
-    return np.asarray(coded, np.int64) if leaf.dtype.itemsize == w.dtype.itemsize else np.full(len(coded), leaf.nbytes)
 
 
 @cache
