@@ -509,7 +509,7 @@ def test_saves_are_rare_and_whole(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     content = (tmp_path / "sweep.npz").read_bytes()
-    monkeypatch.setattr(checkpointing.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save(str(tmp_path / "sweep.npz"), {}, {}, 0)
     assert (tmp_path / "sweep.npz").read_bytes() == content and os.listdir(tmp_path) == ["sweep.npz"]

@@ -92,7 +92,7 @@ def _row(
     if np.any((after != 0) & ~mask):
         raise ValueError(f"leaf {tree.show(path)} has values under its mask that are not 0; apply_masks(after, masks)")
     width = 8 * after.dtype.itemsize if bits is None else math.floor(bits + 0.5)
-    kept, entries = (int(n) for n in sizes.mask_cost(mask, after.size, np, np.int64))
+    kept, entries = sizes.mask_cost(mask, after.size)
     found = measures.compare(before, after)
     row = Row(
         path=path,

@@ -56,29 +56,43 @@ def coded_bytes(
     everything = tree.flatten(params)
     flags = mask_leaves(params, masks)
     quantized = widths(params, bits, spec, where, {})
-    positions = [i for i, leaf in enumerate(everything.leaves) if holds_numbers(leaf)]
-    bits_of = [quantized.get(i, (0, 0))[0] for i in positions]
-    plan = tuple(
-        (everything.paths[i], *_footprint(everything.leaves[i]), i in quantized, quantized.get(i, (0, 0))[1])
-        for i in positions
-    )
-    return _count([jnp.asarray(flags.get(i, True)) for i in positions], bits_of, plan)
+    plan, most = [], 0
+    for i, leaf in enumerate(everything.leaves):
+        if holds_numbers(leaf):
+            size, own = _footprint(leaf)
+            mask, scales = flags.get(i, np.True_), quantized.get(i, (0, 0))[1]
+            bound = leaf_bytes(size, 16 if i in quantized else own, mask.size if mask.ndim else 0, scales)
+            if bound >= 2**32:
+                path = tree.show(everything.paths[i])
+                raise ValueError(f"leaf {path} may need {bound} bytes, too many to count in 32 bits")
+            most += bound
+            plan.append((size, mask.size, math.prod(mask.shape[-1:]), own, i in quantized, scales))
+    found = [_kept(jnp.asarray(flags.get(i, True))) for i, leaf in enumerate(everything.leaves) if holds_numbers(leaf)]
+    given = [width for _, (width, _) in sorted(quantized.items())]
+    return _total(found, given, tuple(plan), jnp.int32 if most < 2**31 else jnp.float32)
 
 
-@partial(jax.jit, static_argnums=2)
-def _count(masks: list[Array], bits: list[Any], plan: tuple[tuple[str, int, int, bool, int], ...]) -> Array:
-    """Bytes of all leaves; ``plan`` has for each the path, size, bits of the dtype, if quantized, bytes of scales."""
-    sizes, bound = [], 0
-    for mask, width, (path, size, own, quantized, scales) in zip(masks, bits, plan, strict=True):
-        most = leaf_bytes(size, 16 if quantized else own, mask.size if mask.ndim else 0, scales)
-        if most >= 2**32:
-            raise ValueError(f"leaf {tree.show(path)} may need {most} bytes, too many to count in 32 bits")
-        bound += most
-        kept, entries = mask_cost(mask, size, jnp, np.uint32)
-        coded = uniform.width(width).astype(jnp.uint32) if quantized else np.uint32(own)
-        sizes.append(leaf_bytes(kept, coded, entries, np.uint32(scales)))
-    dtype = jnp.int32 if bound < 2**31 else jnp.float32
-    return sum((size.astype(dtype) for size in sizes), jnp.zeros((), dtype))
+@jax.jit
+def _kept(mask: Array) -> Array:
+    """How many entries a mask keeps, and whether it keeps or removes whole units (1 or 0): uint32 [2]."""
+    units = jnp.sum(_by_unit(mask), axis=0, dtype=jnp.uint32)
+    whole = jnp.all((units == 0) | (units == mask.size // max(units.size, 1)))
+    return jnp.stack([jnp.sum(units), whole.astype(jnp.uint32)])
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _total(found: list[Array], bits: list[Any], plan: tuple[tuple[int, ...], ...], dtype: Any) -> Array:
+    """Bytes of all leaves; ``plan`` has for each: size, entries, units of the mask, own bits, if quantized, scales."""
+    if not plan:
+        return jnp.zeros((), dtype)
+    kept, whole = jnp.stack(found).T
+    size, entries, units, own, quantized, scales = np.array(plan, np.uint32).T
+    kept = kept * (size // np.maximum(entries, 1))
+    stored = jnp.where(kept == size, 0, jnp.where(whole > 0, units, entries))
+    coded = jnp.asarray(own)
+    if bits:
+        coded = coded.at[np.flatnonzero(quantized)].set(uniform.width(jnp.stack(bits)).astype(jnp.uint32))
+    return jnp.sum(leaf_bytes(kept, coded, stored, scales).astype(dtype), dtype=dtype)
 
 
 def leaf_bytes(kept: Any, bits: Any, mask_entries: Any, scales: Any) -> Any:
@@ -86,12 +100,16 @@ def leaf_bytes(kept: Any, bits: Any, mask_entries: Any, scales: Any) -> Any:
     return kept // 8 * bits + (kept % 8 * bits + 7) // 8 + (mask_entries + 7) // 8 + scales
 
 
-def mask_cost(mask: Any, size: int, xp: Any, dtype: Any) -> tuple[Any, Any]:
-    """How many of ``size`` entries the mask keeps, and the bits that it is stored in; ``xp`` is numpy or jax.numpy."""
-    kept = xp.sum(mask, dtype=dtype) * dtype(size // max(mask.size, 1))
-    rows = mask.reshape(-1, mask.shape[-1]) if mask.ndim and mask.size else mask.reshape(1, -1)
-    entries = xp.where(xp.all(rows == rows[:1]), dtype(rows.shape[-1]), dtype(mask.size))
-    return kept, xp.where(kept == dtype(size), dtype(0), entries)
+def mask_cost(mask: np.ndarray, size: int) -> tuple[int, int]:
+    """How many of ``size`` entries the mask keeps, and the bits that it is stored in."""
+    kept = int(np.count_nonzero(mask)) * (size // max(mask.size, 1))
+    rows = _by_unit(mask)
+    return kept, 0 if kept == size else rows.shape[-1] if (rows == rows[:1]).all() else mask.size
+
+
+def _by_unit(mask: Any) -> Any:
+    """The mask with an axis of units, the last."""
+    return mask.reshape(-1, mask.shape[-1]) if mask.ndim and mask.size else mask.reshape(1, -1)
 
 
 def mask_leaves(params: Params, masks: Masks | None) -> dict[int, Array]:

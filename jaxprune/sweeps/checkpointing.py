@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import host
+
 _FORMAT = 1
 _MIN_SECONDS_BETWEEN_SAVES = 1.0
 _MAX_SHARE_OF_TIME = 0.1
@@ -83,20 +85,11 @@ def load(path: str, description: dict[str, Any], results: Any) -> int:
 
 
 def save(path: str, description: dict[str, Any], results: Any, done: int) -> None:
-    """Writes the first ``done`` results beside ``path``, flushes them to the disk, and renames the file to ``path``."""
+    """Replaces the file as a whole by one of the first ``done`` results."""
     header = np.frombuffer(json.dumps(description | {"done": done}).encode(), np.uint8)
     leaves = [_raw(leaf[:done]) for leaf in jax.tree.leaves(results)]
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, header, *leaves)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with host.written_whole(path) as beside, open(beside, "wb") as file:
+        np.savez(file, header, *leaves)
 
 
 @contextlib.contextmanager
