@@ -1,10 +1,10 @@
 """How the tests run: programs that compile soon, each compiled once; the same hypothesis examples in every run.
 
-``--hypothesis-profile quick`` takes fewer examples.
+``--hypothesis-profile thorough`` takes more examples.
 
 Most of the time goes into compiling small programs, so LLVM optimizes less, and where JAX still has two ways to emit
 fused loops, the quicker is taken. What decides bits stays: XLA's own passes, fusion, and products contracted with sums
-(JAX 0.10 still does so at level 1, later ones from level 2 on). Flags in the environment win over these. Both workers,
+(JAX 0.10 still does so at level 1, later ones from level 2 on). Flags in the environment win over these. The workers,
 and the scripts that tests start, share one folder of compiled programs, new for every run and gone after it.
 """
 
@@ -14,15 +14,16 @@ import shutil
 import tempfile
 from importlib.metadata import version
 
+import pytest
 from hypothesis import settings
 
 FLAGS = "--xla_backend_optimization_level=2"
 if version("jaxlib").startswith("0.10."):  # later ones stop at a flag that they do not know
     FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
-settings.register_profile("tests", derandomize=True, deadline=None, max_examples=25)
-settings.register_profile("quick", derandomize=True, deadline=None, max_examples=8)
-settings.load_profile("tests")
+settings.register_profile("quick", derandomize=True, deadline=None, max_examples=10)
+settings.register_profile("thorough", derandomize=True, deadline=None, max_examples=25)
+settings.load_profile("quick")
 
 gc.set_threshold(50_000, 20, 20)  # tracing makes objects by the million, hardly any of them garbage
 
@@ -36,6 +37,14 @@ if _own_folder:
 
 
 collect_ignore = ["fuzz_files.py", "typing"]  # run by hand, and read by pyright alone
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Neighbours run in one process, which has traced what they share; whoever is done early takes from the other."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 def pytest_collection_finish():
