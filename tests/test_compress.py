@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.files import arrays, coders
+from jaxprune.files import arrays
 
 CHANNELS = jp.QuantSpec(axis=-1)
 HEAD = 24  # bytes that a leaf of rank up to 5 may take beyond its own
@@ -50,6 +50,10 @@ def lenet(seed=0):
         }
         for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
     }
+
+
+def named(params):
+    return [("/".join(key.key for key in path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
 
 
 def test_arrays_of_every_dtype_come_back_bit_for_bit():
@@ -106,7 +110,7 @@ def test_forms_of_an_array():
         (draw.integers(-3, 3, (30, 30), np.int8), arrays.INTEGERS),
     ]
     for leaf, form in expected:
-        data = arrays.encode(leaf, coders.default(leaf.size))
+        data = arrays.encode(leaf)
         assert arrays.head(data).form == form
         assert len(data) <= leaf.nbytes + HEAD
         assert_same(arrays.decode(arrays.head(data)), leaf)
@@ -183,7 +187,7 @@ def test_one_leaf_or_a_subtree():
 def test_bits_come_back_as_fake_quant_gives_them(spec):
     params = lenet()
     for bits in (4, {"Dense_0": 3, "Dense_1": 5, "Dense_2": 12}):
-        assert_same(jp.compress(params, bits=bits, spec=spec).decompress(), jp.fake_quant(params, bits, spec=spec))
+        assert_same(jp.compress(params, bits=bits, quantizer=spec).decompress(), jp.fake_quant(params, bits, spec=spec))
 
 
 def test_each_kind_of_loss_is_what_its_function_gives():
@@ -206,13 +210,13 @@ def test_quantizers_of_rate_and_distortion_err_less_in_as_many_bytes():
     params = {"kernel": jax.random.normal(jax.random.key(0), (200, 150)), "bias": jnp.ones(150)}
 
     def made(**options):
-        compressed = jp.compress(params, bits=2.5, use=["ans"], **options)
+        compressed = jp.compress(params, bits=2.5, **options)
         result = compressed.decompress()
         assert_same(result["bias"], params["bias"])
         return compressed.nbytes, float(jnp.mean((result["kernel"] - params["kernel"]) ** 2)), result
 
     step = jp.quantization.rate_distortion.step_for(params, bits=2.5)
-    plain = jp.compress(jp.quantization.rate_distortion.round_to(params, step), use=["ans"]).nbytes
+    plain = jp.compress(jp.quantization.rate_distortion.round_to(params, step)).nbytes
     plain_error = float(
         jnp.mean((jp.quantization.rate_distortion.round_to(params, step)["kernel"] - params["kernel"]) ** 2)
     )
@@ -237,9 +241,9 @@ def test_bfloat16_parameters_keep_their_dtype():
 
 def test_side_information_gets_smaller_on_request():
     params = lenet()
-    exact = jp.compress(params, bits=4, spec=CHANNELS)
-    half = jp.compress(params, bits=4, spec=CHANNELS, side="float16")
-    byte = jp.compress(params, bits=4, spec=CHANNELS, side="int8")
+    exact = jp.compress(params, bits=4, quantizer=CHANNELS)
+    half = jp.compress(params, bits=4, quantizer=CHANNELS, side="float16")
+    byte = jp.compress(params, bits=4, quantizer=CHANNELS, side="int8")
     assert byte.report().bias_bytes < half.report().bias_bytes < exact.report().bias_bytes
     assert half.nbytes < exact.nbytes
     bias = params["Dense_0"]["bias"]
@@ -253,10 +257,10 @@ def test_side_information_gets_smaller_on_request():
 def test_side_information_of_every_quantizer():
     params = lenet()
     bias = params["Dense_0"]["bias"].astype(jnp.float16).astype(jnp.float32)
-    for options in ({"quantizer": "rd"}, {"quantizer": "trellis"}, {"spec": jp.QuantSpec(symmetric=False)}):
+    for options in ({"quantizer": "rd"}, {"quantizer": "trellis"}, {"quantizer": jp.QuantSpec(symmetric=False)}):
         exact, half = (jp.compress(params, bits=4, side=side, **options) for side in (None, "float16"))
         assert_same(half.decompress("Dense_0/bias"), bias)
-        if "quantizer" in options:  # one step a leaf, which is not worth rounding
+        if options["quantizer"] in ("rd", "trellis"):  # one step a leaf, which is not worth rounding
             assert_same(half.decompress("Dense_0/kernel"), exact.decompress("Dense_0/kernel"))
 
 
@@ -298,7 +302,7 @@ def test_the_report_adds_up():
     for options in (
         {},
         {"masks": masks},
-        {"masks": masks, "bits": 4, "spec": CHANNELS},
+        {"masks": masks, "bits": 4, "quantizer": CHANNELS},
         {"codebook": 6, "side": "int8", "where": "Dense_0/*"},
     ):
         compressed = jp.compress(params, **options)
@@ -316,21 +320,46 @@ def test_the_report_adds_up():
     assert kernel.fixed_bits == 4 and kernel.index_bytes > 0 and kernel.dtype == "float32"
 
 
-def test_chosen_coders():
-    codes = np.random.default_rng(3).binomial(3, 0.1, (50, 60)).astype(np.int16)
-    for name in coders.NAMES:
-        compressed = jp.compress(codes, use=[name])
-        assert_same(compressed.decompress(), codes)
-        assert compressed.report().leaves[0].coder in (name, "packing")
-    assert jp.compress(codes).nbytes <= min(jp.compress(codes, use=[name]).nbytes for name in coders.NAMES)
+def test_the_best_effort_loses_nothing_either_and_is_no_larger():
+    params = jax.tree.map(lambda leaf: leaf * (leaf > 1), lenet())
+    fast, best = (jp.compress(params, bits=3, effort=effort) for effort in ("fast", "best"))
+    assert_same(best.decompress(), fast.decompress())
+    assert best.nbytes < fast.nbytes
+    assert "mixing" in {leaf.coder for leaf in best.report().leaves}
+
+
+def test_leaves_and_subtrees_of_what_is_compressed():
+    params = lenet()
+    compressed = jp.compress(params, bits=4)
+    expected = jp.fake_quant(params, 4)
+    for leaf, (path, array) in zip(compressed.leaves, named(expected), strict=True):
+        assert (leaf.path, leaf.shape, leaf.dtype) == (path, array.shape, array.dtype)
+        assert 0 < leaf.nbytes < array.nbytes + HEAD
+        np.testing.assert_array_equal(leaf.read(), array)
+        assert path in repr(leaf) and len(repr(leaf)) < 120
+    assert_same(compressed["Dense_0"].decompress(), expected["Dense_0"])
+    assert repr(compressed) == f"Compressed(6 leaves, {sum(leaf.nbytes for leaf in compressed.leaves):,} bytes)"
+
+
+def test_parts_that_were_compressed_alone_are_joined():
+    params = lenet()
+    whole, codes = jp.compress(params, bits=4), jp.quantize(params["Dense_1"], 6)
+    parts = {"a": [whole["Dense_0/kernel"], jp.compress(codes)["kernel"]], "b": whole["Dense_2"]}
+    joined = jp.files.join(parts)
+    expected = jp.fake_quant(params, 4)
+    result = {"a": [expected["Dense_0"]["kernel"], codes["kernel"]], "b": expected["Dense_2"]}
+    assert_same(joined.decompress(), result)
+    assert_same(joined.decompress("a/1"), codes["kernel"])
+    assert joined.to_bytes() == jp.files.join(parts).to_bytes()
+    assert [leaf.path for leaf in joined.leaves] == ["a/0", "a/1", "b/bias", "b/kernel"]
 
 
 def test_errors_name_what_is_wrong():
     params = lenet()
     with pytest.raises(ValueError, match="bits and codebook"):
         jp.compress(params, bits=4, codebook=4)
-    with pytest.raises(ValueError, match=r"use names \['zip'\]; the coders are"):
-        jp.compress(params, use=["zip"])
+    with pytest.raises(ValueError, match="effort must be 'fast' or 'best', got 'slow'"):
+        jp.compress(params, effort="slow")
     with pytest.raises(ValueError, match="quantizer must be one of .*'uniform'.*got 'best'"):
         jp.compress(params, bits=4, quantizer="best")
     with pytest.raises(ValueError, match="side must be None, 'float16' or 'int8', got 'tiny'"):
@@ -349,11 +378,6 @@ def test_errors_name_what_is_wrong():
         jp.compress({"w": nnx.Param(jnp.ones(2), hook=print)})
     with pytest.raises(ValueError, match="Dense_9"):
         jp.compress(params, bits={"Dense_9": 3})
-
-
-def test_progress_is_drawn_on_request(capsys):
-    jp.compress(lenet(), progress=True).decompress(progress=True)
-    assert "6/6" in capsys.readouterr().err
 
 
 def test_leaves_of_many_zeros_become_sparse_arrays():

@@ -12,8 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxprune.files import logistic, mixing, range_bits, wavefront
-from jaxprune.files.bytestream import unsigned
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files.bytestream import FormatError, unsigned
 
 LEAST, MOST = -(2**31), 2**31 - 1
 values = st.one_of(st.sampled_from((0, 0, 0, 1, -1, 2, LEAST, MOST)), st.integers(-20, 20), st.integers(LEAST, MOST))
@@ -171,7 +170,7 @@ def test_large_ones_are_left_to_others():
     assert mixing.encode(np.zeros((1, 8192), np.int32)) is None
     assert mixing.encode(np.zeros((2049, 2049), np.int32)) is None
     for shape in ((1, 8192), (2049, 2049), (2**20, 2**20)):
-        with pytest.raises(ArtifactError, match="more than this coder takes"):
+        with pytest.raises(FormatError, match="more than this coder takes"):
             mixing.decode(b"\0", shape)
 
 
@@ -180,10 +179,10 @@ def test_large_ones_are_left_to_others():
 
 
 def read(data, shape):
-    """Codes of that shape or an ArtifactError, within memory: anything else fails."""
+    """Codes of that shape or a FormatError, within memory: anything else fails."""
     try:
         codes = mixing.decode(data, shape)
-    except ArtifactError:
+    except FormatError:
         return None
     assert codes.shape == shape and codes.dtype == np.int32
     return codes
@@ -221,9 +220,9 @@ def test_nothing_may_be_left(name):
     codes = CASES[name]
     data = mixing.encode(codes)
     for more in (b"\0", b"\0" * 9, b"\1" * 9, bytes(range(1, 20))):
-        with pytest.raises(ArtifactError):
+        with pytest.raises(FormatError):
             mixing.decode(data + more, codes.shape)
-    with pytest.raises(ArtifactError, match="1 bytes too many"):
+    with pytest.raises(FormatError, match="1 bytes too many"):
         mixing.decode(b"\0\0", (3, 3))
 
 
@@ -243,7 +242,7 @@ def test_nothing_may_be_left(name):
     ],
 )
 def test_what_is_wrong_is_said(head, message):
-    with pytest.raises(ArtifactError, match=message):
+    with pytest.raises(FormatError, match=message):
         mixing.decode(bytes(head), (6, 7))
 
 

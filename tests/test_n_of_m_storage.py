@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import dequantize
-from jaxprune.files import ArtifactError
+from jaxprune.files import FormatError
 from jaxprune.quantization import to_bcoo, to_n_of_m
 from jaxprune.quantization.arrays.n_of_m import NOfMArray
 
@@ -192,7 +192,7 @@ def test_descriptions_that_do_not_fit_are_refused(tmp_path, change, fault, dense
     values, indices = oracles.n_of_m_storage(np.ones((8, 4)), np.tile([[True], [False]], (4, 4)), 2, 4, -2)
     record = NOfMArray(values, indices, 2, 4, -2, (8, 4))
     (tmp_path / "forged.jp").write_bytes(forged(record, dense=dense, **change))
-    with pytest.raises(ArtifactError, match=fault):
+    with pytest.raises(FormatError, match=fault):
         jp.load(tmp_path / "forged.jp")
 
 
@@ -206,16 +206,16 @@ def test_descriptions_that_do_not_fit_are_refused(tmp_path, change, fault, dense
 )
 def test_indices_that_make_no_sense_are_refused(number, dtype, fault):
     record = NOfMArray(np.ones((4, 1), np.float32), np.array([number], dtype), 2, 4, -2, (8, 1))
-    with pytest.raises(ArtifactError, match=fault):
+    with pytest.raises(FormatError, match=fault):
         jp.compress({"w": record}).decompress()
 
 
 def test_indices_beyond_the_group_and_spare_bits_are_refused():
     beyond = NOfMArray(np.ones((1, 1), np.float32), np.array([3], np.uint8), 1, 3, -2, (3, 1))
-    with pytest.raises(ArtifactError, match="leaf 'w': an index of 3 in groups of 3"):
+    with pytest.raises(FormatError, match="leaf 'w': an index of 3 in groups of 3"):
         jp.compress({"w": beyond}).decompress()
     spare = NOfMArray(np.ones((1, 1), np.float32), np.array([0b1_01], np.uint8), 1, 3, -2, (3, 1))
-    with pytest.raises(ArtifactError, match="leaf 'w': spare bits"):
+    with pytest.raises(FormatError, match="leaf 'w': spare bits"):
         jp.compress({"w": spare}).decompress()
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from jaxprune import checkpoints, host
 from jaxprune.checkpoints import Checkpoint, CheckpointError, compressed, writing
 from jaxprune.cli import diff, lossy, output, recipe
-from jaxprune.files import Compressed, decoding
-from jaxprune.files import read as open_artifact
+from jaxprune.files import Compressed
+from jaxprune.files import read as open_file
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
 
@@ -62,13 +62,10 @@ def _verified(
     opened: Checkpoint, made: Compressed, path: str, wanted: recipe.Recipe, progress: bool
 ) -> list[dict[str, Any]]:
     """Reads the file back: the bytes are those that were made, every leaf decodes, the untouched ones are equal."""
-    back = open_artifact(path)
-    if back.root != made.root:
-        raise CheckpointError("the file reads back with another structure; the disk or the memory is faulty")
-    for written, kept in zip(back.stored, made.stored, strict=True):
-        if bytes(written.data()) != bytes(kept.data()):
-            raise CheckpointError("the file reads back with other bytes; the disk or the memory is faulty")
-    sizes = {u.node.path: sum(part.size for _, part in u.parts) for u in decoding.units(back.root, back.stored)}
+    back = open_file(path)
+    if back.to_bytes() != made.to_bytes():
+        raise CheckpointError("the file reads back with other bytes; the disk or the memory is faulty")
+    sizes = {leaf.path: leaf.nbytes for leaf in back.leaves}
     leaves = compressed.leaves_of(back, path)
 
     def row(name: str) -> dict[str, Any]:
@@ -78,7 +75,7 @@ def _verified(
         sized = {"bytes_before": opened.leaves[name].nbytes, "bytes_after": sizes[name]}
         return found | sized | {"treatment": _said(wanted.treatments.get(name))}
 
-    return decoding.in_parallel(row, list(opened.leaves), "read back", progress)
+    return host.in_parallel(row, list(opened.leaves), "read back", progress)
 
 
 def _said(treatment: recipe.Treatment | None) -> dict[str, Any] | None:

@@ -10,8 +10,8 @@ from jaxprune import masks
 from jaxprune.base import QuantSpec
 from jaxprune.checkpoints import Leaf, compressed, ranking
 from jaxprune.cli.recipe import Recipe, Treatment
-from jaxprune.files import Compressed, coders, compress
-from jaxprune.files.decoding import in_parallel
+from jaxprune.files import Compressed, compress
+from jaxprune.host import in_parallel
 
 _TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their leaves
 
@@ -47,7 +47,6 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
     """All leaves, those of the recipe with its losses, coded one by one; their arrays are never in memory together."""
     cuts = pruning(leaves, recipe)
     order = compressed.tree_order(leaves)
-    tried = coders.default(sum(leaf.size for leaf in leaves.values()))
 
     def array_of(name: str) -> np.ndarray:
         treatment = recipe.treatments.get(name)
@@ -55,7 +54,7 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
         return array if treatment is None else masked(array, name, treatment, cuts.get(name))
 
     def alone(name: str) -> tuple[str, Compressed]:
-        options = {"use": tried, "side": recipe.side, **_options(recipe.treatments.get(name))}
+        options = {"side": recipe.side, **_options(recipe.treatments.get(name))}
         return name, compressed.code(array_of(name), name, **options)
 
     together: dict[Treatment, list[str]] = {}
@@ -66,7 +65,7 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
     parts: list[tuple[str, Compressed]] = []
     for treatment, some in together.items():
         tree = compressed.nested_paths({name: array_of(name) for name in some})
-        group = compress(tree, **{"use": tried, "side": recipe.side, **_options(treatment)})
+        group = compress(tree, **{"side": recipe.side, **_options(treatment)})
         parts += [(name, group) for name in some]
     rest = [name for name in order if name not in dict(parts)]
     return compressed.assemble(order, parts + in_parallel(alone, rest, "leaves", progress))
@@ -81,7 +80,8 @@ def _options(treatment: Treatment | None) -> dict[str, Any]:
     if treatment.bits is None:
         return {"where": _everything}
     spec = QuantSpec(axis=treatment.axis, block_size=treatment.block_size)
-    return {"bits": treatment.bits, "quantizer": treatment.quantizer, "spec": spec, "where": _everything}
+    quantizer = spec if treatment.quantizer == "uniform" else treatment.quantizer
+    return {"bits": treatment.bits, "quantizer": quantizer, "where": _everything}
 
 
 def _everything(path: str, leaf: Any) -> bool:

@@ -12,7 +12,7 @@ bits of a floating-point number are rotated left by one, so that its exponent is
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.files import coders, forms
-from jaxprune.files.bytestream import Reader, unsigned
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files.bytestream import FormatError, Reader, unsigned
 from jaxprune.quantization.arrays.uniform import QArray
 
 RAW, INTEGERS, PALETTE, PLANES, SPARSE, GRID = range(6)
@@ -36,7 +35,6 @@ DTYPES = (
 LONGEST_HEAD = 1024  # bytes that are sure to hold all of it
 _NUMBERS = (bool, int, float, complex)
 _TINY = 8  # bytes, that no form can save much of
-_PLANE_CODERS = ("ans", "lanes", "packing")
 
 
 class Head(NamedTuple):
@@ -55,35 +53,35 @@ class Head(NamedTuple):
         return math.prod(self.shape)
 
 
-def encode(leaf: Any, wanted: Sequence[str]) -> bytes:
-    """The array, or Python number, in the smallest form; ``wanted`` names the coders that are tried.
+def encode(leaf: Any, effort: coders.Effort = "fast") -> bytes:
+    """The array, or Python number, in the smallest form.
 
     A ``QArray`` that :func:`one_step` is true of stands for the dense array that it makes.
     """
     if isinstance(leaf, QArray):
         codes = np.asarray(leaf.codes, np.int32).reshape(forms.rows(leaf.shape))
-        return bytes([GRID]) + _start(JAX, leaf) + forms.step_bytes(leaf.scale) + _put(codes, wanted)
+        return bytes([GRID]) + _start(JAX, leaf) + forms.step_bytes(leaf.scale) + _put(codes, effort)
     origin, generator, array = _plain(leaf)
     head = _start(origin, array) + (bytes([len(generator)]) + generator if origin == KEY else b"")
-    bodies = [(RAW, array.tobytes())] + list(_coded(array, wanted) if array.nbytes > _TINY else [])
+    bodies = [(RAW, array.tobytes())] + list(_coded(array, effort) if array.nbytes > _TINY else [])
     form, body = min(bodies, key=lambda item: len(item[1]))
     return bytes([form]) + head + body
 
 
 def head(data: bytes | memoryview) -> Head:
-    """Reads what comes first; raises :class:`ArtifactError` if it makes no sense."""
+    """Reads what comes first; raises :class:`FormatError` if it makes no sense."""
     reader = Reader(data)
     form, origin, dtype, rank = reader.take(4)
     if form > GRID or origin > KEY or dtype >= len(DTYPES) or rank > 64:
-        raise ArtifactError(f"form {form}, origin {origin}, dtype {dtype} or rank {rank} is unknown")
+        raise FormatError(f"form {form}, origin {origin}, dtype {dtype} or rank {rank} is unknown")
     shape = tuple(reader.unsigned() for _ in range(rank))
     generator = bytes(reader.take(reader.take(1)[0])) if origin == KEY else b""
     if math.prod(max(length, 1) for length in shape) >= 2**62:
-        raise ArtifactError(f"a shape of {shape}")
+        raise FormatError(f"a shape of {shape}")
     if not generator.isascii():
-        raise ArtifactError(f"a random number generator called {generator!r}")
+        raise FormatError(f"a random number generator called {generator!r}")
     if origin == PYTHON and shape:
-        raise ArtifactError(f"a Python number of shape {shape}")
+        raise FormatError(f"a Python number of shape {shape}")
     return Head(form, origin, np.dtype(getattr(jnp, DTYPES[dtype], DTYPES[dtype])), shape, generator.decode(), reader)
 
 
@@ -140,7 +138,7 @@ def decode(found: Head) -> Any:
     if found.form == RAW:
         array = np.frombuffer(table, np.uint8)
         if array.size != found.entries * found.dtype.itemsize:
-            raise ArtifactError(f"{array.size} bytes for an array of {found.entries} entries of {found.dtype.name}")
+            raise FormatError(f"{array.size} bytes for an array of {found.entries} entries of {found.dtype.name}")
         array = array.copy().view(found.dtype)
     elif found.form == INTEGERS:
         array = forms.from_integers(codes[0], found.dtype)
@@ -179,35 +177,34 @@ def _original(array: np.ndarray, found: Head) -> Any:
         try:
             return jax.random.wrap_key_data(jnp.asarray(array), impl=found.generator)
         except (ValueError, TypeError) as error:
-            raise ArtifactError(f"no key of generator {found.generator!r}: {error}") from error
+            raise FormatError(f"no key of generator {found.generator!r}: {error}") from error
     # JAX would cut 64 bits to 32 unless told otherwise; the bits matter more than the type of the array.
     same = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
     return jax.device_put(array) if same else array  # which takes aligned memory as it is
 
 
-def _coded(array: np.ndarray, wanted: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+def _coded(array: np.ndarray, effort: coders.Effort) -> Iterator[tuple[int, bytes]]:
     """The forms that take this array."""
     if forms.is_integer(array.dtype):
-        yield INTEGERS, _put(forms.integers(array), wanted)
+        yield INTEGERS, _put(forms.integers(array), effort)
         return
     bits = forms.patterns(array)
     few = forms.few_values(bits, array.dtype)
     if few is not None:
         table = few.table if few.is_grid else unsigned(len(few.table) // array.dtype.itemsize) + few.table
         codes = np.asarray(few.codes).reshape(forms.rows(array.shape))
-        yield GRID if few.is_grid else PALETTE, table + _put(codes, wanted)
-    tried = [name for name in wanted if name in _PLANE_CODERS] or ["packing"]
+        yield GRID if few.is_grid else PALETTE, table + _put(codes, effort)
     kept = np.asarray(bits.any(axis=1))
     zeros = array.size - np.count_nonzero(kept)
     if zeros:
-        plane = _put(kept.reshape(forms.rows(array.shape)).astype(np.int32), wanted)
-        yield SPARSE, plane + b"".join(_put(plane, tried) for plane in forms.byte_planes(bits[kept], array.dtype))
+        plane = _put(kept.reshape(forms.rows(array.shape)).astype(np.int32), effort)
+        yield SPARSE, plane + b"".join(_put(plane) for plane in forms.byte_planes(bits[kept], array.dtype))
     if zeros < array.size / 4:
-        yield PLANES, b"".join(_put(plane, tried) for plane in forms.byte_planes(bits, array.dtype))
+        yield PLANES, b"".join(_put(plane) for plane in forms.byte_planes(bits, array.dtype))
 
 
-def _put(codes: np.ndarray, wanted: Sequence[str]) -> bytes:
-    number, data = coders.smallest(codes, wanted)
+def _put(codes: np.ndarray, effort: coders.Effort = "fast") -> bytes:
+    number, data = coders.encode(codes, effort)
     return bytes([number]) + unsigned(len(data)) + data
 
 

@@ -4,7 +4,9 @@ An unsigned number takes 7 bits a byte, low bits first, the eighth says that mor
 folded to 0, -1, 1, -2, ... = 0, 1, 2, 3, ...
 """
 
-from jaxprune.files.errors import ArtifactError
+from typing import Any
+
+from jaxprune.host import library
 
 _LONGEST = 10  # bytes of a number; 63 bits fit
 
@@ -24,6 +26,18 @@ def signed(number: int) -> bytes:
     return unsigned(2 * number if number >= 0 else -2 * number - 1)
 
 
+class FormatError(ValueError):
+    """A file, or the bytes of one leaf in it, that this library did not write, or that was damaged since.
+
+    Raised before anything of the leaf is given out; the message names the leaf and the fault.
+    """
+
+
+def constriction() -> Any:
+    """The entropy coders, imported when they are first used."""
+    return library("constriction", "jaxprune[files]")
+
+
 class Reader:
     """Takes numbers and stretches of bytes from the front of ``data``, and never reads past its end."""
 
@@ -39,7 +53,7 @@ class Reader:
     def take(self, number: int) -> memoryview:
         """The next ``number`` bytes."""
         if not 0 <= number <= self.left:
-            raise ArtifactError(f"{number} bytes wanted, {self.left} left: truncated or damaged")
+            raise FormatError(f"{number} bytes wanted, {self.left} left: truncated or damaged")
         self.at += number
         return self.data[self.at - number : self.at]
 
@@ -55,19 +69,19 @@ class Reader:
             number += (byte % 128) << (7 * place)
             if byte < 128:
                 if number > most:
-                    raise ArtifactError(f"a number of {number}, where the most is {most}")
+                    raise FormatError(f"a number of {number}, where the most is {most}")
                 return number
-        raise ArtifactError("a number that does not end")
+        raise FormatError("a number that does not end")
 
     def signed(self, least: int = -(2**31), most: int = 2**31 - 1) -> int:
         """The next signed number, in [least, most]."""
         folded = self.unsigned()
         number = -(folded + 1) // 2 if folded % 2 else folded // 2
         if not least <= number <= most:
-            raise ArtifactError(f"a number of {number}, where [{least}, {most}] is allowed")
+            raise FormatError(f"a number of {number}, where [{least}, {most}] is allowed")
         return number
 
     def end(self) -> None:
         """Nothing may be left."""
         if self.left:
-            raise ArtifactError(f"{self.left} bytes too many")
+            raise FormatError(f"{self.left} bytes too many")

@@ -6,26 +6,22 @@ classes add up to the same number are about as wide, and share a distribution. A
 * which sides have classes (1: rows, 2: columns, 3: both); then, for each of these, rows first, the class that serves as
   a center (a varint) and the differences from it as in :mod:`jaxprune.files.integers`, folded. Classes are 0 to 127,
   and 0 on a side without. Only rows of at least 16 entries have classes, and columns as well.
-* a distribution for each sum that occurs, ascending (:mod:`jaxprune.files.normal`).
-* one stream as in :mod:`jaxprune.files.ans`, over the entries of the least sum, then of the next, and so on. Within
-  a sum they come by the class of their row, ascending, then row by row, then column by column. Sums whose distribution
-  has one value alone take no part.
+* a table for each sum that occurs, ascending (:mod:`jaxprune.files.tables`).
+* one stream as there, over the entries of the least sum, then of the next, and so on. Within
+  a sum they come by the class of their row, ascending, then row by row, then column by column. Sums whose table has
+  one value alone take no part.
 
 Classes by variance for entropy-coded quantizers: Joshi, Jafarkhani, Kasner, Fischer, Farvardin, Marcellin and
 Bamberger 1997, "Comparison of different methods of classification in subband coding of images".
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.files import ans, integers, normal, tables
-from jaxprune.files.bytestream import Reader, unsigned
-from jaxprune.files.errors import ArtifactError
-
-Stretch: TypeAlias = tuple[tables.Table, np.ndarray]
+from jaxprune.files import lists, tables
+from jaxprune.files.bytestream import FormatError, Reader, unsigned
 
 _LEAST = 4096  # entries, below which classes cannot pay
 _SHORTEST = 16  # entries of what has a class
@@ -51,11 +47,8 @@ class _Order(NamedTuple):
     groups: list[list[tuple[slice, slice]]]
 
 
-def encode(codes: np.ndarray, write: Callable[[Iterable[Stretch]], bytes | None] = ans.write) -> bytes | None:
-    """Codes as bytes; None for few or large ones, and where the classes of neither rows nor columns pay.
-
-    ``write`` makes the stream, or None, of tables and their entries, from the last to the first.
-    """
+def encode(codes: np.ndarray) -> bytes | None:
+    """Codes as bytes; None for few or large ones, and where the classes of neither rows nor columns pay."""
     if codes.size < _LEAST or codes.min() <= -_LARGEST or codes.max() >= _LARGEST:
         return None
     codes = codes.astype(np.int16)
@@ -63,40 +56,36 @@ def encode(codes: np.ndarray, write: Callable[[Iterable[Stretch]], bytes | None]
     flags = [bool(side.any()) for side in sides]
     if not any(flags):
         return None
-    head, models = bytes([flags[0] + 2 * flags[1]]), []
+    head, heads = bytes([flags[0] + 2 * flags[1]]), []
     for side in sides:
         if side.any():
             center = int(np.bincount(side).argmax())
-            head += unsigned(center) + integers.write(integers.fold(side - center))
+            head += unsigned(center) + lists.write(lists.fold(side - center))
 
-    def stretches() -> Iterator[Stretch]:
+    def stretches() -> Iterator[tables.Stretch]:
         for values in _parts(codes, _order(*sides)):
-            fitted = normal.fit(values)
-            assert fitted is not None  # 16-bit codes
-            models.append(fitted[1])
-            yield fitted[0], values
+            counted = tables.histogram(values)
+            assert counted is not None  # 16-bit codes
+            table = tables.from_histogram(*counted)
+            heads.append(tables.write(table))
+            yield table, values
 
-    stream = write(stretches())
-    return None if stream is None else head + b"".join(reversed(models)) + stream
+    stream = tables.write_stream(stretches())
+    return head + b"".join(reversed(heads)) + stream
 
 
-def decode(
-    data: bytes,
-    shape: tuple[int, int],
-    read: Callable[[memoryview, Sequence[tuple[tables.Table, int]]], list[np.ndarray]] = ans.read,
-) -> np.ndarray:
-    """The codes that ``encode`` made ``data`` of, int32 of that shape; ``read`` reads what ``write`` wrote."""
-    reader, size = Reader(data), math.prod(shape)
+def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """The codes that ``encode`` made ``data`` of, int32 of that shape, which is not empty."""
+    reader = Reader(data)
     sides = reader.unsigned(3)
     if not sides or any(sides & bit and length < _SHORTEST for bit, length in ((1, shape[1]), (2, shape[0]))):
-        raise ArtifactError(f"classes of sides {sides} do not go with {shape[0]} rows and {shape[1]} columns")
-    if not size:
-        raise ArtifactError("classes of nothing")
+        raise FormatError(f"classes of sides {sides} do not go with {shape[0]} rows and {shape[1]} columns")
     order = _order(*(_read_side(reader, n, sides & bit) for n, bit in zip(shape, (1, 2), strict=True)))
     counts = [sum(_area(*block) for block in blocks) for blocks in order.groups]
-    models = [normal.read(reader, count) for count in counts]
+    found = [tables.read(reader, count) for count in counts]
     placed = np.empty(shape, np.int32)
-    for blocks, values in zip(order.groups, read(reader.rest(), list(zip(models, counts, strict=True))), strict=True):
+    entries = tables.read_stream(reader.rest(), list(zip(found, counts, strict=True)))
+    for blocks, values in zip(order.groups, entries, strict=True):
         at = 0
         for block in blocks:
             area = placed[block]
@@ -140,7 +129,7 @@ def _paying(levels: np.ndarray, length: int) -> np.ndarray:
     counts = np.bincount(levels)
     mean = counts @ np.exp2(np.arange(len(counts)) / 2) / len(levels)  # variance
     gain = len(levels) * (length / 2 * (np.log2(mean) - levels.mean() / 2) - _NOISE)
-    price = integers.cost(integers.fold(levels - int(counts.argmax()))) + 32 * (int(levels.max()) + 1)
+    price = lists.cost(lists.fold(levels - int(counts.argmax()))) + 32 * (int(levels.max()) + 1)
     return levels if gain > price else np.zeros_like(levels)
 
 
@@ -197,7 +186,7 @@ def _read_side(reader: Reader, number: int, given: int) -> np.ndarray:
     if not given:
         return np.zeros(number, np.int64)
     center = reader.unsigned(_HIGHEST)
-    levels = center + integers.unfold(integers.read(reader, number, 2 * _HIGHEST))
+    levels = center + lists.unfold(lists.read(reader, number, 2 * _HIGHEST))
     if levels.min() < 0 or levels.max() > _HIGHEST:
-        raise ArtifactError(f"classes from {levels.min()} to {levels.max()}, where 0 to {_HIGHEST} are allowed")
+        raise FormatError(f"classes from {levels.min()} to {levels.max()}, where 0 to {_HIGHEST} are allowed")
     return levels

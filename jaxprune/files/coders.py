@@ -1,70 +1,70 @@
-"""The coders of integers, by number and by name. A new one is one file with ``encode`` and ``decode``, and a line here.
+"""The coders of integers, by number, and which of them is taken. A new one is one file, and a line or two here.
 
-A coder takes int32 codes [rows, columns]; ``encode(codes)`` gives bytes, or None if it cannot take these or surely does
-not pay; ``decode(data, shape)`` gives the codes back, and raises :class:`ArtifactError` for data that make no sense.
+They take int32 codes [rows, columns] and give bytes, or None where they cannot or surely do not pay; reading raises
+:class:`FormatError` for data that make no sense. A plane without entries has no data.
 """
 
-from collections.abc import Sequence
-from types import ModuleType
+import math
+from typing import Literal
 
 import numpy as np
 
-from jaxprune.files import ans, bitmap, class_lanes, classes, counting, gaps, huffman, lanes, mixing, packing
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files import classes, lanes, mixing, packing, tables
+from jaxprune.files.bytestream import FormatError, Reader
+from jaxprune.host import entropy_of_counts
 
-#: In the order of their numbers in files, which never change.
-CODERS: tuple[tuple[str, ModuleType], ...] = (
-    ("packing", packing),
-    ("ans", ans),
-    ("huffman", huffman),
-    ("bitmap", bitmap),
-    ("gaps", gaps),
-    ("mixing", mixing),
-    ("classes", classes),
-    ("lanes", lanes),
-    ("class_lanes", class_lanes),
-)
-NAMES = tuple(name for name, _ in CODERS)
-QUICK = ("lanes", "class_lanes")  # the quickest first
-_LARGE = 2**20  # weights; ``mixing`` takes some ten seconds for them, each way
-_QUICK_FROM = 2**14  # entries; for fewer, lanes begin with too much
-_EXCESS, _HEAD = 1.004, 80  # times the entropy, and bytes, up to which what decodes quickly is good enough
+Effort = Literal["fast", "best"]
+
+NAMES = ("packing", "ans", "lanes", "classes", "mixing")
+PACKING, ANS, LANES, CLASSES, MIXING = range(5)
+_IN_LANES = 1 << 16  # bytes of the entropy, from which on 64 lanes cost less than 0.6%
+_WORTH = 0.99  # of the bytes that a stream takes, below which classes pay: they take longer to read
 
 
-def default(weights: int) -> tuple[str, ...]:
-    """What is tried for a tree of so many weights unless somebody chooses.
-
-    Huffman codes are there to be read, and never smaller than those of ``ans``; what decodes quickly is a bit larger.
-    """
-    left_out = ("huffman", "mixing") if weights > _LARGE else ("huffman", *QUICK)
-    return tuple(name for name in NAMES if name not in left_out)
-
-
-def smallest(codes: np.ndarray, wanted: Sequence[str]) -> tuple[int, bytes]:
-    """The number of the coder that needs the fewest bytes, and these; ``packing`` takes what no other does.
-
-    Coders that decode quickly may need 0.4% more than each other and than the entropy of the codes. Only where they
-    need more than that, the others are tried.
-    """
-    quick = [name for name in QUICK if name in wanted]
-    others = [name for name in wanted if name not in QUICK]
-    found = _tried(codes, quick) if quick and (codes.size >= _QUICK_FROM or not others) else []
-    if found:
-        least = min(counting.entropy(codes) / 8, *(len(data) for _, data in found))
-        for number, data in found:
-            if len(data) <= _EXCESS * least + _HEAD or not others:
-                return number, data
-    found += _tried(codes, others)
-    return min(found or [(NAMES.index("packing"), packing.encode(codes))], key=lambda item: len(item[1]))
-
-
-def _tried(codes: np.ndarray, names: Sequence[str]) -> list[tuple[int, bytes]]:
-    tried = [(i, module.encode(codes)) for i, (name, module) in enumerate(CODERS) if name in names]
-    return [(i, data) for i, data in tried if data is not None]
+def encode(codes: np.ndarray, effort: Effort = "fast") -> tuple[int, bytes]:
+    """The number of a coder, and what it makes of the codes: a short one of few that are quick, or ``best`` of all."""
+    if not codes.size:
+        return PACKING, b""
+    counted = tables.histogram(codes)
+    width = (int(codes.max()) - int(codes.min())).bit_length()
+    entropy = 0.0 if counted is None else entropy_of_counts(counted[1])
+    if counted is None or len(counted[0]) == 1 or entropy >= codes.size * width:
+        return PACKING, packing.encode(codes)
+    table = tables.from_histogram(*counted)
+    ways = [_static(codes, table, entropy >= 8 * _IN_LANES)]
+    by_class = classes.encode(codes)
+    if by_class is not None and (effort == "best" or len(by_class) < _WORTH * len(ways[0][1])):
+        ways.append((CLASSES, by_class))
+    if effort == "best":
+        ways.append(_static(codes, table, False))
+        learned = mixing.encode(codes)
+        ways += [] if learned is None else [(MIXING, learned)]
+    if min(len(data) for _, data in ways) > codes.size * width // 8:
+        ways.append((PACKING, packing.encode(codes)))
+    return min(ways, key=lambda way: len(way[1]))
 
 
 def decode(number: int, data: bytes, shape: tuple[int, int]) -> np.ndarray:
-    """The codes that a coder made ``data`` of."""
-    if number >= len(CODERS):
-        raise ArtifactError(f"coder {number} is unknown")
-    return CODERS[number][1].decode(data, shape)
+    """The codes that a coder made ``data`` of, int32 of that shape."""
+    if number >= len(NAMES):
+        raise FormatError(f"coder {number} is unknown")
+    if not math.prod(shape):
+        Reader(data).end()
+        return np.zeros(shape, np.int32)
+    if number in (ANS, LANES):
+        return _read_static(data, shape, number == LANES)
+    return {PACKING: packing, CLASSES: classes, MIXING: mixing}[number].decode(data, shape)
+
+
+def _static(codes: np.ndarray, table: tables.Table, in_lanes: bool) -> tuple[int, bytes]:
+    head = tables.write(table)
+    stream = lanes.write(table, codes) if in_lanes else None
+    return (ANS, head + tables.write_stream([(table, codes)])) if stream is None else (LANES, head + stream)
+
+
+def _read_static(data: bytes, shape: tuple[int, int], in_lanes: bool) -> np.ndarray:
+    reader, size = Reader(data), math.prod(shape)
+    table = tables.read(reader, size)
+    rest = reader.rest()
+    codes = lanes.read(rest, table, size) if in_lanes else tables.read_stream(rest, [(table, size)])[0]
+    return codes.reshape(shape)

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune.files import tree_json
-from jaxprune.files.bytestream import Reader, unsigned
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files.bytestream import FormatError, Reader, unsigned
 from jaxprune.files.tree_json import Node
 
-VERSION = 1
+VERSION = 2
 _KEY = "jaxprune"  # of the metadata
 _SMALL = 4096  # bytes; smaller leaves share a tensor
 _TOGETHER = "*"  # the name of that tensor
@@ -38,12 +37,12 @@ class Stored(NamedTuple):
     seed: int | None
 
     def data(self) -> memoryview:
-        """All the bytes; raises :class:`ArtifactError` if they are not those that were written."""
+        """All the bytes; raises :class:`FormatError` if they are not those that were written."""
         data = self.read(None)
         if self.seed is None:
             return data
         if len(data) < _CHECKSUM or _checksum(data[:-_CHECKSUM], self.seed) != data[-_CHECKSUM:]:
-            raise ArtifactError("the checksum is wrong: it, or the header, was damaged")
+            raise FormatError("the checksum is wrong: it, or the header, was damaged")
         return data[:-_CHECKSUM]
 
 
@@ -68,20 +67,20 @@ def parse(file: Any) -> tuple[Node, list[Stored]]:
     """The tree and the leaves of an open safetensors file; large leaves are read when they are asked for."""
     header = (file.metadata() or {}).get(_KEY)
     if header is None:
-        raise ArtifactError("no header of jaxprune in it; it may be a plain safetensors file")
+        raise FormatError("no header of jaxprune in it; it may be a plain safetensors file")
     described = _loads(header)
     version = described.get("version") if isinstance(described, dict) else None
     if type(version) is not int or version != VERSION:
-        raise ArtifactError(f"format version {str(version)[:20]!r} is not {VERSION}, which is all that is read here")
+        raise FormatError(f"format version {str(version)[:20]}; this jaxprune reads and writes version {VERSION} alone")
     root, marks = tree_json.from_json(described)
     names = _names(root)
     wanted = {name for name, own in zip(names, marks, strict=True) if own} | ({_TOGETHER} if 0 in marks else set())
     if wanted != set(file.keys()):
-        raise ArtifactError(f"the tree and the tensors differ in {sorted(wanted ^ set(file.keys()))[:3]}")
+        raise FormatError(f"the tree and the tensors differ in {sorted(wanted ^ set(file.keys()))[:3]}")
     for name in wanted:
         part = file.get_slice(name)
         if part.get_dtype() != "U8" or len(part.get_shape()) != 1:
-            raise ArtifactError(f"tensor {name[:80]!r} is no vector of bytes")
+            raise FormatError(f"tensor {name[:80]!r} is no vector of bytes")
     small = iter(_split(file.get_slice(_TOGETHER), len(marks) - sum(marks)) if 0 in marks else [])
     found = [
         _in_file(file, name, seed) if own else in_memory(next(small), seed)
@@ -99,7 +98,7 @@ def _split(part: Any, number: int) -> list[memoryview]:
     """The leaves that share a tensor."""
     reader = Reader(memoryview(part[:]))
     if number > reader.left:
-        raise ArtifactError(f"{reader.left} bytes for {number} small leaves")
+        raise FormatError(f"{reader.left} bytes for {number} small leaves")
     lengths = [reader.unsigned() for _ in range(number)]
     found = [reader.take(length) for length in lengths]
     reader.end()
@@ -109,13 +108,13 @@ def _split(part: Any, number: int) -> list[memoryview]:
 def _loads(text: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
-            raise ArtifactError("a name occurs twice in the tree")
+            raise FormatError("a name occurs twice in the tree")
         return dict(pairs)
 
     try:
         return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"the header of jaxprune is no JSON: {error}") from error
+        raise FormatError(f"the header of jaxprune is no JSON: {error}") from error
 
 
 def _names(root: Node) -> list[str]:

@@ -1,35 +1,82 @@
 """Decodes the leaves of a tree, some at once, within a limit that is checked before the first array is made."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from jaxprune.files import arrays, node_kinds, records, tree_json
+from jaxprune.files.bytestream import FormatError
 from jaxprune.files.container import Stored
-from jaxprune.files.errors import ArtifactError
 from jaxprune.files.tree_json import Node
-from jaxprune.host import progress_bar
+from jaxprune.host import in_parallel
+from jaxprune.quantization.arrays import protocol
 
 _LEAST_LIMIT = 2**30  # bytes that any file may decode to
 _LEAST_RATIO = 1000  # times its coded size that any file may decode to
 
 
-class Unit(NamedTuple):
-    """An array, or a record of one in several parts."""
+class StoredLeaf(NamedTuple):
+    """A leaf, or a record in several parts that stands for one, which is decoded when it is read.
+
+    Attributes:
+      node: where it is in the tree, and what it is.
+      parts: the path and the bytes of each of its arrays.
+    """
 
     node: Node
     parts: list[tuple[str, Stored]]
 
+    @property
+    def path(self) -> str:
+        """Where it is; "" if it is all there is."""
+        return self.node.path
 
-def units(root: Node, stored: Sequence[Stored]) -> list[Unit]:
-    """The units of a tree, in order."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return sum(part.size for _, part in self.parts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense array."""
+        kind = self.node.kind or {}
+        return tuple(kind["shape"]) if "shape" in kind else self.heads()[0].shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the dense array."""
+        kind = self.node.kind or {}
+        return jnp.dtype(getattr(jnp, kind["dtype"])) if "dtype" in kind else self.heads()[0].dtype
+
+    def heads(self) -> list[arrays.Head]:
+        """What is known of its arrays before they are decoded."""
+        heads = ((path, part.read(arrays.LONGEST_HEAD)) for path, part in self.parts)
+        return [_named(path, lambda data=data: arrays.head(data)) for path, data in heads]
+
+    def read(self) -> np.ndarray:
+        """The dense array; of a random key its integers."""
+        array = decode_all([self], self.nbytes, None)[0]
+        if records.is_record(array):
+            array = protocol.dense(array)
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        return np.asarray(array)
+
+    def __repr__(self) -> str:
+        return f"StoredLeaf({self.path!r}, shape={self.shape}, dtype={self.dtype.name}, nbytes={self.nbytes})"
+
+
+def leaves_of(root: Node, stored: Sequence[Stored]) -> list[StoredLeaf]:
+    """The leaves of a tree, in order; a record is one."""
     remaining = iter(stored)
 
-    def walk(node: Node) -> Iterator[Unit]:
+    def walk(node: Node) -> Iterator[StoredLeaf]:
         if node.kind is None or node_kinds.is_record(node.kind):
-            yield Unit(node, [(leaf.path, next(remaining)) for leaf in tree_json.leaves(node)])
+            yield StoredLeaf(node, [(leaf.path, next(remaining)) for leaf in tree_json.leaves(node)])
         else:
             for child in node.children:
                 yield from walk(child)
@@ -37,54 +84,41 @@ def units(root: Node, stored: Sequence[Stored]) -> list[Unit]:
     return list(walk(root))
 
 
-def decode_all(wanted: Sequence[Unit], coded: int, max_bytes: int | None, progress: bool) -> list[Any]:
-    """The array or record of each unit; ``coded`` is the number of bytes that the whole file has."""
+def decode_all(wanted: Sequence[StoredLeaf], coded: int, max_bytes: int | None) -> list[Any]:
+    """The array or record of each leaf; ``coded`` is the number of bytes that the whole file has."""
     limit = max(_LEAST_LIMIT, _LEAST_RATIO * coded) if max_bytes is None else max_bytes
-    total = sum(_decoded_bytes(unit) for unit in wanted)
-    if total > limit:
-        most = max(wanted, key=_decoded_bytes)
-        raise ArtifactError(
-            f"the arrays take {total} bytes, most of them leaf {most.node.path!r}; the limit is {limit}: "
+    sizes = [_decoded_bytes(leaf) for leaf in wanted]
+    if sum(sizes) > limit:
+        most = wanted[int(np.argmax(np.array(sizes, object)))]
+        raise FormatError(
+            f"the arrays take {sum(sizes)} bytes, most of them leaf {most.path!r}; the limit is {limit}: "
             "give a larger max_bytes if the file can be trusted"
         )
-    return in_parallel(_decoded, wanted, "leaves", progress)
+    return in_parallel(_decoded, wanted)
 
 
-def in_parallel(work: Callable[[Any], Any], items: Sequence[Any], what: str, progress: bool) -> list[Any]:
-    """``[work(item) for item in items]``, in threads, the first error in order raised."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(progress, what, 0, len(items)) as show:
-        results = pool.map(work, items)
-        found = []
-        for result in results:
-            found.append(result)
-            show(len(found))
-    return found
-
-
-def _decoded_bytes(unit: Unit) -> int:
-    """What the arrays of a unit, and the dense array that is made of them, take in memory."""
-    heads = [_named(path, lambda part=part: arrays.head(part.read(arrays.LONGEST_HEAD))) for path, part in unit.parts]
-    total = sum(_volume(head.shape) * max(4, head.dtype.itemsize) for head in heads)
-    kind = unit.node.kind
-    return total if kind is None else total + _volume(records.whole_shape(kind, heads[0].shape)) * 8
+def _decoded_bytes(leaf: StoredLeaf) -> int:
+    """What the arrays of a leaf, and the dense array that is made of them, take in memory."""
+    total = sum(_volume(head.shape) * max(4, head.dtype.itemsize) for head in leaf.heads())
+    return total if leaf.node.kind is None else total + _volume(leaf.shape) * 8
 
 
 def _volume(shape: tuple[int, ...]) -> int:
     return math.prod(max(length, 1) for length in shape)  # an axis of none must not hide a huge one
 
 
-def _decoded(unit: Unit) -> Any:
-    parts = iter([_named(path, lambda part=part: arrays.decode(arrays.head(part.data()))) for path, part in unit.parts])
-    if unit.node.kind is None:
+def _decoded(leaf: StoredLeaf) -> Any:
+    parts = iter([_named(path, lambda part=part: arrays.decode(arrays.head(part.data()))) for path, part in leaf.parts])
+    if leaf.node.kind is None:
         return next(parts)
-    record = tree_json.rebuild(unit.node, lambda: next(parts))
-    _named(unit.node.path, lambda: records.check(record))
-    return records.dense(record) if unit.node.kind.get("dense") else record
+    record = tree_json.rebuild(leaf.node, lambda: next(parts))
+    _named(leaf.path, lambda: records.check(record))
+    return protocol.dense(record) if leaf.node.kind.get("dense") else record
 
 
 def _named(path: str, work: Callable[[], Any]) -> Any:
     """``work()``, whose faults name the leaf."""
     try:
         return work()
-    except ArtifactError as error:
-        raise ArtifactError(f"leaf {path!r}: {error}") from error
+    except FormatError as error:
+        raise FormatError(f"leaf {path!r}: {error}") from error

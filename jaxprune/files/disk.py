@@ -4,10 +4,10 @@ import os
 from typing import Any
 
 from jaxprune.base import Params
-from jaxprune.files import container, extras
+from jaxprune.files import container
+from jaxprune.files.bytestream import FormatError
 from jaxprune.files.codec import Compressed, compress
-from jaxprune.files.errors import ArtifactError
-from jaxprune.host import written_whole
+from jaxprune.host import library, written_whole
 
 _LONGEST_HEADER = 2**26  # bytes; the library that parses it takes as much again
 
@@ -45,21 +45,16 @@ def save(path: str | os.PathLike[str], params: Params | Compressed, **options: A
 
 
 def load(
-    path: str | os.PathLike[str],
-    *,
-    leaf: str | None = None,
-    max_bytes: int | None = None,
-    like: Params = None,
-    progress: bool = False,
+    path: str | os.PathLike[str], *, leaf: str | None = None, max_bytes: int | None = None, like: Params = None
 ) -> Params:
     """Reads parameters from a file that :func:`save` wrote. Safe for files from strangers: nothing in them is run.
 
     Args:
       path: the file.
-      leaf, max_bytes, like, progress: as in :meth:`Compressed.decompress`; of one leaf, only its bytes are read.
+      leaf, max_bytes, like: as in :meth:`Compressed.decompress`; of one leaf, only its bytes are read.
 
     Raises:
-      ArtifactError: the file is damaged, cut short, made up, of another version, or too large when decoded.
+      FormatError: the file is damaged, cut short, made up, of another version, or too large when decoded.
       ValueError: no such leaf; ``like`` does not fit or is needed. OSError: no such file.
 
     >>> import jax.numpy as jnp, tempfile
@@ -69,7 +64,7 @@ def load(
     Array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
-    return read(path).decompress(leaf, max_bytes=max_bytes, like=like, progress=progress)
+    return read(path).decompress(leaf, max_bytes=max_bytes, like=like)
 
 
 def read(path: str | os.PathLike[str]) -> Compressed:
@@ -79,7 +74,7 @@ def read(path: str | os.PathLike[str]) -> Compressed:
       path: the file, which must stay as it is as long as the result is used.
 
     Raises:
-      ArtifactError, OSError: as :func:`load`.
+      FormatError, OSError: as :func:`load`.
 
     >>> import numpy as np, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,12 +86,12 @@ def read(path: str | os.PathLike[str]) -> Compressed:
     with open(name, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > min(_LONGEST_HEADER, os.path.getsize(name)):
-        raise ArtifactError(f"{name}: a header of {length} bytes: truncated, or no safetensors file")
-    library = extras.safetensors()
+        raise FormatError(f"{name}: a header of {length} bytes: truncated, or no safetensors file")
+    safetensors = library("safetensors", "jaxprune[files]")
     try:
-        root, stored = container.parse(library.safe_open(name, "np"))
-    except library.SafetensorError as error:
-        raise ArtifactError(f"{name}: no safetensors file, or a damaged one: {error}") from error
-    except ArtifactError as error:
-        raise ArtifactError(f"{name}: {error}") from error
+        root, stored = container.parse(safetensors.safe_open(name, "np"))
+    except safetensors.SafetensorError as error:
+        raise FormatError(f"{name}: no safetensors file, or a damaged one: {error}") from error
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from error
     return Compressed(root, tuple(stored))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files.bytestream import FormatError
 
 MOST_DISTINCT = 2**16
 _SAMPLE = 2**14  # entries that tell whether an array has few distinct values
@@ -23,7 +23,7 @@ def rows(shape: tuple[int, ...]) -> tuple[int, int]:
 def within(codes: np.ndarray, low: int, high: int) -> np.ndarray:
     """The codes, if they lie between."""
     if codes.size and not (low <= codes.min() and codes.max() <= high):
-        raise ArtifactError(f"codes from {codes.min()} to {codes.max()}, where [{low}, {high}] is allowed")
+        raise FormatError(f"codes from {codes.min()} to {codes.max()}, where [{low}, {high}] is allowed")
     return codes
 
 
@@ -46,10 +46,10 @@ def from_integers(codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype == np.uint32:
         return codes.view(np.uint32)
     if not is_integer(dtype):
-        raise ArtifactError(f"integers as an array of {dtype.name}")
+        raise FormatError(f"integers as an array of {dtype.name}")
     array = codes.astype(dtype)
     if not np.array_equal(array.astype(np.int32), codes):
-        raise ArtifactError(f"integers from {codes.min()} to {codes.max()} do not fit {dtype.name}")
+        raise FormatError(f"integers from {codes.min()} to {codes.max()} do not fit {dtype.name}")
     return array
 
 
@@ -88,7 +88,7 @@ def few_values(bits: np.ndarray, dtype: np.dtype) -> Few | None:
 def from_palette(table: memoryview, codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The other way, by a table."""
     if dtype.itemsize > 8:
-        raise ArtifactError(f"a table of values of dtype {dtype.name}")
+        raise FormatError(f"a table of values of dtype {dtype.name}")
     values = np.frombuffer(table, f"<u{dtype.itemsize}")
     zero = _zero(values)
     return values[within(codes, -zero, values.size - 1 - zero) + zero].reshape(-1).view(dtype)

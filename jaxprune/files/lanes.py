@@ -1,106 +1,66 @@
-"""Static entropy coding in 64 lanes, which are decoded side by side: several times as fast as one stream after another.
+"""Static entropy coding in 64 lanes, which are decoded side by side: several times as fast as one stream.
 
-Entry i of a stretch of codes is in lane i % 64. A lane is a stream of its own, of 16-bit words, and the frequencies
+Entry i is in lane i % 64. A lane is an asymmetric numeral system of its own with 16-bit words, and the frequencies
 that a table gives are rounded to 12 bits. A value that is too rare for that escapes: an escape stands in its place, and
-a plain stream, as in :mod:`jaxprune.files.ans`, says which of the rare values it is. docs/format.md has the details.
+a plain stream, as in :mod:`jaxprune.files.tables`, says which of the rare values it is. docs/format.md has the details.
 Giesen 2014, "Interleaved entropy coders", arXiv:1402.3392.
 
-The loops are in :mod:`jaxprune.files.lane_steps`.
+A state is an integer in [2**16, 2**32). In a step each lane takes one entry; in the last step some may rest. The loops
+are compiled once, for the CPU: integers of 32 bits, the same everywhere. The interpreter is free meanwhile, so that
+leaves decode in parallel.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from jaxprune.files import ans, extras, integers, lane_steps, tables
-from jaxprune.files.bytestream import Reader, unsigned
-from jaxprune.files.errors import ArtifactError
-from jaxprune.files.lane_steps import BITS, LANES, SLOTS, START
+from jaxprune.files import lists, tables
+from jaxprune.files.bytestream import FormatError, Reader, unsigned
 
-
-def encode(codes: np.ndarray) -> bytes | None:
-    """Codes as bytes; None where frequencies of 12 bits do not do, and above 65536 distinct ones."""
-    if not codes.size:
-        return b""
-    table = tables.from_codes(codes)
-    stream = None if table is None else write([(table, codes)])
-    return None if table is None or stream is None else tables.write(table) + stream
+LANES = 64
+BITS = 12  # of a frequency
+_SLOTS = 256  # that a lane tells apart
+_START = 1 << 16  # the state of a lane that holds nothing
+_STEPS = 2304  # of a call: its arrays stay in cache, and small enough that XLA leaves a step to one thread
 
 
-def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
-    """The codes that ``encode`` made ``data`` of, int32 of that shape."""
-    reader, size = Reader(data), math.prod(shape)
-    if not size:
-        reader.end()
-        return np.zeros(shape, np.int32)
-    table = tables.read(reader, size)
-    return read(reader.rest(), [(table, size)])[0].reshape(shape)
-
-
-def write(stretches: Iterable[tuple[tables.Table, np.ndarray]]) -> bytes | None:
-    """A stream of stretches, from the last to the first: each a table and codes that it holds, integers of any shape.
-
-    None if frequencies of 12 bits do not do. A stretch with a table of one value takes nothing.
-    """
-    rest = extras.constriction().stream.stack.AnsCoder()
-    models, rows = [], []
-    for table, codes in stretches:
-        if len(table.symbols) == 1:
-            continue
-        model = _model(table)
-        if model is None:
-            return None
-        models.append(model)
-        rows.append(_slots(codes.reshape(-1), table, model))
-        if len(model.rare.symbols) > 1:
-            escaped = codes.reshape(-1)[rows[-1] == len(model.symbols)].astype(np.int32)
-            rest.encode_reverse(tables.places(escaped, model.rare.symbols), tables.model(model.rare))
-    if not models:
-        return b""
-    states, lanes = lane_steps.encode([_encoding(model) for model in models[::-1]], rows[::-1])
+def write(table: tables.Table, codes: np.ndarray) -> bytes | None:
+    """Codes that a table of at least two values holds, as bytes; None if frequencies of 12 bits do not do."""
+    model, flat = _model(table), codes.reshape(-1)
+    if model is None:
+        return None
+    slots = _slots(flat, table, model)
+    states, lanes = _written(_encoding(model), slots)
     lengths = np.array([len(lane) for lane in lanes])
-    head = unsigned(int(lengths.min())) + integers.write(lengths - lengths.min())
+    head = unsigned(int(lengths.min())) + lists.write(lengths - lengths.min())
     words = np.concatenate(lanes).astype("<u2").tobytes()
-    return head + states.astype("<u4").tobytes() + words + ans.words_of(rest)
+    rest = [(model.rare, flat[slots == len(model.symbols)])] if len(model.rare.symbols) else []
+    return head + states.astype("<u4").tobytes() + words + tables.write_stream(rest)
 
 
-def read(data: memoryview, stretches: Sequence[tuple[tables.Table, int]]) -> list[np.ndarray]:
-    """What ``write`` wrote, each int32 [n]: for each stretch, from the first to the last, its table and n."""
-    several = [(table, count) for table, count in stretches if len(table.symbols) > 1]
+def read(data: memoryview, table: tables.Table, count: int) -> np.ndarray:
+    """What ``write`` wrote of so many codes: int32 [count]."""
+    model = _model(table) if len(table.symbols) > 1 else None
+    if model is None:
+        raise FormatError(f"a table of {len(table.symbols)} values that lanes cannot have")
     reader = Reader(data)
-    found = iter(_read(reader, several) if several else [])
-    reader.end()
-    return [
-        next(found) if len(table.symbols) > 1 else np.full(count, table.symbols[0], np.int32)
-        for table, count in stretches
-    ]
-
-
-def _read(reader: Reader, stretches: list[tuple[tables.Table, int]]) -> list[np.ndarray]:
-    """The stretches that are in the stream."""
-    models = [_checked(table) for table, _ in stretches]
-    counts = [count for _, count in stretches]
     least = reader.unsigned(reader.left)
-    lengths = least + integers.read(reader, LANES, reader.left)
+    lengths = least + lists.read(reader, LANES, reader.left)
     states = np.frombuffer(reader.take(4 * LANES), "<u4").astype(np.uint32)
     words = np.frombuffer(reader.take(2 * int(lengths.sum())), "<u2")
-    if states.min() < START:
-        raise ArtifactError(f"a lane that begins at {states.min()}: damaged")
-    found = lane_steps.decode([_decoding(model) for model in models], counts, words, lengths, states)
-    rest = ans.coder_of(reader.rest(), sum(counts))
-    for model, (some, slots) in zip(models, found, strict=True):
-        if not len(model.rare.symbols):
-            continue
+    if states.min() < _START:
+        raise FormatError(f"a lane that begins at {states.min()}: damaged")
+    codes, slots = _read(_decoding(model), count, words, lengths, states)
+    take, end = tables.reading(reader.rest(), count)
+    if len(model.rare.symbols):
         escaped = np.flatnonzero(slots == len(model.symbols))
-        if len(model.rare.symbols) > 1 and len(escaped):
-            values = rest.decode(tables.model(model.rare), len(escaped))
-            some[escaped] = tables.values(values, model.rare.symbols)
-        else:
-            some[escaped] = model.rare.symbols[0]
-    ans.check_empty(rest)
-    return [codes for codes, _ in found]
+        codes[escaped] = take(model.rare, len(escaped))
+    end()
+    return codes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,7 +86,7 @@ def _model(table: tables.Table) -> _Model | None:
     fine, shift = tables.probabilities(table), tables.PRECISION - BITS
     half = 1 << (shift - 1)
     coarse = (fine + half) >> shift
-    kept = coarse > (np.sort(coarse)[-SLOTS] if len(coarse) >= SLOTS else 0)
+    kept = coarse > (np.sort(coarse)[-_SLOTS] if len(coarse) >= _SLOTS else 0)
     frequencies = coarse[kept]
     if not len(frequencies):
         return None
@@ -139,13 +99,6 @@ def _model(table: tables.Table) -> _Model | None:
     return _Model(table.symbols[kept], frequencies, tables.Table(table.symbols[~kept], table.levels[~kept]))
 
 
-def _checked(table: tables.Table) -> _Model:
-    model = _model(table)
-    if model is None:
-        raise ArtifactError(f"a table of {len(table.symbols)} values that lanes cannot have")
-    return model
-
-
 def _slots(codes: np.ndarray, table: tables.Table, model: _Model) -> np.ndarray:
     """The slot of each code, uint8."""
     of_table = np.full(len(table.symbols), len(model.symbols), np.uint8)
@@ -155,7 +108,7 @@ def _slots(codes: np.ndarray, table: tables.Table, model: _Model) -> np.ndarray:
 
 def _encoding(model: _Model) -> np.ndarray:
     """For each slot its frequency, and that of all before it in the lowest 12 bits: uint32 [256]."""
-    table = np.zeros(SLOTS, np.uint32)
+    table = np.zeros(_SLOTS, np.uint32)
     table[: len(model.frequencies)] = model.frequencies << BITS | _begins(model)
     return table
 
@@ -164,10 +117,121 @@ def _decoding(model: _Model) -> tuple[np.ndarray, np.ndarray]:
     """For each remainder its slot (8 bits), the frequency, and its number in the slot; and the values of slots."""
     slots = np.repeat(np.arange(len(model.frequencies)), model.frequencies)
     table = slots << 2 * BITS | model.frequencies[slots] << BITS | np.arange(1 << BITS) - _begins(model)[slots]
-    symbols = np.zeros(SLOTS, np.int32)
+    symbols = np.zeros(_SLOTS, np.int32)
     symbols[: len(model.symbols)] = model.symbols
     return table.astype(np.uint32), symbols
 
 
 def _begins(model: _Model) -> Any:
     return np.cumsum(model.frequencies) - model.frequencies
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+
+
+def _written(table: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """States, uint32 [64], and the words of each lane, uint16, in the order of reading."""
+    states, pieces, table = _put(np.full(LANES, _START, np.uint32)), [[] for _ in range(LANES)], _put(table)
+    for some in reversed(list(_calls(len(slots)))):
+        number = some.stop - some.start
+        rows = np.zeros(_STEPS * LANES, np.uint8)
+        rows[:number] = slots[some]
+        with jax.ensure_compile_time_eval():
+            states, *found = _encode(table, rows.reshape(-1, LANES), np.int32(number), states)
+        words, given = (np.ascontiguousarray(np.asarray(array)[: -(-number // LANES)].T) for array in found)
+        ends = np.cumsum(np.count_nonzero(given, axis=1)).tolist()
+        words = words[given]
+        for piece, at, end in zip(pieces, [0, *ends], ends, strict=False):
+            piece.append(words[at:end])
+    return np.asarray(states), [np.concatenate(piece[::-1]) for piece in pieces]
+
+
+def _read(
+    tables: tuple[np.ndarray, np.ndarray], count: int, words: np.ndarray, lengths: np.ndarray, states: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values, int32 [count], and slots, uint8 [count], of the words of all lanes one after another."""
+    ends = np.cumsum(lengths)
+    at, states, (table, symbols) = ends - lengths, _put(states), map(_put, tables)
+    values, slots = np.empty(count, np.int32), np.empty(count, np.uint8)
+    for some in _calls(count):
+        number = some.stop - some.start
+        window = _window(words, at, ends, -(-number // LANES))
+        with jax.ensure_compile_time_eval():
+            states, taken, slot, value = _decode(table, symbols, window, np.int32(number), states)
+        at = at + np.asarray(taken)
+        if (at > ends).any():
+            raise FormatError("a lane that ends too early: damaged")
+        slots[some] = np.asarray(slot).reshape(-1)[:number]
+        values[some] = np.asarray(value).reshape(-1)[:number]
+    if (at != ends).any() or (np.asarray(states) != _START).any():
+        raise FormatError("something is left in a lane after the last entry: damaged")
+    return values, slots
+
+
+def _calls(count: int) -> Iterator[slice]:
+    most = _STEPS * LANES
+    return (slice(at, min(at + most, count)) for at in range(0, count, most))
+
+
+def _window(words: np.ndarray, at: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
+    """The words that come next in each lane, of which a step takes at most one; zeros behind the end."""
+    window = np.zeros((LANES, _STEPS), np.uint16)
+    for row, begin, end in zip(window, at.tolist(), np.minimum(ends, at + steps).tolist(), strict=True):
+        row[: end - begin] = words[begin:end]
+    return window
+
+
+def _put(array: np.ndarray) -> Any:
+    """An array on the CPU, which makes what is computed with it stay there."""
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # switched off: slower elsewhere, and the same
+        device = jax.local_devices()[0]
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(array, device)
+
+
+@jax.jit
+def _encode(table, slots, count, states):
+    lanes, steps = jnp.arange(LANES), (count + LANES - 1) // LANES
+
+    def step(i, carry):
+        states, words, given = carry
+        t = steps - 1 - i
+        found, active = table.at[slots[t]].get(mode="promise_in_bounds"), t * LANES + lanes < count
+        frequency, begin = found >> BITS, found & (2**BITS - 1)
+        full = active & ((states >> (32 - BITS)) >= frequency)
+        words = lax.dynamic_update_slice(words, states.astype(jnp.uint16)[None], (t, 0))
+        given = lax.dynamic_update_slice(given, full[None], (t, 0))
+        quotient, left = _divide(jnp.where(full, states >> 16, states), frequency)
+        return jnp.where(active, (quotient << BITS) + left + begin, states), words, given
+
+    return lax.fori_loop(0, steps, step, (states, jnp.zeros(slots.shape, jnp.uint16), jnp.zeros(slots.shape, bool)))
+
+
+def _divide(a, b):
+    """Quotient, below 2**20, and remainder; in float32 it is at most one off, and division of integers takes long."""
+    about = (a.astype(jnp.float32) / b.astype(jnp.float32)).astype(jnp.int32)
+    left, whole = (a - about.astype(jnp.uint32) * b).astype(jnp.int32), b.astype(jnp.int32)
+    off = (left >= whole).astype(jnp.int32) - (left < 0).astype(jnp.int32)
+    return (about + off).astype(jnp.uint32), (left - off * whole).astype(jnp.uint32)
+
+
+@jax.jit
+def _decode(table, symbols, words, count, states):
+    lanes = jnp.arange(LANES)
+
+    def step(t, carry):
+        states, taken, slots = carry
+        found, active = table.at[states & (2**BITS - 1)].get(mode="promise_in_bounds"), t * LANES + lanes < count
+        short = ((found >> BITS) & (2**BITS - 1)) * (states >> BITS) + (found & (2**BITS - 1))
+        more = active & (short < _START)
+        word = words.at[lanes, taken].get(mode="promise_in_bounds").astype(jnp.uint32)
+        after = jnp.where(more, short << 16 | word, short)
+        slots = lax.dynamic_update_slice(slots, (found >> 2 * BITS).astype(jnp.uint8)[None], (t, 0))
+        return jnp.where(active, after, states), taken + more.astype(jnp.int32), slots
+
+    carry = states, jnp.zeros(LANES, jnp.int32), jnp.zeros((_STEPS, LANES), jnp.uint8)
+    states, taken, slots = lax.fori_loop(0, (count + LANES - 1) // LANES, step, carry)
+    return states, taken, slots, symbols.at[slots].get(mode="promise_in_bounds")

@@ -41,8 +41,7 @@ def choose(
     masks: Masks | None,
     bits: Setting,
     codebook: Setting,
-    quantizer: str | Quantizer,
-    spec: QuantSpec,
+    quantizer: str | QuantSpec | Quantizer,
     side: str | None,
     where: Where,
 ) -> Chosen:
@@ -58,7 +57,7 @@ def choose(
     if codebook is not None:
         result = codebooks.encode(result, codebook, where=where)
     elif bits is not None:
-        result = _quantizer(quantizer, spec)(result, bits, where)
+        result = _quantizer(quantizer)(result, bits, where)
     if side is not None:
         result = _smaller_side(result, set(before), side)
     new, treedef = jax.tree.flatten(result, is_leaf=is_record)
@@ -69,16 +68,16 @@ def choose(
     return Chosen(treedef.unflatten([0 if one else node for node, one in zip(new, whole, strict=True)]), leaves, made)
 
 
-def _quantizer(quantizer: str | Quantizer, spec: QuantSpec) -> Quantizer:
+def _quantizer(quantizer: str | QuantSpec | Quantizer) -> Quantizer:
     if callable(quantizer):
         return quantizer
-    named: dict[str, Quantizer] = {
-        "uniform": lambda params, bits, where: integers.quantize(params, bits, spec=spec, where=where),
-        "rd": _rate_distortion,
-        "trellis": _trellis,
-    }
+    if quantizer == "uniform" or isinstance(quantizer, QuantSpec):
+        spec = QuantSpec() if quantizer == "uniform" else quantizer
+        return lambda params, bits, where: integers.quantize(params, bits, spec=spec, where=where)
+    named: dict[str, Quantizer] = {"rd": _rate_distortion, "trellis": _trellis}
     if quantizer not in named:
-        raise ValueError(f"quantizer must be one of {list(named)} or a function, got {quantizer!r}")
+        kinds = ["uniform", *named]
+        raise ValueError(f"quantizer must be one of {kinds}, a QuantSpec or a function, got {quantizer!r}")
     return named[quantizer]
 
 
@@ -96,7 +95,7 @@ def _trellis(params: Params, bits: Setting, where: Where) -> Params:
 def _paths(params: Params) -> list[str]:
     """The path of each leaf; a record is one."""
     nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
-    return tree.select(treedef.unflatten([np.int32(0)] * len(nodes)), lambda *_: False).paths
+    return tree.flatten(treedef.unflatten([np.int32(0)] * len(nodes))).paths
 
 
 def _smaller_side(params: Params, chosen: set[int], side: str) -> Params:

@@ -17,8 +17,7 @@ import math
 import numpy as np
 
 from jaxprune.files import wavefront
-from jaxprune.files.bytestream import Reader, unsigned
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files.bytestream import FormatError, Reader, unsigned
 from jaxprune.files.logistic import UNIT
 from jaxprune.files.range_bits import Ask, reading, writing
 from jaxprune.files.wavefront import LEVELS
@@ -48,7 +47,7 @@ def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
     """The codes that ``encode`` made ``data`` of, int32 of that shape."""
     reader, size = Reader(data), math.prod(shape)
     if size and not _takes(shape):
-        raise ArtifactError(f"{shape} entries are more than this coder takes")
+        raise FormatError(f"{shape} entries are more than this coder takes")
     count = reader.unsigned(size) if size else 0
     if not count:
         reader.end()
@@ -77,12 +76,12 @@ def _walk(
     else:
         mask = wavefront.kept(ask, None if codes is None else codes.reshape(-1) != 0, shape, count, lags)
         if mask.sum() != count:
-            raise ArtifactError(f"{mask.sum()} entries are not zero, not {count}: damaged")
+            raise FormatError(f"{mask.sum()} entries are not zero, not {count}: damaged")
     sign = wavefront.signs(ask, None if codes is None else codes > 0, mask, lags)
     size = None if codes is None else np.abs(codes.astype(np.int64)) - 1
     found = (_sizes(ask, size, mask, lags, *sizes) + 1) * sign[mask]
     if not -(2**31) <= found.min() <= found.max() < 2**31:
-        raise ArtifactError("an entry beyond 32 bits: damaged")
+        raise FormatError("an entry beyond 32 bits: damaged")
     out = np.zeros(shape, np.int32)
     out[mask] = found
     return out
@@ -185,7 +184,7 @@ def _read_settings(reader: Reader, shape: tuple[int, int]) -> tuple[list[int], i
         gap = reader.unsigned(shape[0])
         lag += gap
         if not gap or lag >= shape[0]:
-            raise ArtifactError(f"a lag of {lag} in {shape[0]} rows: damaged")
+            raise FormatError(f"a lag of {lag} in {shape[0]} rows: damaged")
         lags.append(lag)
     shift = reader.unsigned(31) if rest > 1 else 0
     return lags, top, shift, reader.unsigned(4 * LEVELS + 4) if top else 4

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxprune.files import records
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files.bytestream import FormatError
 from jaxprune.files.records import RECORDS
 
 Kind = dict[str, Any]
@@ -43,12 +43,12 @@ def describe(cls: Any, aux: Any, path: str) -> tuple[Kind, tuple[Any, ...], Sequ
 
 
 def check(kind: Any) -> Kind:
-    """A kind as it was read; raises :class:`ArtifactError` unless it is well formed."""
+    """A kind as it was read; raises :class:`FormatError` unless it is well formed."""
     if not isinstance(kind, dict) or not isinstance(kind.get("type"), str):
-        raise ArtifactError(f"a kind of node is {str(kind)[:80]}")
+        raise FormatError(f"a kind of node is {str(kind)[:80]}")
     name, keys = kind["type"], kind.get("keys", [])
     if not isinstance(keys, list) or not all(type(key) in (str, int) for key in keys) or len(set(keys)) < len(keys):
-        raise ArtifactError(f"a node of type {name[:80]!r} has keys {str(keys)[:80]}")
+        raise FormatError(f"a node of type {name[:80]!r} has keys {str(keys)[:80]}")
     if name in _MAPPINGS or name in _FLAX:
         return kind
     if name in ("list", "tuple", "other") or name in RECORDS:
@@ -58,7 +58,7 @@ def check(kind: Any) -> Kind:
     else:
         well = not keys and re.fullmatch(r"nnx\.[A-Za-z]\w*", name) and isinstance(kind.get("metadata"), dict)
     if not well:
-        raise ArtifactError(f"a node of type {name[:80]!r} is unknown, or lacks a part")
+        raise FormatError(f"a node of type {name[:80]!r} is unknown, or lacks a part")
     return kind
 
 
@@ -73,7 +73,7 @@ def names(kind: Kind, keys: tuple[Any, ...], number: int) -> Sequence[Any]:
     else:
         wanted = range(number)
     if len(wanted) != number:
-        raise ArtifactError(f"a node of type {kind['type']!r} has {number} children, not {len(wanted)}")
+        raise FormatError(f"a node of type {kind['type']!r} has {number} children, not {len(wanted)}")
     return wanted
 
 
@@ -107,7 +107,7 @@ def _variable(cls: Any, value: Any, metadata: dict[str, Any], path: str) -> Any:
     try:
         return cls.from_metadata(value, {key: _tuples(entry) for key, entry in metadata.items()})
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever Flax makes of a stranger's entries
-        raise ArtifactError(f"the nnx.{cls.__name__} at {path!r} has metadata {str(metadata)[:80]}: {error}") from error
+        raise FormatError(f"the nnx.{cls.__name__} at {path!r} has metadata {str(metadata)[:80]}: {error}") from error
 
 
 def join(path: str, name: Any) -> str:

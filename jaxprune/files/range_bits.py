@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.files import extras
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files.bytestream import FormatError, constriction
 from jaxprune.files.logistic import UNIT
 
 #: ``(chances, truth) -> bits``: writes or reads bits; ``truth`` are the bits, or None where they are read.
@@ -33,8 +32,8 @@ def writing() -> tuple[Ask, Callable[[], bytes]]:
 def reading(data: bytes) -> tuple[Ask, Callable[[], None]]:
     """What gives the bits, and what then sees that no bytes are left."""
     if data and not data[-1]:
-        raise ArtifactError("zeros at the end: damaged")
-    queue, model = extras.constriction().stream.queue, _model()
+        raise FormatError("zeros at the end: damaged")
+    queue, model = constriction().stream.queue, _model()
     coder, again = queue.RangeDecoder(_words(data)), queue.RangeEncoder()
 
     def ask(chance: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
@@ -43,20 +42,20 @@ def reading(data: bytes) -> tuple[Ask, Callable[[], None]]:
         try:
             bits = coder.decode(model, _shares(chance))
         except AssertionError as error:
-            raise ArtifactError("bits that nothing is written as: damaged") from error
+            raise FormatError("bits that nothing is written as: damaged") from error
         again.encode(bits, model, _shares(chance))
         return bits > 0
 
     def end() -> None:
         if len(data) > 4 * again.num_words():  # the decoder cannot tell how much it has taken
-            raise ArtifactError("something is left after the last entry: damaged")
+            raise FormatError("something is left after the last entry: damaged")
 
     return ask, end
 
 
 def _written(chances: np.ndarray, bits: np.ndarray) -> bytes:
     """The shortest bytes: those of the coder, as long as one less, or one less and 1 more, still gives the bits."""
-    coder = extras.constriction().stream.queue.RangeEncoder()
+    coder = constriction().stream.queue.RangeEncoder()
     shares = _shares(chances)
     coder.encode(bits.astype(np.int32), _model(), shares)
     data = coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
@@ -75,14 +74,14 @@ def _written(chances: np.ndarray, bits: np.ndarray) -> bytes:
 
 def _gives(data: bytes, shares: np.ndarray, bits: np.ndarray) -> bool:
     try:
-        coder = extras.constriction().stream.queue.RangeDecoder(_words(data))
+        coder = constriction().stream.queue.RangeDecoder(_words(data))
         return np.array_equal(coder.decode(_model(), shares), bits)
     except AssertionError:  # no bits at all begin so
         return False
 
 
 def _model() -> Any:
-    return extras.constriction().stream.model.Bernoulli(perfect=False)
+    return constriction().stream.model.Bernoulli(perfect=False)
 
 
 def _shares(chances: np.ndarray) -> np.ndarray:

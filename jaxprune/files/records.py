@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import QuantSpec
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files.bytestream import FormatError
 from jaxprune.kernels.viterbi import TAPS
 from jaxprune.quantization.arrays import n_of_m, protocol
 from jaxprune.quantization.arrays.codebook import CodebookArray
@@ -25,7 +25,7 @@ class Record(NamedTuple):
     """How a record is stored.
 
     Attributes:
-      cls: its class, a registered dataclass.
+      cls: its class, a registered dataclass with the protocol of :mod:`jaxprune.quantization.arrays`.
       arrays: its arrays; of codes, the first has the shape of the array that they make, the second scales its values.
       static: its static fields, and for each a function that makes it of JSON, or raises.
       fault: what is wrong with codes of the right shape, if anything.
@@ -39,14 +39,19 @@ class Record(NamedTuple):
     codes: bool = True
 
 
+def _whole(allowed: Callable[[int], bool]) -> Callable[[Any], int]:
+    """An integer that is allowed."""
+
+    def made(value: Any) -> int:
+        if type(value) is not int or not allowed(value):
+            raise ValueError(value)
+        return value
+
+    return made
+
+
 def _dtype(name: Any) -> np.dtype:
     return np.dtype(getattr(jnp, str(name)))
-
-
-def _bits(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= 16:
-        raise ValueError(value)
-    return value
 
 
 def _spec(given: Any) -> QuantSpec:
@@ -57,33 +62,13 @@ def _spec(given: Any) -> QuantSpec:
     return QuantSpec(bool(given["symmetric"]), tuple(axis) if isinstance(axis, list) else axis, block)
 
 
-def _states(value: Any) -> int:
-    if type(value) is not int or value not in TAPS:
-        raise ValueError(value)
-    return value
-
-
 def _zero(value: Any) -> int | None:
-    if value is not None and type(value) is not int:
-        raise ValueError(value)
-    return value
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= 256:
-        raise ValueError(value)
-    return value
-
-
-def _axis(value: Any) -> int:
-    if type(value) is not int or value >= 0:
-        raise ValueError(value)
-    return value
+    return None if value is None else _whole(lambda zero: True)(value)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    lengths = tuple(value)
-    if any(type(n) is not int or n < 0 for n in lengths) or math.prod(max(n, 1) for n in lengths) >= 2**62:
+    lengths = tuple(map(_whole(lambda length: length >= 0), value))
+    if math.prod(max(n, 1) for n in lengths) >= 2**62:
         raise ValueError(value)
     return lengths
 
@@ -100,23 +85,24 @@ def _no_index(record: TrellisArray) -> str:
     return "" if fits else f"zeros as index {record.zero}, which no {record.indices.dtype} is"
 
 
+_COUNT = _whole(lambda count: 1 <= count <= 256)
 RECORDS: dict[str, Record] = {
     "QArray": Record(
         QArray,
         ("codes", "scale", "zero_point"),
-        {"bits": _bits, "dtype": _dtype, "spec": _spec},
+        {"bits": _whole(lambda bits: 1 <= bits <= 16), "dtype": _dtype, "spec": _spec},
     ),
     "CodebookArray": Record(CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, _no_centroid),
     "TrellisArray": Record(
         TrellisArray,
         ("indices", "step", "basis"),
-        {"states": _states, "zero": _zero, "dtype": _dtype},
+        {"states": _whole(lambda states: states in TAPS), "zero": _zero, "dtype": _dtype},
         _no_index,
     ),
     "NOfMArray": Record(
         NOfMArray,
         ("values", "indices"),
-        {"n": _count, "m": _count, "axis": _axis, "shape": _shape},
+        {"n": _COUNT, "m": _COUNT, "axis": _whole(lambda axis: axis < 0), "shape": _shape},
         n_of_m.fault,
         codes=False,
     ),
@@ -143,40 +129,26 @@ def from_json(name: str, kind: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def whole_shape(kind: dict[str, Any], first: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the array that a record of this kind makes, of that of its first part."""
-    return tuple(kind["shape"]) if "shape" in RECORDS[kind["type"]].static else first
-
-
-def dense(record: Any) -> Any:
-    """The array that a record makes."""
-    return protocol.dense(record)
-
-
 def with_scales(record: Any, change: Callable[[Any], Any]) -> Any:
     """The record with its scales, or centroids, changed; as it is if it has none."""
-    if not _record_of(record).codes:
-        return record
-    name = _record_of(record).arrays[1]
-    return replace(record, **{name: change(getattr(record, name))})
+    described = RECORDS[type(record).__name__]
+    name = described.arrays[1]
+    return replace(record, **{name: change(getattr(record, name))}) if described.codes else record
 
 
 def check(record: Any) -> None:
-    """Raises :class:`ArtifactError` unless the parts of a record fit together."""
-    codes = getattr(record, _record_of(record).arrays[0])
+    """Raises :class:`FormatError` unless the parts of a record fit together."""
+    described = RECORDS[type(record).__name__]
+    codes = getattr(record, described.arrays[0])
     try:
         made = jax.eval_shape(protocol.dense, record)
     except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise ArtifactError(f"parts of a {type(record).__name__} that do not fit together: {error}") from error
-    if _record_of(record).codes and (made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer)):
-        raise ArtifactError(f"codes of shape {codes.shape} and dtype {codes.dtype} for values of shape {made.shape}")
-    fault = _record_of(record).fault(record)
+        raise FormatError(f"parts of a {type(record).__name__} that do not fit together: {error}") from error
+    if described.codes and (made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer)):
+        raise FormatError(f"codes of shape {codes.shape} and dtype {codes.dtype} for values of shape {made.shape}")
+    fault = described.fault(record)
     if fault:
-        raise ArtifactError(fault)
-
-
-def _record_of(record: Any) -> Record:
-    return RECORDS[type(record).__name__]
+        raise FormatError(fault)
 
 
 def _plain(value: Any) -> Any:

@@ -3,10 +3,11 @@
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.files import arrays, counting, decoding, records
+from jaxprune.files import arrays
+from jaxprune.files.decoding import StoredLeaf
+from jaxprune.host import entropy_of_counts, table
 
 if TYPE_CHECKING:
     from jaxprune.files.codec import Compressed
@@ -75,54 +76,44 @@ class SizeReport(NamedTuple):
 
     def __str__(self) -> str:
         head = ("leaf", "shape", "coder", "dense", "file", "index", "values", "tables", "fixed", "entropy", "achieved")
-        rows = [head, *(_row(leaf) for leaf in self.leaves)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = [
-            "  ".join(_cell(cell, width, i) for i, (cell, width) in enumerate(zip(r, widths, strict=True)))
-            for r in rows
-        ]
+        drawn = table(head, [_row(leaf) for leaf in self.leaves], left=3)
         total = f"{self.dense_bytes:,} bytes dense, {self.nbytes:,} in the file: {self.ratio:.1f} times smaller"
         parts = f"{self.bias_bytes:,} for vectors, {self.header_bytes:,} for headers; right columns: bits a weight"
-        return "\n".join(line.rstrip() for line in [*lines, "", total, parts])
+        return "\n".join([drawn, "", total, parts])
 
 
 def size_report(compressed: "Compressed") -> SizeReport:
     """The report of compressed parameters; decodes them."""
-    units = decoding.units(compressed.root, compressed.stored)
-    return SizeReport(tuple(map(_leaf_size, units)), compressed.nbytes)
+    return SizeReport(tuple(map(_leaf_size, compressed.leaves)), compressed.nbytes)
 
 
-def _leaf_size(unit: decoding.Unit) -> LeafSize:
-    (_, main), *side = unit.parts
-    data = main.data()
-    found = arrays.head(data)
-    table, planes = arrays.parts(found)
+def _leaf_size(leaf: StoredLeaf) -> LeafSize:
+    (_, main), *side = leaf.parts
+    found = arrays.head(main.data())
+    values, planes = arrays.parts(found)
     inner = sum(size for _, size, _ in planes)
     beside = sum(len(part.data()) for _, part in side)
-    whole = sum(part.size for _, part in unit.parts)
-    payload = inner if planes else len(table)
-    kind = unit.node.kind or {}
-    dtype = jnp.dtype(kind.get("dtype", found.dtype.name))
+    payload = inner if planes else len(values)
+    kind = leaf.node.kind or {}
     bits, positions = _entropy(found, planes)
-    shape = records.whole_shape(kind, found.shape) if kind else found.shape
-    weights = max(math.prod(shape), 1)
+    weights = max(math.prod(leaf.shape), 1)
     places = beside if kind.get("type") == "NOfMArray" else 0
-    tables = (len(table) if planes else 0) + beside - places
+    tables = (len(values) if planes else 0) + beside - places
     index = planes[0][1] if found.form == arrays.SPARSE else round(payload * positions / bits) if bits else 0
     return LeafSize(
-        unit.node.path,
-        shape,
-        dtype.name,
+        leaf.path,
+        leaf.shape,
+        leaf.dtype.name,
         "+".join(dict.fromkeys(name for name, _, _ in planes)) or "raw",
-        math.prod(shape) * dtype.itemsize,
-        whole,
+        math.prod(leaf.shape) * leaf.dtype.itemsize,
+        leaf.nbytes,
         index + places,
         payload - index,
         tables,
-        whole - payload - tables - places,
+        leaf.nbytes - payload - tables - places,
         _fixed_width(found, planes, kind),
         bits / weights,
-        8 * whole / weights,
+        8 * leaf.nbytes / weights,
     )
 
 
@@ -130,17 +121,10 @@ def _entropy(found: arrays.Head, planes: list[tuple[str, int, np.ndarray]]) -> t
     """Bits of all codes by their empirical entropy, and those of the positions of what is not 0."""
     if not planes:
         return 8.0 * found.entries * found.dtype.itemsize, 0.0
-    counts = [
-        (counting.histogram(codes) or np.unique(codes, return_counts=True))[1] for _, _, codes in planes if codes.size
-    ]
+    counts = [np.unique(codes, return_counts=True)[1] for _, _, codes in planes]
     main = planes[0][2]
     nonzero = np.count_nonzero(main)
-    return sum(map(_bits, counts)), _bits(np.array([nonzero, main.size - nonzero]))
-
-
-def _bits(counts: np.ndarray) -> float:
-    total, some = counts.sum(), counts[counts > 0]
-    return float((some * np.log2(total / some)).sum())
+    return sum(map(entropy_of_counts, counts)), entropy_of_counts(np.array([nonzero, main.size - nonzero]))
 
 
 def _fixed_width(found: arrays.Head, planes: list[tuple[str, int, np.ndarray]], kind: dict[str, Any]) -> float:
@@ -160,7 +144,3 @@ def _row(leaf: LeafSize) -> tuple[str, ...]:
     widths = (leaf.fixed_bits, leaf.entropy_bits, leaf.achieved_bits)
     shape = "x".join(map(str, leaf.shape)) or "scalar"
     return (leaf.path, shape, leaf.coder, *(f"{size:,}" for size in sizes), *(f"{width:.3g}" for width in widths))
-
-
-def _cell(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column < 3 else cell.rjust(width)

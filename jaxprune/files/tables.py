@@ -1,40 +1,31 @@
 """How often each value occurs, in few bytes: what static coders share between writer and reader.
 
-A table holds the values that may occur, ascending, and a level for each, from 1 to 32767. Frequencies are those of the
+A table holds the values that occur, ascending, and a level for each, from 1 to 32767. Frequencies are those of the
 squares of the levels. So every level is known to about the same number of standard deviations of a count, and what the
-rounding costs (about a bit a value) is the same for frequent and for rare ones. For a coder, n levels L become
+rounding costs (less than a bit a value) is the same for frequent and for rare ones. For a coder, n levels L become
 n frequencies of 24 bits: with C[i] the sum of the first i squares, shifted right by as much as brings C[n] below 2**39,
 value i has 1 + C[i+1] * (2**24 - n) // C[n] - C[i] * (2**24 - n) // C[n] of 2**24. They begin at 0 in the order of the
 values.
 
-As bytes: the least value (signed); the spacing, by which all differences can be divided; how many runs of values with
-that spacing there are. Of a single run the length follows as a number, of several their lengths less 1 and then the
-values that are missing between them less 1, as in :mod:`jaxprune.files.integers`. If that is one value, this is all.
-Otherwise follow one byte, order + 3 * least, and integers as above: the levels less ``least`` (order 0), the
-differences of successive ones (order 1) or the differences of these (order 2), where what comes before the first counts
-as ``least``, folded as signed numbers are. With a ``least`` of 0 some values in the runs may have level 0, which are no
-values of the table; the first and the last do not. Runs are at most 65536 values in all, and twice the number of
-entries that the table is for.
+As bytes: the least value (signed); how many values there are, at most 65536; two lists
+(:mod:`jaxprune.files.lists`): the differences of successive values less 1, and, of at least two values, the levels
+less 1.
 """
 
-from functools import cache, partial, reduce
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.files import counting, extras, integers
-from jaxprune.files.bytestream import Reader, signed, unsigned
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files import lists
+from jaxprune.files.bytestream import FormatError, Reader, constriction, signed, unsigned
 
-MOST = counting.MOST  # values of a table
+MOST = 2**16  # values of a table
 PRECISION = 24  # bits of a frequency
 _HIGHEST = 2**15 - 1  # level
-_STEPS = (1.25, 2.0, 3.5, 16.0)  # of the square root of a count; its standard deviation is 1/2
-_USUAL = 0  # the place of a step that is never bad
-_LARGE = 400  # bytes a value, from which on the choice of the step does not matter
-_REACHES = (0, 1, 8)  # missing values in a row that may be taken in
-_TWO_OVER_LOG_2 = 2.8853900817779268
+_STEP = 1.75  # of the square root of a count; its standard deviation is 1/2
 _SPAN = 2**22  # of values that are counted by address
+_COUNTED_AT_ONCE = 1 << 18  # entries
 _IN_CACHE = 1 << 15  # entries
 
 
@@ -50,32 +41,31 @@ class Table(NamedTuple):
     levels: np.ndarray
 
 
-def from_codes(codes: np.ndarray) -> Table | None:
-    """A table for int32 codes of any shape, made to cost little; None for no codes or above 65536 distinct ones."""
-    sampled = counting.sample(codes.reshape(-1))
-    if sampled is not None:
-        return from_histogram(*sampled, every=counting.EVERY)
-    counted = counting.histogram(codes)
-    return None if counted is None else from_histogram(*counted)
+def histogram(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The distinct values (int32, ascending) and their counts (int64); None if there are none or more than 65536."""
+    flat = codes.reshape(-1)
+    if not flat.size:
+        return None
+    low, high = int(flat.min()), int(flat.max())
+    if high - low >= min(_SPAN, 4 * flat.size + 1024):
+        if len(np.unique(flat[: 2 * MOST])) > MOST:
+            return None
+        symbols, counts = np.unique(flat, return_counts=True)
+    else:
+        counts = np.zeros(high - low + 1, np.int64)
+        stretch = max(_COUNTED_AT_ONCE, len(counts))
+        for at in range(0, flat.size, stretch):
+            counts += np.bincount(flat[at : at + stretch].astype(np.int64) - low, minlength=len(counts))
+        present = np.flatnonzero(counts)
+        symbols, counts = (present + low).astype(np.int32), counts[present]
+    return (symbols, counts) if len(symbols) <= MOST else None
 
 
-def from_histogram(symbols: np.ndarray, counts: np.ndarray, *, every: int = 1) -> Table:
-    """A table for values (int32 [n], ascending, 1 <= n <= 65536) that occur ``counts`` times (int64 [n], above 0).
-
-    Or about ``every`` times as often. Tries several precisions, and whether values that do not occur are better taken
-    in; takes the fewest bytes in all.
-    """
-    if len(symbols) == 1:
-        return Table(symbols, np.ones(1, np.int64))
-    usual, payload = _rounded(symbols, counts, _USUAL, len(_REACHES) - 1)
-    if payload * every > 8 * _LARGE * len(symbols):
-        return usual  # as good as any, and without gaps it is quicker
-    price = cache(partial(_priced, symbols, counts))
-    best = price(_USUAL, 0)
-    for _ in range(2):
-        best = min((price(step, best.reach) for step in range(len(_STEPS))), key=_bits)
-        best = min((price(best.step, reach) for reach in range(len(_REACHES))), key=_bits)
-    return best.table
+def from_histogram(symbols: np.ndarray, counts: np.ndarray) -> Table:
+    """A table for values (int32 [n], ascending, 1 <= n <= 65536) that occur ``counts`` times (int64 [n], above 0)."""
+    roots = np.sqrt(counts.astype(np.float64))
+    levels = np.rint(roots / max(_STEP, float(roots.max()) / _HIGHEST))
+    return Table(symbols.astype(np.int32), np.clip(levels, 1, _HIGHEST).astype(np.int64))
 
 
 def probabilities(table: Table) -> np.ndarray:
@@ -89,7 +79,7 @@ def model(table: Table) -> Any:
     """The model of at least two values that the coders of ``constriction`` take; value i is its symbol i."""
     # It gives each value one part of 2**24 and shares out the rest in proportion: these floats, exactly.
     exact = (probabilities(table) - 1).astype(np.float32)
-    return extras.constriction().stream.model.Categorical(exact, perfect=False)
+    return constriction().stream.model.Categorical(exact, perfect=False)
 
 
 def places(codes: np.ndarray, symbols: np.ndarray) -> np.ndarray:
@@ -122,134 +112,66 @@ def looked_up(values: np.ndarray, places: np.ndarray, first: Any = 0) -> np.ndar
 
 
 def write(table: Table) -> bytes:
-    """A table as bytes, by the cheapest of several ways to say it."""
-    _, runs, order, levels = _cheapest(table)
-    lengths, missing = runs
-    head = signed(int(table.symbols[0])) + unsigned(_spacing(table.symbols)) + unsigned(len(lengths))
-    head += integers.write(lengths - 1) + integers.write(missing - 1) if len(missing) else unsigned(int(lengths[0]))
-    return head + (bytes([order]) + integers.write(levels) if len(table.symbols) > 1 else b"")
+    """A table as bytes."""
+    gaps = np.diff(table.symbols.astype(np.int64)) - 1
+    levels = table.levels - 1 if len(table.levels) > 1 else table.levels[:0]
+    head = signed(int(table.symbols[0])) + unsigned(len(table.symbols))
+    return head + lists.write(gaps) + lists.write(levels)
 
 
 def read(reader: Reader, entries: int) -> Table:
-    """The table that ``write`` wrote for at most that many entries; :class:`ArtifactError` for what is none."""
-    most = min(MOST, 2 * entries)
-    first, spacing = reader.signed(), reader.unsigned(2**32)
-    runs = reader.unsigned(most)
-    if not (spacing and runs):
-        raise ArtifactError("a table of no values")
-    if runs == 1:
-        lengths, missing = np.array([reader.unsigned(most)]), np.zeros(0, np.int64)
-    else:
-        lengths, missing = integers.read(reader, runs, most) + 1, integers.read(reader, runs - 1) + 1
-    number = int(lengths.sum())
-    if not 1 <= number <= most:
-        raise ArtifactError(f"a table of {number} values for {entries} entries")
-    if first + spacing * (number - 1 + int(missing.sum())) >= 2**31:
-        raise ArtifactError("a value above 2**31 - 1")
-    skipped = np.repeat(np.cumsum(np.concatenate([[0], missing])), lengths)
-    symbols = (first + spacing * (np.arange(number) + skipped)).astype(np.int32)
-    levels = _read_levels(reader, number)
-    return Table(symbols[levels > 0], levels[levels > 0])
+    """The table that ``write`` wrote for at most that many entries; :class:`FormatError` for what is none."""
+    first, number = reader.signed(), reader.unsigned(min(MOST, entries))
+    if not number:
+        raise FormatError("a table of no values")
+    offsets = np.cumsum(lists.read(reader, number - 1) + 1)
+    if len(offsets) and first + int(offsets[-1]) >= 2**31:
+        raise FormatError("a value above 2**31 - 1")
+    symbols = (first + np.concatenate([[0], offsets])).astype(np.int32)
+    levels = lists.read(reader, number, _HIGHEST - 1) + 1 if number > 1 else np.ones(1, np.int64)
+    return Table(symbols, levels)
 
 
-class _Priced(NamedTuple):
-    step: int  # a place in _STEPS
-    reach: int  # a place in _REACHES
-    table: Table
-    size: int  # bits
-    payload: int  # bits
+# ---------------------------------------------------------------------------------------------------------------------
+# Streams
+
+#: A table, and entries that it holds, integers of any shape.
+Stretch = tuple[Table, np.ndarray]
 
 
-def _priced(symbols: np.ndarray, counts: np.ndarray, step: int, reach: int) -> _Priced:
-    """What a table costs, and what follows it."""
-    table, payload = _rounded(symbols, counts, step, reach)
-    return _Priced(step, reach, table, _cheapest(table)[0], payload)
+def write_stream(stretches: Any) -> bytes:
+    """A stream of stretches, given from the last to the first. One whose table has a single value takes nothing."""
+    coder = constriction().stream.stack.AnsCoder()
+    for table, codes in stretches:
+        if len(table.symbols) > 1:
+            coder.encode_reverse(places(codes.astype(np.int32, copy=False), table.symbols), model(table))
+    return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
 
 
-def _rounded(symbols: np.ndarray, counts: np.ndarray, step: int, reach: int) -> tuple[Table, int]:
-    """Rounds to levels that far apart, fills in values that are missing between others; and the bits of all entries."""
-    roots = np.sqrt(counts.astype(np.float64))
-    levels = np.clip(np.rint(roots / max(_STEPS[step], float(roots.max()) / _HIGHEST)), 1, _HIGHEST).astype(np.int64)
-    spacing = _spacing(symbols)
-    offsets = (symbols.astype(np.int64) - int(symbols[0])) // spacing
-    grid, at = _grid(offsets, _REACHES[reach])
-    if len(grid) > min(MOST, int(counts.sum())):
-        grid, at = _grid(offsets, 0)
-    filled = np.ones(len(grid), np.int64)
-    filled[at] = levels
-    table = Table((int(symbols[0]) + spacing * grid).astype(np.int32), filled)
-    return table, int(counts @ _costs(probabilities(table)[at])) >> 16
+def read_stream(data: memoryview, stretches: list[tuple[Table, int]]) -> list[np.ndarray]:
+    """What ``write_stream`` wrote, each int32 [n]: for each stretch, from the first to the last, its table and n."""
+    take, end = reading(data, sum(count for table, count in stretches if len(table.symbols) > 1))
+    found = [take(table, count) for table, count in stretches]
+    end()
+    return found
 
 
-def _bits(priced: _Priced) -> int:
-    return priced.size + priced.payload
+def reading(data: memoryview, size: int) -> tuple[Callable[[Table, int], np.ndarray], Callable[[], None]]:
+    """What takes so many entries of a table from a stream of at most ``size``, and what sees that none are left."""
+    if len(data) > 3 * size + 8:  # a value takes at most 24 bits
+        raise FormatError(f"{len(data)} bytes for {size} entries: too many")
+    if data and not data[-1]:
+        raise FormatError("zeros at the end: damaged")
+    words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), "<u4").astype(np.uint32, copy=False)
+    coder = constriction().stream.stack.AnsCoder(words)
 
+    def take(table: Table, count: int) -> np.ndarray:
+        if len(table.symbols) == 1 or not count:
+            return np.full(count, table.symbols[0], np.int32)
+        return values(coder.decode(model(table), count), table.symbols)
 
-def _costs(frequencies: np.ndarray) -> np.ndarray:
-    """The bits that a frequency of 24 bits costs, in units of 2**-16, int64; single operations, alike everywhere."""
-    mantissa, exponent = np.frexp(frequencies.astype(np.float64))
-    ratio = (mantissa - 1) / (mantissa + 1)
-    square = ratio * ratio
-    series = reduce(lambda total, n: total * square + 1 / n, (7, 5, 3, 1), np.full_like(ratio, 1 / 9))
-    log2 = series * ratio * _TWO_OVER_LOG_2
-    return np.rint((PRECISION - exponent - log2) * 2**16).astype(np.int64)
+    def end() -> None:
+        if not coder.is_empty():
+            raise FormatError("something is left after the last entry: damaged")
 
-
-def _spacing(symbols: np.ndarray) -> int:
-    return int(np.gcd.reduce(symbols.astype(np.int64) - int(symbols[0]))) or 1
-
-
-def _grid(offsets: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending offsets with those between that are missing, up to ``reach`` in a row; and where the old ones are."""
-    steps = np.diff(offsets, append=offsets[-1] + 1)
-    steps[steps > reach + 1] = 1
-    at = np.cumsum(steps) - steps
-    return np.repeat(offsets - at, steps) + np.arange(int(steps.sum())), at
-
-
-def _cheapest(table: Table) -> tuple[int, tuple[np.ndarray, np.ndarray], int, np.ndarray]:
-    """(bits, (lengths of runs, missing values between), order + 3 * least, integers for the levels) that cost least."""
-    offsets = (table.symbols.astype(np.int64) - int(table.symbols[0])) // _spacing(table.symbols)
-    ways, before = [], 0
-    for reach in _REACHES:
-        grid, at = _grid(offsets, reach)
-        if before < len(grid) and (not reach or len(grid) <= min(MOST, 2 * len(at))):
-            levels = np.zeros(len(grid), np.int64)
-            levels[at] = table.levels
-            runs, (order, written) = _runs(grid), _differences(levels)
-            ways.append((integers.cost(written) + sum(integers.cost(part) for part in runs), runs, order, written))
-            before = len(grid)
-    return min(ways, key=lambda way: way[0])
-
-
-def _runs(grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    steps = np.diff(grid)
-    ends = np.flatnonzero(steps != 1)
-    return np.diff(ends, prepend=-1, append=len(grid) - 1), steps[ends] - 1
-
-
-def _differences(levels: np.ndarray) -> tuple[int, np.ndarray]:
-    """Levels as integers that are small, by their number of bits; and how they were made, order + 3 * least."""
-    least = min(1, int(levels.min()))
-    above = levels - least
-    ways = [above, *(integers.fold(np.diff(above, order, prepend=[0] * order)) for order in (1, 2))]
-    order = int(np.argmin([np.frexp(way + 1.0)[1].sum() for way in ways]))
-    return order + 3 * least, ways[order]
-
-
-def _read_levels(reader: Reader, number: int) -> np.ndarray:
-    if number == 1:
-        return np.ones(1, np.int64)
-    way = reader.take(1)[0]
-    if way > 5:
-        raise ArtifactError(f"no levels are written in way {way}")
-    order, least = way % 3, way // 3
-    levels = integers.read(reader, number, 8 * _HIGHEST)
-    if order:
-        levels = integers.unfold(levels)
-    for _ in range(order):
-        levels = np.cumsum(levels)
-    levels += least
-    if levels.min() < least or levels.max() > _HIGHEST or not (levels[0] and levels[-1]):
-        raise ArtifactError(f"levels from {levels.min()} to {levels.max()}, where 0 to {_HIGHEST} are allowed")
-    return levels
+    return take, end

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune.files import node_kinds
-from jaxprune.files.errors import ArtifactError
+from jaxprune.files.bytestream import FormatError
 
 _DEEPEST = 64  # levels of a tree; Python's own stack ends far below that of a hostile file
 _DICT: dict[str, Any] = {"type": "dict"}
@@ -70,6 +70,15 @@ def find(root: Node, path: str) -> tuple[Node, int]:
     raise ValueError(f"there is no leaf {path!r}; there are {[leaf.path for leaf in leaves(root)]}")
 
 
+def moved(node: Node, path: str) -> Node:
+    """The same node at another path."""
+    if node.kind is None:
+        return Node(path, None)
+    names = node_kinds.names(node.kind, node.keys, len(node.children))
+    below = zip(node.children, names, strict=True)
+    return node._replace(path=path, children=tuple(moved(child, node_kinds.join(path, name)) for child, name in below))
+
+
 def to_json(node: Node, marks: Sequence[int]) -> dict[str, Any]:
     """``{"kinds": [...], "tree": ...}`` with a mark for each leaf."""
     table: list[dict[str, Any]] = []
@@ -93,15 +102,15 @@ def to_json(node: Node, marks: Sequence[int]) -> dict[str, Any]:
 
 
 def from_json(header: Any) -> tuple[Node, list[int]]:
-    """The nodes and the marks of the leaves; an :class:`ArtifactError` for what :func:`to_json` cannot have made."""
+    """The nodes and the marks of the leaves; an :class:`FormatError` for what :func:`to_json` cannot have made."""
     if not isinstance(header, dict) or "tree" not in header or not isinstance(header.get("kinds", []), list):
-        raise ArtifactError("the header has no tree")
+        raise FormatError("the header has no tree")
     table = [node_kinds.check(kind) for kind in header.get("kinds", [])]
     marks: list[int] = []
 
     def walk(item: Any, path: str, depth: int) -> Node:
         if depth > _DEEPEST:
-            raise ArtifactError(f"the tree is deeper than {_DEEPEST} levels")
+            raise FormatError(f"the tree is deeper than {_DEEPEST} levels")
         if item is None:
             return Node(path, {"type": "None"})
         if type(item) is int and item in (0, 1):
@@ -114,7 +123,7 @@ def from_json(header: Any) -> tuple[Node, list[int]]:
             keys = tuple(kind.get("keys", ()))
             kind = {name: value for name, value in kind.items() if name != "keys"}
         else:
-            raise ArtifactError(f"the tree has {str(item)[:80]} at {path!r}, which is no node")
+            raise FormatError(f"the tree has {str(item)[:80]} at {path!r}, which is no node")
         names = node_kinds.names(kind, keys, len(below))
         under = [walk(part, node_kinds.join(path, name), depth + 1) for part, name in zip(below, names, strict=True)]
         return Node(path, kind, keys, tuple(under))
