@@ -273,6 +273,7 @@ print(one, peak())
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_near_one_copy_of_the_model():
     output = subprocess.run([sys.executable, "-c", _MEMORY], capture_output=True, text=True, check=True).stdout
     one, many = map(int, output.split())

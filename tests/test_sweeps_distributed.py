@@ -71,10 +71,10 @@ with jax.set_mesh(explicit):
 sharding = NamedSharding(table, P(None, "model"))
 sharded = {"a": jax.device_put(params["a"], sharding), "b": params["b"]}
 check(compiled_once(fn, settings, sharded, x, 0.5, mesh=table, axis="sweep", batch_size=3), want)
-from jaxprune import _sweep_program
-placed = _sweep_program.place((sharded, x), table)
+from jaxprune.sweeps import batching
+placed = batching.place((sharded, x), table)
 assert placed[0]["a"].sharding == sharding and placed[1].sharding.is_fully_replicated
-text = _sweep_program._program(fn, False, table, "sweep").lower(
+text = batching._program(fn, False, table, "sweep").lower(
     {"threshold": np.zeros(4, np.float32), "bits": np.zeros(4, np.int32)}, (sharded, x, 0.5)
 ).compile().as_text()
 assert "f32[16,4]" in text and "f32[16,8]" not in text
