@@ -55,15 +55,15 @@ def join(*ranges: Range) -> Range:
     """What holds for the entries of either."""
     found = ranges[0]
     for low, high, nan, infinite in ranges[1:]:
-        low, high = np.minimum(found.low, low), np.maximum(found.high, high)
-        found = between(low, high, found.nan | nan, found.infinite | infinite)
+        ends = np.minimum(found.low, low), np.maximum(found.high, high)
+        found = Range(*ends, found.nan | nan, found.infinite | infinite)
     return found
 
 
 def hull(found: Range, axis: int | tuple[int, ...] | None = None) -> Range:
     """One range for many; there has to be one at least."""
     low, high, nan, infinite = found
-    return between(low.min(axis), high.max(axis), nan.any(axis), infinite.any(axis))
+    return Range(low.min(axis), high.max(axis), nan.any(axis), infinite.any(axis))
 
 
 def choose(where: Any, yes: Range, no: Range) -> Range:

@@ -1,11 +1,12 @@
 """Which units go: the lowest scores, in each group or in one ranking, until a budget is met."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 
-from jaxprune.kernels import order
 from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units
 
@@ -23,8 +24,8 @@ class Limits(Protocol):
 
 
 def count(size: int, sparsity: float) -> int:
-    """How many of ``size`` units a sparsity removes: ``round_half_up(size * sparsity)``."""
-    return int(order.removed_count(size, np.float32(sparsity)))
+    """How many of ``size`` units a sparsity removes: ``round_half_up(size * sparsity)``, of the float32 sparsity."""
+    return math.floor(Fraction(float(np.float32(sparsity))) * size + Fraction(1, 2))
 
 
 def each(groups: Sequence[Group], scores: Mapping[str, np.ndarray], sparsity: float, limits: Limits) -> Units:
