@@ -377,9 +377,23 @@ def run(steps, params, x):
     return values[-1]
 
 
-@given(networks(), st.integers(0, 3))
-@settings(max_examples=15)
+NETWORKS = given(networks(), st.integers(0, 3))
+
+
+@NETWORKS
+@settings(max_examples=4)
 def test_random_networks(network, seed):
+    holds(network, seed)
+
+
+@pytest.mark.slow
+@NETWORKS
+@settings(max_examples=40)
+def test_many_random_networks(network, seed):
+    holds(network, seed)
+
+
+def holds(network, seed):
     steps, shapes = network
     function = functools.partial(run, steps)
     graph = trace(function, shapes, struct(2, 3))

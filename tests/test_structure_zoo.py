@@ -137,7 +137,16 @@ GRADIENTS = {"mlp", "resnet", "mobilenet", "lstm", "decoder", "scanned", "traini
 AMBIGUOUS = {"groupnorm", "fused attention", "grouped queries"}
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
-models = pytest.mark.parametrize("name", zoo.MODELS)
+#: What every run sees; the others are slow.
+QUICK = {"mlp", "resnet", "fused attention", "nnx attention", "pure", "training"}
+
+
+def some(names):
+    marks = {name: () if name in QUICK else pytest.mark.slow for name in names}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
+
+
+models = some(zoo.MODELS)
 
 
 @functools.cache
@@ -265,7 +274,7 @@ def test_removal_equals_masking(name):
         close(gradient, graph.at(plan).cut(expected_gradient), 10)
 
 
-@pytest.mark.parametrize("name", ["mlp", "padded resnet", "fused attention", "pure", "nnx cnn"])
+@some(["mlp", "padded resnet", "fused attention", "pure", "nnx cnn"])
 def test_each_group_alone(name):
     model, graph = traced(name)
     params, inputs = zoo.fill(model.params), zoo.fill(model.inputs(2), 1)
@@ -282,7 +291,7 @@ def test_each_group_alone(name):
         close(out, dense[i])
 
 
-@pytest.mark.parametrize("name", ["pure", "nnx mlp"])
+@some(["pure", "nnx mlp"])
 def test_under_jit_and_vmap_as_outside(name):
     model, graph = traced(name)
     plan = random_plan(graph.groups)

@@ -3,62 +3,21 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from jaxprune import saliency as criteria
 from jaxprune import settings
 from jaxprune.base import Params, Saliency, Where
 from jaxprune.structure import budgets, cost, scores
+from jaxprune.structure.budgets import ShrinkSpec
 from jaxprune.structure.graph import Graph, trace
 from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units
 from jaxprune.structure.summary import ShrinkReport, summarize
-from jaxprune.structure.tracing import FreeOutput, matching
+from jaxprune.structure.tracing import matching
 
 #: What a sparsity is a fraction of.
 Budget = Literal["leaf", "global", "parameters", "flops", "latency"]
-
-
-@dataclass(frozen=True)
-class ShrinkSpec:
-    """What :func:`shrink` may cut, and what it must leave. Static.
-
-    Attributes:
-      round_to: the units that stay in a group are rounded up to a multiple of it, all of them at most.
-      min_keep: so much of each group stays at least: an int is a number of units, a float a fraction, rounded up. One
-        unit always stays.
-      groups: which groups may lose units: glob patterns over their names and descriptions, a leading ``!`` excludes.
-      split: see :func:`trace`.
-      free_output: see :func:`trace`.
-      allow_inexact: whether to remove units although the smaller function may differ from the masked one.
-
-    >>> ShrinkSpec(round_to=8, min_keep=0.25).stays(64, 13)
-    16
-    """
-
-    round_to: int = 1
-    min_keep: int | float = 1
-    groups: str | Sequence[str] | None = None
-    split: Literal["leading", "trailing"] = "leading"
-    free_output: FreeOutput = None
-    allow_inexact: bool = False
-
-    def __post_init__(self) -> None:
-        if self.round_to < 1:
-            raise ValueError(f"round_to must be at least 1, got {self.round_to}")
-        whole, allowed = isinstance(self.min_keep, int), "a number of units, 1 or more, or a fraction in [0, 1]"
-        if not (self.min_keep >= 1 if whole else 0 <= self.min_keep <= 1):
-            raise ValueError(f"min_keep must be {allowed}, got {self.min_keep}")
-
-    def least(self, size: int) -> int:
-        """How many of ``size`` units must stay."""
-        wanted = self.min_keep if isinstance(self.min_keep, int) else math.ceil(self.min_keep * size)
-        return min(max(wanted, 1), size)
-
-    def stays(self, size: int, wanted: int) -> int:
-        """How many of ``size`` units stay, if ``wanted`` should."""
-        return min(size, math.ceil(max(wanted, self.least(size)) / self.round_to) * self.round_to)
 
 
 class Shrunk(NamedTuple):
