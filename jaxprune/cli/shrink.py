@@ -30,29 +30,21 @@ parameters, of the operations of products, or of the time of a call is saved"""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("checkpoint", help="any format")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="the file to write; its suffix is the format"
-    )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    parser.add_argument("--apply", required=True, metavar="MODULE:FUNCTION", help="the forward function")
+    add = parser.add_argument
+    add("checkpoint", help="any format")
+    add("-o", "--output", required=True, metavar="OUT", help="the file to write; its suffix is the format")
+    add("--force", action="store_true", help="replace OUT if it exists")
+    add("--apply", required=True, metavar="MODULE:FUNCTION", help="the forward function")
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument(
-        "--input-shape", action="append", metavar="N,N,...[:DTYPE]", help="of an input; repeated for several"
-    )
+    shape = "N,N,...[:DTYPE]"
+    given.add_argument("--input-shape", action="append", metavar=shape, help="of an input; repeated for several")
     given.add_argument("--inputs", metavar="FILE", help="a checkpoint of the inputs, in their order, such as batch.npz")
-    parser.add_argument(
-        "--sparsity", type=float, required=True, metavar="S", help="fraction of units to cut, in [0, 1]"
-    )
-    parser.add_argument("--scope", choices=SCOPES, default="leaf", help=_SCOPE)
-    parser.add_argument("--groups", action="append", metavar="PATTERN", help="only these groups may lose units")
-    parser.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1")
-    parser.add_argument(
-        "--min-keep", type=_number, default=1, metavar="N", help="units, or a fraction of them, that stay at least"
-    )
-    parser.add_argument(
-        "--allow-inexact", action="store_true", help="cut although the small network may differ from the masked one"
-    )
+    add("--sparsity", type=float, required=True, metavar="S", help="fraction of units to cut, in [0, 1]")
+    add("--scope", choices=SCOPES, default="leaf", help=_SCOPE)
+    add("--groups", action="append", metavar="PATTERN", help="only these groups may lose units")
+    add("--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1")
+    add("--min-keep", type=_number, default=1, metavar="N", help="units, or a fraction of them, that stay at least")
+    add("--allow-inexact", action="store_true", help="cut although the small network may differ from the masked one")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -64,8 +56,7 @@ def run(args: argparse.Namespace) -> None:
     opened = checkpoints.open(args.checkpoint)
     by_path = {path: name for name, path in names.paths(opened.leaves).items()}
     params = checkpoints.nested({path: jnp.asarray(opened.leaves[name].read()) for path, name in by_path.items()})
-    options = {key: getattr(args, key) for key in ("round_to", "min_keep", "groups", "allow_inexact")}
-    spec = ShrinkSpec(**options)
+    spec = ShrinkSpec(args.round_to, args.min_keep, args.groups, allow_inexact=args.allow_inexact)
     shrunk = jp.shrink(apply, params, *inputs, sparsity=args.sparsity, scope=args.scope, spec=spec)
     cut = {by_path[path]: leaf for path, leaf in names.flat(shrunk.params).items()}
     leaves = {  # what is as large as before is as before, 64-bit numbers included, which JAX would not keep

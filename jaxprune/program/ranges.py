@@ -63,7 +63,7 @@ def join(*ranges: Range) -> Range:
 def hull(found: Range, axis: int | tuple[int, ...] | None = None) -> Range:
     """One range for many; there has to be one at least."""
     low, high, nan, infinite = found
-    return Range(low.min(axis), high.max(axis), nan.any(axis), infinite.any(axis))
+    return Range(low.min(axis), high.max(axis), np.any(nan, axis), np.any(infinite, axis))
 
 
 def choose(where: Any, yes: Range, no: Range) -> Range:
