@@ -193,8 +193,8 @@ TABLE = {
     "fixed_point": Transform(
         lambda p, s, **w: jp.fixed_point(p, s, **w), EXPONENTS, nan="stays", slope="one", rest=True
     ),
-    "fixed_point_codes": Transform(
-        lambda p, s, **w: jp.quantization.fixed_point_codes(p, s, **w), EXPONENTS, "any", rest=True
+    "fixed_point codes": Transform(
+        lambda p, s, **w: jp.fixed_point(p, s, codes=True, **w), EXPONENTS, "any", rest=True
     ),
     "sparsity_curve": curve_of(jp.reports.sparsity_curve, FRACTIONS),
     "quantization_error_curve": curve_of(jp.reports.quantization_error_curve, WIDTHS),

@@ -7,8 +7,9 @@ import numpy as np
 import oracles
 import pytest
 
-from jaxprune import masks, quantization, saliency
+from jaxprune import masks, saliency
 from jaxprune.base import QuantSpec
+from jaxprune.quantization import integers
 from jaxprune.reports import curves
 
 
@@ -47,7 +48,7 @@ def test_quantization_error_curve_is_fake_quant_at_every_width(spec):
     w = weights((40, 12))
     widths = list(range(1, 17))
     errors = curves.quantization_error_curve(w, widths, spec=spec)
-    want = [relative(w, quantization.fake_quant(w, b, spec=spec)) for b in widths]
+    want = [relative(w, integers.fake_quant(w, b, spec=spec)) for b in widths]
     np.testing.assert_allclose(errors, want, rtol=2e-5, atol=1e-7)
 
 

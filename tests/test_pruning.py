@@ -18,9 +18,10 @@ from flax.core import FrozenDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune import masks, quantization, saliency
+from jaxprune import masks, saliency
 from jaxprune.base import QuantSpec
 from jaxprune.pruning import Pruned, prune, threshold_prune
+from jaxprune.quantization import integers
 
 KEY = jax.random.key(0)
 
@@ -325,7 +326,7 @@ def test_pruned_then_quantized_zeros_stay_zero(name):
     @jax.jit
     def both(params, sparsity, bits):
         pruned, kept = prune(params, sparsity)
-        return quantization.fake_quant(pruned, bits, spec=SPECS[name]), kept
+        return integers.fake_quant(pruned, bits, spec=SPECS[name]), kept
 
     for bits in (1.0, 2.0, 4.0, 8.0):
         quantized, kept = both(params, 0.5, bits)
@@ -339,10 +340,10 @@ def test_any_order_composes_under_one_jit():
     params = network()
     steps = {
         "prune": lambda p, s, b: prune(p, s).params,
-        "quantize": lambda p, s, b: quantization.fake_quant(p, b),
+        "quantize": lambda p, s, b: integers.fake_quant(p, b),
         "threshold": lambda p, s, b: threshold_prune(p, s / 4).params,
         "units": lambda p, s, b: masks.apply_masks(p, masks.by_unit_sparsity(p, s)),
-        "grid": lambda p, s, b: quantization.fixed_point(p, -b),
+        "grid": lambda p, s, b: integers.fixed_point(p, -b),
     }
 
     def chain(names, p, s, b):

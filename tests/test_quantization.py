@@ -11,18 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune import QArray, QParams, QuantSpec, quantization
+from jaxprune import QArray, QParams, QuantSpec, choose_qparams, dequantize, fake_quant, fixed_point, quantize
 from jaxprune.kernels import rounding
-from jaxprune.quantization import (
-    choose_qparams,
-    dequantize,
-    fake_quant,
-    fixed_point,
-    fixed_point_codes,
-    mean_squared_error,
-    percentile,
-    quantize,
-)
+from jaxprune.quantization import integers, mean_squared_error, percentile
 
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 SPECS = [
@@ -286,7 +277,7 @@ def test_53_widths_in_one_program():
 
 def test_no_recompilation():
     params = {"Dense_0": {"kernel": normal(6, 5), "bias": jnp.ones(5)}}
-    compiled = quantization._fake_quant_leaves._cache_size
+    compiled = integers._fake_quant._cache_size
     fake_quant(params, 8, spec=QuantSpec(calibration=percentile(99.0)), where=lambda path, leaf: leaf.ndim == 2)
     before = compiled()
     for bits in (1, 2.5, np.int64(4), jnp.float32(5), jnp.int32(16)):
@@ -470,14 +461,14 @@ def test_fixed_point_equals_the_oracle(dtype):
         for got in every_mode(fixed_point, [exponent, float(exponent)], x):
             for y in got:
                 assert_bits_equal(y, want)
-    codes = fixed_point_codes(x, 6)
+    codes = fixed_point(x, -6, codes=True)
     assert codes.dtype == jnp.int32
     np.testing.assert_array_equal(codes, oracles.fixed_point_codes(x, -6))
     np.testing.assert_array_equal(
-        jax.vmap(lambda f: fixed_point_codes(x, f))(jnp.array([6, 30]))[1], oracles.fixed_point_codes(x, -30)
+        jax.vmap(lambda e: fixed_point(x, e, codes=True))(jnp.array([-6, -30]))[1], oracles.fixed_point_codes(x, -30)
     )
     finite = x[:-3]
-    assert_bits_equal((fixed_point_codes(finite, 6) * 2.0**-6).astype(dtype), fixed_point(finite, -6))
+    assert_bits_equal((fixed_point(finite, -6, codes=True) * 2.0**-6).astype(dtype), fixed_point(finite, -6))
     gradient = jax.grad(lambda w: jnp.sum(fixed_point(w, -3)))(x[:200])
     assert gradient.dtype == dtype
     np.testing.assert_array_equal(gradient, 1)
@@ -492,7 +483,7 @@ def test_fixed_point_of_any_number(value, exponent):
         assert np.isfinite(y) and abs(y) <= abs(w) and y / 2.0**exponent == np.trunc(y / 2.0**exponent)
     elif np.isnan(want) or abs(want) >= np.finfo(np.float32).tiny or abs(w) == 0:
         np.testing.assert_array_equal(y, want)
-    assert fixed_point_codes(w, exponent) == oracles.fixed_point_codes(w, -exponent)
+    assert fixed_point(w, exponent, codes=True) == oracles.fixed_point_codes(w, exponent)
 
 
 def test_powers_of_two_are_exact():
@@ -570,7 +561,7 @@ def test_errors_name_the_leaf():
             fake_quant(params, 8, spec=QuantSpec(axis=-1), qparams=bad)
     with pytest.raises(ValueError, match="leave clip out"):
         fake_quant(params, 8, spec=QuantSpec(axis=-1), qparams=good, clip=0.5)
-    for f in (fake_quant, quantize, choose_qparams, fixed_point, fixed_point_codes):
+    for f in (fake_quant, quantize, choose_qparams, fixed_point):
         with pytest.raises(TypeError, match="kernel.*int32"):
             f({"kernel": jnp.ones((2, 2), jnp.int32)}, 8, where=lambda path, leaf: True)
         with pytest.raises(TypeError, match="name"):

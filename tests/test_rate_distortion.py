@@ -39,7 +39,7 @@ def test_codes_are_those_of_the_oracle(scope, step, penalty):
 def test_never_worse_than_plain_rounding(step, penalty):
     plain, chosen = (
         oracles.objective(ARRAYS, [np.asarray(found[name].codes, int) for name in "ac"], step, penalty)
-        for found in (rd.quantize(PARAMS, step), rd.quantize(PARAMS, step, penalty))
+        for found in (rd.quantize(PARAMS, step), rd.quantize(PARAMS, step, penalty, scope="global"))
     )
     assert chosen <= plain * (1 + 1e-5)
 

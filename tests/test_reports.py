@@ -12,10 +12,10 @@ from flax import linen as nn
 from flax import nnx
 from flax.core import freeze
 
+from jaxprune import dequantize, fake_quant, quantize
 from jaxprune import masks as masking
 from jaxprune.base import QuantSpec
 from jaxprune.pruning import prune
-from jaxprune.quantization import dequantize, fake_quant, quantize
 from jaxprune.reports import coded_bytes, report
 from jaxprune.sweeps import grid, sweep
 

@@ -22,8 +22,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprune import masks, pruning, quantization, schedules, training
+from jaxprune import masks, pruning, schedules, training
 from jaxprune.base import QuantSpec
+from jaxprune.quantization import integers
 
 CHECKS = {}
 # shape of the leaf, shape of the mesh, how the leaf lies on it
@@ -107,7 +108,7 @@ def large(kind):
 def fake_quant(spec, *layouts, bits=4.0):
     def check(kind):
         for name in layouts:
-            compare(partial(quantization.fake_quant, spec=spec), *placed(name, kind), bits)
+            compare(partial(integers.fake_quant, spec=spec), *placed(name, kind), bits)
 
     return check
 
@@ -140,7 +141,7 @@ FUNCTIONS = BY_SPARSITY | {
     "by_unit_entropy": lambda kind: compare(
         lambda x, t: masks.by_unit_entropy(x, t, bins=8), *placed("both", kind), 0.7, keeps=False
     ),
-    "fixed_point": lambda kind: compare(quantization.fixed_point, *placed("both", kind), -1),
+    "fixed_point": lambda kind: compare(integers.fixed_point, *placed("both", kind), -1),
     "fake_quant per tensor": fake_quant(QuantSpec(), "first", "one_of_two"),
     "fake_quant per channel": fake_quant(QuantSpec(axis=-1), "first", "one_of_two", "conv"),
     "fake_quant asymmetric": fake_quant(QuantSpec(symmetric=False, axis=-1), "first", "one_of_two"),

@@ -82,13 +82,13 @@ def _quantizer(quantizer: str | QuantSpec | Quantizer) -> Quantizer:
 
 
 def _rate_distortion(params: Params, bits: Setting, where: Where) -> Params:
-    step = rate_distortion.step_for(params, bits=bits, penalty=_WORTH, where=where)
-    return rate_distortion.quantize(params, step, _WORTH, where=where)
+    step = rate_distortion.step_for(params, bits=bits, penalty=_WORTH, scope="global", where=where)
+    return rate_distortion.quantize(params, step, _WORTH, scope="global", where=where)
 
 
 def _trellis(params: Params, bits: Setting, where: Where) -> Params:
     # An index stands for every second number, so at half the step indices have the entropy of a uniform quantizer's.
-    step = rate_distortion.step_for(params, bits=bits, where=where) / 2
+    step = rate_distortion.step_for(params, bits=bits, scope="global", where=where) / 2
     return trellis.quantize(params, step, rotate=True, where=where)
 
 

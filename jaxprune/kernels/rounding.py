@@ -129,6 +129,7 @@ def _exponent(setting: Array) -> Array:
 
 @jax.custom_jvp
 def round_to_power(x: Array, setting: Array) -> Array:
+    """The nearest multiple of ``2**setting``, halves to even; the setting is rounded half up."""
     exponent = _exponent(setting)
     step = power_of_two(exponent)
     scaled = x.astype(jnp.float32) * power_of_two(-exponent)
@@ -139,12 +140,13 @@ def round_to_power(x: Array, setting: Array) -> Array:
 
 
 @round_to_power.defjvp
-def round_to_power_jvp(primals, tangents):
+def _(primals, tangents):
     return round_to_power(*primals), tangents[0]
 
 
 def power_codes(x: Array, setting: Array) -> Array:
-    scaled = jnp.round(x.astype(jnp.float32) * power_of_two(_exponent(setting)))
+    """The int32 codes of :func:`round_to_power`: those beyond int32 saturate, NaN becomes 0."""
+    scaled = jnp.round(x.astype(jnp.float32) * power_of_two(-_exponent(setting)))
     codes = jnp.where(jnp.abs(scaled) < 2.0**31, scaled, 0).astype(jnp.int32)
     info = jnp.iinfo(jnp.int32)
     return jnp.where(scaled >= 2.0**31, info.max, jnp.where(scaled <= -(2.0**31), info.min, codes))

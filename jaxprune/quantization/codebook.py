@@ -11,15 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels import clustering
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.quantization import checks
 from jaxprune.quantization.arrays.codebook import CodebookArray
-from jaxprune.quantization.arrays.protocol import dense
 
 __all__ = ["encode", "kmeans"]
 
@@ -41,11 +40,8 @@ def kmeans(params: Params, k: Setting, *, iterations: Any = 64, keep_zeros: bool
     >>> print(kmeans(jnp.array([0.0, 1.0, 1.5, -4.0, -4.5, 0.0]), 3))
     [ 0.    1.25  1.25 -4.25 -4.25  0.  ]
     """
-    selection, sizes = _checked(params, k, keep_zeros, where)
-    steps = _iterations(iterations)
-    return selection.replace(
-        [_shared(x, size, steps, bool(keep_zeros)) for x, size in zip(selection.values, sizes, strict=True)]
-    )
+    selection, leaves, records = _encoded(params, k, iterations, keep_zeros, where)
+    return selection.replace([_shared(x, record) for x, record in zip(leaves, records, strict=True)])
 
 
 def encode(params: Params, k: Setting, *, iterations: Any = 64, keep_zeros: bool = True, where: Where = None) -> Params:
@@ -81,59 +77,57 @@ def encode(params: Params, k: Setting, *, iterations: Any = 64, keep_zeros: bool
     >>> encoded.codes, encoded.centroids.tolist()
     (Array([0, 2, 2, 1, 1, 0], dtype=uint8), [0.0, -4.25, 1.25])
     """
-    selection, sizes = _checked(params, k, keep_zeros, where)
-    steps = _iterations(iterations)
-    return selection.replace(
-        [_encode_leaf(x, size, steps, bool(keep_zeros)) for x, size in zip(selection.values, sizes, strict=True)]
-    )
+    selection, _, records = _encoded(params, k, iterations, keep_zeros, where)
+    return selection.replace(records)
 
 
-def _checked(params: Params, k: Setting, keep_zeros: bool, where: Where) -> tuple[tree.Selection, list[int]]:
-    """The leaves that take part, fit to be clustered, and the number of values of each."""
+def _encoded(
+    params: Params, k: Setting, iterations: Any, keep_zeros: bool, where: Where
+) -> tuple[tree.Selection, list[Array], list[CodebookArray]]:
+    """The leaves that take part, and the record of each."""
     selection = tree.select(params, where)
-    if any(isinstance(size, Tracer) for size in jax.tree.leaves(k)):
+    if checks.any_traced(k):
         raise TypeError("k is static, as it sets shapes; got a traced one")
     if not all(np.issubdtype(np.asarray(size).dtype, np.integer) for size in jax.tree.leaves(k)):
         raise TypeError(f"k must be an integer or a tree of them, got {k!r}")
-    sizes = [int(size) for size in settings.per_leaf(k, selection, "k", 2 if keep_zeros else 1, 2**16)]
-    for path, leaf in zip(selection.names, selection.values, strict=True):
+    sizes = settings.per_leaf(k, selection, "k", 2 if keep_zeros else 1, 2**16)
+    steps = settings.check_setting(iterations, "iterations", 0, 2**24)
+    names, leaves = selection.names, selection.values
+    for path, leaf in zip(names, leaves, strict=True):
         if leaf.size >= 2**31:
             raise ValueError(f"leaf {tree.show(path)} has {leaf.size} weights; the most are 2**31 - 1")
-        if not isinstance(leaf, Tracer) and not _all_finite(leaf):
-            raise ValueError(f"leaf {tree.show(path)} holds NaN or infinities, which no codebook can share")
-    return selection, sizes
+    message = "holds NaN or infinities, which no codebook can share"
+    checks.refuse(zip(names, leaves, strict=True), checks.not_finite, message)
+    records = [_encode(x, int(size), steps, bool(keep_zeros)) for x, size in zip(leaves, sizes, strict=True)]
+    return selection, leaves, records
 
 
-def _iterations(iterations: Any) -> Array:
-    return jnp.asarray(settings.check_setting(iterations, "iterations", 0, 2**24)).astype(jnp.int32)
-
-
-def _all_finite(leaf: Array) -> bool:
-    with jax.ensure_compile_time_eval():
-        return bool(jnp.isfinite(leaf).all())
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1, 3))
-def _shared(x: Array, k: int, iterations: Array, keep_zeros: bool) -> Array:
-    return dense(_encode_leaf(x, k, iterations, keep_zeros))
-
-
-@_shared.defjvp
-def _(k: int, keep_zeros: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    x, iterations = primals
-    return _shared(x, k, iterations, keep_zeros), tangents[0]
-
-
-def _encode_leaf(x: Array, k: int, iterations: Array, keep_zeros: bool) -> CodebookArray:
-    wide = lax.stop_gradient(x).astype(jnp.float32)  # outside of the jit, so that all dtypes share a program
+def _encode(x: Array, k: int, iterations: Array, keep_zeros: bool) -> CodebookArray:
+    wide = x if x.dtype == jnp.float32 else x.astype(jnp.float32)  # outside, so that all dtypes share a program
     codes, table, zeros = _clustered(wide, k, iterations, keep_zeros)
     return CodebookArray(codes, table, zeros, np.dtype(x.dtype))
 
 
-@partial(jax.jit, static_argnames=("k", "keep_zeros"))
+@partial(jax.jit, static_argnums=(1, 3))
 def _clustered(x: Array, k: int, iterations: Array, keep_zeros: bool) -> tuple[Array, Array, Array]:
     def coded(x: Array, iterations: Array) -> tuple[Array, Array, Array]:
         table, zeros = clustering.centroids(x, k, iterations, keep_zeros)
         return clustering.codes(x, table, zeros).astype(jnp.uint8 if k <= 256 else jnp.uint16), table, zeros
 
+    x, iterations = lax.stop_gradient(x), iterations.astype(jnp.int32)
     return automatic(coded, x, iterations, out=(explicit_spec(x), PartitionSpec(), PartitionSpec()))
+
+
+@jax.jit
+def _shared(x: Array, record: CodebookArray) -> Array:
+    return _straight_through(x, record.dense())
+
+
+@jax.custom_jvp
+def _straight_through(x: Array, value: Array) -> Array:
+    return value
+
+
+@_straight_through.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return primals[1], tangents[0]

@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -30,6 +29,7 @@ from jaxprune import settings, tree
 from jaxprune.base import Array, Params, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import rounding, uniform
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.quantization import checks
 from jaxprune.quantization.arrays.uniform import QArray
 
 _PLAIN = QuantSpec()
@@ -60,9 +60,8 @@ def choose_qparams(
     >>> float(qparams.scale[0] * 100), int(qparams.zero_point[0])
     (1.0, 0)
     """
-    selection = _select(params, spec, where)
-    found = _choose_leaves(selection.values, *_settings(selection, bits, clip), spec)
-    return selection.replace(found)
+    selection, rows = _rows(params, bits, clip, None, spec, where)
+    return selection.replace([_choose(x, width, ratio, spec) for x, width, ratio, _ in rows])
 
 
 def fake_quant(
@@ -102,10 +101,8 @@ def fake_quant(
     >>> print(fake_quant(jnp.array([-1.0, 0.3, 0.0, 0.8]), 2))
     [-1.  0.  0.  1.]
     """
-    selection = _select(params, spec, where)
-    given = _given(selection, qparams, clip, spec)
-    rounded = _fake_quant_leaves(selection.values, *_settings(selection, bits, clip), given, spec)
-    return selection.replace(rounded)
+    selection, rows = _rows(params, bits, clip, qparams, spec, where)
+    return selection.replace([_fake_quant(*row, spec) for row in rows])
 
 
 def quantize(
@@ -139,20 +136,19 @@ def quantize(
     >>> quantize(jnp.array([-1.0, 0.5, 1.0]), 8).codes
     Array([-127,   64,  127], dtype=int8)
     """
-    selection = _select(params, spec, where)
-    settings = _settings(selection, bits, clip)
-    if any(isinstance(width, Tracer) for width in settings[0]):
+    selection, rows = _rows(params, bits, clip, qparams, spec, where)
+    if any(isinstance(row[1], Tracer) for row in rows):
         raise TypeError("quantize needs static bits, which set the storage dtype; fake_quant takes traced ones")
-    widths = tuple(int(np.floor(width + np.float32(0.5))) for width in settings[0])
-    given = _given(selection, qparams, clip, spec)
+    widths = [int(np.floor(row[1] + np.float32(0.5))) for row in rows]
     if not spec.symmetric:
-        for name, leaf, width in zip(selection.names, selection.values, widths, strict=True):
-            if width in (8, 16) and not isinstance(leaf, Tracer) and _has_nan(leaf):
-                raise ValueError(f"leaf {name!r} holds NaN, for which asymmetric {width}-bit codes leave no room")
-    return selection.replace(_quantize_leaves(selection.values, *settings, given, spec, widths))
+        full = [
+            (name, row[0]) for name, row, width in zip(selection.names, rows, widths, strict=True) if width % 8 == 0
+        ]
+        checks.refuse(full, checks.has_nan, "holds NaN, for which asymmetric codes of 8 or 16 bits leave no room")
+    return selection.replace([_quantize(*row, spec, width) for row, width in zip(rows, widths, strict=True)])
 
 
-def fixed_point(params: Params, exponent: Setting, *, where: Where = None) -> Params:
+def fixed_point(params: Params, exponent: Setting, *, codes: bool = False, where: Where = None) -> Params:
     """Rounds to multiples of a power of two: ``round_half_even(w / 2**exponent) * 2**exponent``.
 
     ``exponent = -f`` is the usual grid of ``f`` fraction bits. Exact: only the rounding rounds. NaN and infinities
@@ -162,62 +158,52 @@ def fixed_point(params: Params, exponent: Setting, *, where: Where = None) -> Pa
     Args:
       params: any pytree, or one bare array.
       exponent: an integer in [-126, 126] (floats round half up); a scalar or a tree of scalars. Traced.
+      codes: whether to return the int32 codes ``round_half_even(w / 2**exponent)`` instead, where those beyond int32
+        saturate and NaN becomes 0. Static.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
-      ``params`` with the same structure, shapes and dtypes; leaves that take no part are the same objects.
+      ``params`` with the same structure, shapes and (without ``codes``) dtypes; leaves that take no part are the same
+      objects.
 
     Raises:
       ValueError: a concrete exponent out of range. TypeError: a selected leaf is not floating.
 
     >>> print(fixed_point(jnp.array([0.3, 0.375, -1.2]), -2))
     [ 0.25  0.5  -1.25]
+    >>> print(fixed_point(jnp.array([0.3, 0.375, -1.2]), -2, codes=True))
+    [ 1  2 -5]
     """
     selection = tree.select(params, where)
     exponents = settings.per_leaf(exponent, selection, "exponent", -126, 126)
-    return selection.replace(_fixed_point_leaves(selection.values, exponents))
+    rounded = _power_codes if codes else _round_to_power
+    return selection.replace([rounded(x, e) for x, e in zip(selection.values, exponents, strict=True)])
 
 
-def fixed_point_codes(params: Params, fraction_bits: Setting, *, where: Where = None) -> Params:
-    """The int32 codes of the fixed-point grid: ``round_half_even(w * 2**fraction_bits)``.
+#: A leaf, its width, its clip ratio, and its given parameters.
+_Row = tuple[Array, Any, Any, QParams | None]
 
-    Codes beyond int32 saturate, NaN becomes 0. Where none saturates, ``codes * 2**-f`` is ``fixed_point(w, -f)``.
 
-    Args:
-      params: any pytree, or one bare array.
-      fraction_bits: an integer in [-126, 126] (floats round half up); a scalar or a tree of scalars. Traced.
-      where: which leaves take part; see :func:`jaxprune.tree.select`.
-
-    Returns:
-      ``params`` with int32 arrays in place of the selected leaves; others are the same objects.
-
-    Raises:
-      ValueError: concrete fraction bits out of range. TypeError: a selected leaf is not floating.
-
-    >>> fixed_point_codes(jnp.array([0.3, 0.375, -1.2]), 2)
-    Array([ 1,  2, -5], dtype=int32)
-    """
+def _rows(
+    params: Params, bits: Setting, clip: Setting, qparams: Any, spec: QuantSpec, where: Where
+) -> tuple[tree.Selection, list[_Row]]:
+    """The leaves that take part, and what goes into the program of each."""
     selection = tree.select(params, where)
-    fractions = settings.per_leaf(fraction_bits, selection, "fraction_bits", -126, 126)
-    return selection.replace(_fixed_point_code_leaves(selection.values, fractions))
-
-
-def _select(params: Params, spec: QuantSpec, where: Where) -> tree.Selection:
-    selection = tree.select(params, where)
-    for name, leaf in zip(selection.names, selection.values, strict=True):
+    leaves = selection.values
+    for name, leaf in zip(selection.names, leaves, strict=True):
         uniform.layout(leaf.shape, spec, name)
-    return selection
-
-
-def _settings(selection: tree.Selection, bits: Setting, clip: Setting) -> tuple[list[Any], list[Any]]:
+    given = _given(selection, leaves, qparams, clip, spec)
     widths = settings.per_leaf(bits, selection, "bits", 1, 16)
-    return widths, settings.per_leaf(clip, selection, "clip", float(rounding.TINY), 1)
+    clips = settings.per_leaf(clip, selection, "clip", float(rounding.TINY), 1)
+    return selection, list(zip(leaves, widths, clips, given, strict=True))
 
 
-def _given(selection: tree.Selection, qparams: Any, clip: Setting, spec: QuantSpec) -> list[QParams] | None:
+def _given(
+    selection: tree.Selection, leaves: list[Array], qparams: Any, clip: Setting, spec: QuantSpec
+) -> list[QParams] | list[None]:
     """The ``QParams`` of each chosen leaf, checked against it."""
     if qparams is None:
-        return None
+        return [None] * len(leaves)
     if not (isinstance(clip, int | float) and clip == 1):
         raise ValueError("clip scales a range that is found; with qparams the scale is fixed, so leave clip out")
     try:
@@ -225,43 +211,32 @@ def _given(selection: tree.Selection, qparams: Any, clip: Setting, spec: QuantSp
     except (ValueError, TypeError) as error:
         raise ValueError(f"qparams do not follow the tree, whose paths are {selection.paths}: {error}") from error
     found = []
-    for i, name, leaf in zip(selection.chosen, selection.names, selection.values, strict=True):
+    for i, name, leaf in zip(selection.chosen, selection.names, leaves, strict=True):
         if not isinstance(follow[i], QParams):
             raise ValueError(f"qparams of leaf {name!r} must be a QParams, got {type(follow[i]).__name__}")
         found.append(uniform.checked(follow[i], leaf.shape, spec, name))
     return found
 
 
-def _has_nan(leaf: Array) -> bool:
-    with jax.ensure_compile_time_eval():
-        return bool(jnp.isnan(leaf).any())
+# Called eagerly, each compiles one small program for every shape, dtype and sharding among the leaves.
 
 
-@partial(jax.jit, static_argnames="spec")
-def _choose_leaves(leaves, widths, clips, spec):
-    choose = partial(uniform.choose, spec=spec)
-    return [automatic(choose, x, uniform.width(b), clip) for x, b, clip in zip(leaves, widths, clips, strict=True)]
+@partial(jax.jit, static_argnums=3)
+def _choose(x: Array, bits: Array, clip: Array, spec: QuantSpec) -> QParams:
+    return automatic(partial(uniform.choose, spec=spec), x, uniform.width(bits), clip)
 
 
-@partial(jax.jit, static_argnames="spec")
-def _fake_quant_leaves(leaves, widths, clips, given, spec):
-    zipped = zip(leaves, widths, clips, given or [None] * len(leaves), strict=True)
+@partial(jax.jit, static_argnums=4)
+def _fake_quant(x: Array, bits: Array, clip: Array, given: QParams | None, spec: QuantSpec) -> Array:
     fake = partial(uniform.fake_quant, spec=spec)
-    return [automatic(fake, x, uniform.width(b), clip, q, out=explicit_spec(x)) for x, b, clip, q in zipped]
+    return automatic(fake, x, uniform.width(bits), clip, given, out=explicit_spec(x))
 
 
-@partial(jax.jit, static_argnames=("spec", "bits"))
-def _quantize_leaves(leaves, widths, clips, given, spec, bits):
-    zipped = zip(leaves, widths, clips, given or [None] * len(leaves), bits, strict=True)
-    found = [(x, b, uniform.quantize(x, uniform.width(width), clip, q, spec, b)) for x, width, clip, q, b in zipped]
-    return [QArray(*parts, b, np.dtype(x.dtype), spec) for x, b, parts in found]
+@partial(jax.jit, static_argnums=(4, 5))
+def _quantize(x: Array, bits: Array, clip: Array, given: QParams | None, spec: QuantSpec, width: int) -> QArray:
+    parts = uniform.quantize(x, uniform.width(bits), clip, given, spec, width)
+    return QArray(*parts, width, np.dtype(x.dtype), spec)
 
 
-@jax.jit
-def _fixed_point_leaves(leaves, exponents):
-    return [rounding.round_to_power(x, e) for x, e in zip(leaves, exponents, strict=True)]
-
-
-@jax.jit
-def _fixed_point_code_leaves(leaves, fractions):
-    return [rounding.power_codes(x, f) for x, f in zip(leaves, fractions, strict=True)]
+_round_to_power = jax.jit(rounding.round_to_power)
+_power_codes = jax.jit(rounding.power_codes)

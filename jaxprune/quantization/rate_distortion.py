@@ -10,8 +10,9 @@ Sources: Chou, Lookabaugh and Gray 1989, "Entropy-constrained vector quantizatio
 quantization of exponential and Laplacian random variables".
 """
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +23,21 @@ from jax.core import Tracer
 from jaxprune import settings, tree
 from jaxprune.base import Array, Params, QuantSpec, Setting, Where
 from jaxprune.kernels import deadzone
+from jaxprune.kernels.deadzone import Cuts
 from jaxprune.kernels.rounding import TINY
+from jaxprune.quantization import checks
 from jaxprune.quantization.arrays.uniform import QArray
 
 __all__ = ["quantize", "round_to", "step_for"]
 
 _LARGEST = 2**15 - 1  # code
+_ROUNDS = 4  # after which shares hardly change any more
 _HALVINGS = 24  # of a bracket for the step's logarithm
 _FINEST = -16  # the bracket's low end: the largest weight over 2**16
-_PLAIN = QuantSpec()
 
 
 def quantize(
-    params: Params, step: Setting, penalty: Setting = 0.0, *, scope: str = "global", where: Where = None
+    params: Params, step: Setting, penalty: Setting = 0.0, *, scope: str = "leaf", where: Where = None
 ) -> Params:
     """Stores each selected leaf as the integers of :func:`round_to`.
 
@@ -43,7 +46,7 @@ def quantize(
       step: distance of neighboring values, above 0; a scalar or a tree of scalars.
       penalty: what a bit is worth, in squared error over ``step**2``, at least 0; a scalar or a tree. 0.1 is about
         what it is worth at high rates.
-      scope: ``"global"`` takes the bits from the integers of all leaves, ``"leaf"`` from those of each. Static.
+      scope: ``"leaf"`` takes the bits from the integers of each leaf, ``"global"`` from those of all. Static.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
@@ -57,24 +60,24 @@ def quantize(
     >>> quantize(jnp.array([0.6, 0.0, -0.2, 1.1, 0.1, 0.0]), 1.0, 0.2).codes
     Array([0, 0, 0, 1, 0, 0], dtype=int8)
     """
-    selection, steps, penalties = _checked(params, step, penalty, scope, where)
-    if any(isinstance(value, Tracer) for value in (*selection.values, *steps, *penalties)):
+    rows = _checked(params, step, penalty, scope, where)
+    if checks.any_traced(rows.leaves, rows.steps, rows.penalties):
         raise TypeError("rate_distortion.quantize needs concrete values, which set the storage dtype; see round_to")
-    codes, largest = _code_leaves(selection.values, steps, penalties, scope)
-    widths = []
-    for name, s, most in zip(selection.names, steps, jax.device_get(largest), strict=True):
+    tables = _tables(rows, scope)
+    found = [_codes(x, s, cuts) for x, s, cuts in zip(rows.leaves, rows.steps, tables, strict=True)]
+    largest, records = jax.device_get([most for _, most in found]), []
+    for name, x, s, (codes, _), most in zip(rows.names, rows.leaves, rows.steps, found, largest, strict=True):
         if most > _LARGEST:
             raise ValueError(f"leaf {tree.show(name)} needs codes up to {most:g} at a step of {s:g}; {_LARGEST} fit")
-        widths.append(max(2, int(most).bit_length() + 1))
-    found, stored = [], _store(codes, tuple(jnp.int8 if bits <= 8 else jnp.int16 for bits in widths))
-    for x, s, code, bits in zip(selection.values, steps, stored, widths, strict=True):
-        ones = (1,) * x.ndim
-        found.append(QArray(code, jnp.full(ones, s), jnp.zeros(ones, jnp.int32), bits, np.dtype(x.dtype), _PLAIN))
-    return selection.replace(found)
+        bits, ones = max(2, int(most).bit_length() + 1), (1,) * x.ndim
+        stored = codes.astype(jnp.int8 if bits <= 8 else jnp.int16)
+        scale, zero = jax.device_put((np.full(ones, s), np.zeros(ones, np.int32)))
+        records.append(QArray(stored, scale, zero, bits, np.dtype(x.dtype), QuantSpec()))
+    return rows.selection.replace(records)
 
 
 def round_to(
-    params: Params, step: Setting, penalty: Setting = 0.0, *, scope: str = "global", where: Where = None
+    params: Params, step: Setting, penalty: Setting = 0.0, *, scope: str = "leaf", where: Where = None
 ) -> Params:
     """Rounds each selected leaf to multiples of ``step``, by squared error and bits together.
 
@@ -82,12 +85,8 @@ def round_to(
     nearest multiple, halves toward 0.
 
     Args:
-      params: any pytree, or one bare array.
-      step: distance of neighboring values, above 0; a scalar or a tree of scalars. Traced.
-      penalty: what a bit is worth, in squared error over ``step**2``, at least 0; a scalar or a tree. Traced: a sweep
-        over penalties is one program.
-      scope: ``"global"`` takes the bits from the integers of all leaves, ``"leaf"`` from those of each. Static.
-      where: which leaves take part; see :func:`jaxprune.tree.select`.
+      params, scope, where: as in :func:`quantize`.
+      step, penalty: as in :func:`quantize`, but traced: a sweep over them is one program.
 
     Returns:
       ``params`` with the same structure, shapes and dtypes; leaves that take no part are the same objects. Under
@@ -100,8 +99,11 @@ def round_to(
     >>> print(round_to(jnp.array([0.6, 0.0, -0.2, 1.1, 0.1, 0.0]), 1.0))
     [1. 0. 0. 1. 0. 0.]
     """
-    selection, steps, penalties = _checked(params, step, penalty, scope, where)
-    return selection.replace(_round_leaves(selection.values, steps, penalties, scope))
+    rows = _checked(params, step, penalty, scope, where)
+    tables = _tables(rows, scope)
+    return rows.selection.replace(
+        [_rounded(x, s, cuts) for x, s, cuts in zip(rows.leaves, rows.steps, tables, strict=True)]
+    )
 
 
 def step_for(
@@ -110,7 +112,7 @@ def step_for(
     error: Setting | None = None,
     bits: Setting | None = None,
     penalty: Setting = 0.0,
-    scope: str = "global",
+    scope: str = "leaf",
     where: Where = None,
 ) -> Array:
     """The one step at which :func:`round_to` makes a given error, or its integers have a given entropy.
@@ -136,62 +138,131 @@ def step_for(
     """
     if (error is None) == (bits is None):
         raise TypeError("give either error or bits")
-    selection, _, penalties = _checked(params, 1.0, penalty, scope, where)
+    rows = _checked(params, 1.0, penalty, scope, where)
     wanted, name, high = (error, "error", 1.0) if bits is None else (bits, "bits", 10.0)
     goal = settings.check_setting(wanted, name, float(TINY), high)
-    if not selection.chosen:
+    if not rows.leaves:
         return jnp.float32(1)
-    return _find_step(selection.values, goal, penalties[0], bits is None, scope)
+    return _find_step(rows, goal, bits is None, scope)
 
 
-def _checked(
-    params: Params, step: Setting, penalty: Setting, scope: str, where: Where
-) -> tuple[tree.Selection, list[Any], list[Any]]:
+class _Rows(NamedTuple):
+    """The leaves that take part, and the settings of each."""
+
+    selection: tree.Selection
+    names: list[str]
+    leaves: list[Array]
+    steps: list[Any]
+    penalties: list[Any]
+
+
+def _checked(params: Params, step: Setting, penalty: Setting, scope: str, where: Where) -> _Rows:
     if scope not in ("global", "leaf"):
         raise ValueError(f"scope must be 'global' or 'leaf', got {scope!r}")
     selection = tree.select(params, where)
     largest = float(np.finfo(np.float32).max) / 4
     steps = settings.per_leaf(step, selection, "step", float(TINY), largest)
     penalties = settings.per_leaf(penalty, selection, "penalty", 0, largest)
-    for name, leaf in zip(selection.names, selection.values, strict=True):
-        with jax.ensure_compile_time_eval():
-            if not isinstance(leaf, Tracer) and not bool(jnp.isfinite(leaf).all()):
-                raise ValueError(f"leaf {tree.show(name)} holds NaN or infinity, which is no multiple of a step")
-    return selection, steps, penalties
+    names, leaves = selection.names, selection.values
+    message = "holds NaN or infinity, which is no multiple of a step"
+    checks.refuse(zip(names, leaves, strict=True), checks.not_finite, message)
+    return _Rows(selection, names, leaves, steps, penalties)
 
 
-@partial(jax.jit, static_argnames="scope")
-def _code_leaves(leaves, steps, penalties, scope):
-    codes = deadzone.codes(leaves, steps, penalties, scope)
-    return codes, [jnp.max(jnp.abs(code), initial=0) for code in codes]
+def _tables(rows: _Rows, scope: str) -> list[Cuts]:
+    """The tables by which each leaf is rounded: those of its own shares, or of the shares of all."""
+
+    def estimate(_: Any, tables: list[Cuts]) -> list[Cuts]:
+        found = _counted(rows, tables, scope)
+        made = {}  # leaves that share counts and penalty share a table
+        for count, penalty in zip(found, rows.penalties, strict=True):
+            if (id(count), id(penalty)) not in made:
+                made[id(count), id(penalty)] = _cuts(count, penalty)
+        return [made[id(count), id(penalty)] for count, penalty in zip(found, rows.penalties, strict=True)]
+
+    plain = [deadzone.plain()] * len(rows.leaves)
+    some = [penalty for penalty in rows.penalties if isinstance(penalty, Tracer) or penalty > 0]
+    if not some:  # nothing would change
+        return plain
+    traced = checks.any_traced(rows)
+    rounds = jnp.where(jnp.any(jnp.stack(some) > 0), _ROUNDS, 0) if traced else _ROUNDS
+    return _repeat(rounds, estimate, plain, traced)
 
 
-@partial(jax.jit, static_argnames="dtypes")
-def _store(codes, dtypes):
-    return [code.astype(dtype) for code, dtype in zip(codes, dtypes, strict=True)]
+def _counted(rows: _Rows, tables: list[Cuts], scope: str) -> list[Array]:
+    """How often each magnitude occurs, in each leaf or (the same for each) in all."""
+    if scope == "leaf":
+        return [_counts(*leaf, _nothing()) for leaf in zip(rows.leaves, rows.steps, tables, strict=True)]
+    return [_over_leaves(_counts, rows, tables)] * len(rows.leaves)
 
 
-@partial(jax.jit, static_argnames="scope")
-def _round_leaves(leaves, steps, penalties, scope):
-    codes = deadzone.codes(leaves, steps, penalties, scope)
-    return [(code * step).astype(x.dtype) for x, code, step in zip(leaves, codes, steps, strict=True)]
+def _repeat(times: Any, step: Callable[[Any, Any], Any], start: Any, traced: bool) -> Any:
+    """A loop, inside a program or around small ones."""
+    if traced:
+        return lax.fori_loop(0, times, step, start)
+    return reduce(lambda state, i: step(i, state), range(times), start)
 
 
-@partial(jax.jit, static_argnames=("to_error", "scope"))
-def _find_step(leaves, goal, penalty, to_error, scope):
+def _over_leaves(kernel: Callable[..., Array], rows: _Rows, tables: list[Cuts]) -> Array:
+    """The sum over all leaves, in their order, of what a kernel finds in each."""
+    leaves = zip(rows.leaves, rows.steps, tables, strict=True)
+    return reduce(lambda before, leaf: kernel(*leaf, before), leaves, _nothing())
+
+
+def _nothing() -> Array:
+    return jax.device_put(np.zeros(deadzone.BINS, np.float32))
+
+
+def _find_step(rows: _Rows, goal: Any, to_error: bool, scope: str) -> Array:
     """Halves a bracket of the step's logarithm."""
-    largest = jnp.stack([jnp.max(jnp.abs(x), initial=0).astype(jnp.float32) for x in leaves]).max()
-    energy = sum(deadzone.squares(x) for x in leaves)
+    largest = reduce(_larger, rows.leaves, jax.device_put(np.float32(0)))
+    if to_error:
+        limit = goal * reduce(lambda before, x: _squares(x, before), rows.leaves, _nothing())
+    else:
+        limit = goal * np.float32(sum(x.size for x in rows.leaves))
 
-    def too_far(step):
-        error, bits = deadzone.measures(leaves, step, penalty, scope)
-        return error > goal * energy if to_error else bits < goal
+    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        tried = rows._replace(steps=[_step_between(largest, *bracket)] * len(rows.leaves))
+        tables = _tables(tried, scope)
+        if to_error:
+            return _closer(bracket, _over_leaves(_squared_errors, tried, tables), limit)
+        counts = _counted(tried, tables, scope)[: 1 if scope == "global" else None]
+        return _closer(bracket, limit, reduce(_add, map(_entropy, counts)))
 
-    def halve(_, bracket):
-        low, high = bracket
-        middle = (low + high) / 2
-        far = too_far(largest * jnp.exp2(middle))
-        return jnp.where(far, low, middle), jnp.where(far, middle, high)
+    start = jax.device_put((np.float32(_FINEST), np.float32(2)))
+    return _step_between(largest, *_repeat(_HALVINGS, halve, start, checks.any_traced(rows, goal)))
 
-    low, high = lax.fori_loop(0, _HALVINGS, halve, (jnp.float32(_FINEST), jnp.float32(2)))
+
+# Called eagerly, each compiles one small program for every shape, dtype and sharding among the leaves.
+_counts, _squared_errors, _squares = map(jax.jit, (deadzone.counts, deadzone.squared_errors, deadzone.squares))
+_cuts, _entropy, _add = jax.jit(deadzone.cuts_of), jax.jit(deadzone.entropy), jax.jit(jnp.add)
+
+
+@jax.jit
+def _codes(x: Array, step: Array, cuts: Cuts) -> tuple[Array, Array]:
+    """Whole numbers, and the largest magnitude among them."""
+    codes = deadzone.codes(x, step, cuts)
+    return codes, jnp.max(jnp.abs(codes), initial=0)
+
+
+@jax.jit
+def _rounded(x: Array, step: Array, cuts: Cuts) -> Array:
+    return (deadzone.codes(x, step, cuts) * step).astype(x.dtype)
+
+
+@jax.jit
+def _larger(before: Array, x: Array) -> Array:
+    return jnp.maximum(before, jnp.max(jnp.abs(x), initial=0).astype(jnp.float32))
+
+
+@jax.jit
+def _step_between(largest: Array, low: Array, high: Array) -> Array:
     return jnp.where(largest > 0, largest * jnp.exp2((low + high) / 2), 1)
+
+
+@jax.jit
+def _closer(bracket: tuple[Array, Array], found: Array, limit: Array) -> tuple[Array, Array]:
+    """The half of a bracket that is left where the middle is too far if ``found``, summed up, exceeds the limit."""
+    low, high = bracket
+    middle, too_far = (low + high) / 2, jnp.sum(found) > jnp.sum(limit)
+    return jnp.where(too_far, low, middle), jnp.where(too_far, middle, high)

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax import lax
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels import rotation, viterbi
 from jaxprune.kernels.rounding import TINY
+from jaxprune.quantization import checks
 from jaxprune.quantization.arrays.trellis import TrellisArray
 
 __all__ = ["quantize"]
@@ -78,12 +79,10 @@ def quantize(
     steps = settings.per_leaf(step, selection, "step", float(TINY), float(np.finfo(np.float32).max) / 4)
     penalties = settings.per_leaf(penalty, selection, "penalty", 0, float(np.finfo(np.float32).max))
     leaves = selection.values
-    if any(isinstance(value, Tracer) for value in (*leaves, *steps, *penalties)):
+    if checks.any_traced(leaves, steps, penalties):
         raise TypeError("trellis.quantize needs concrete values, which decide how the indices are stored")
     plans = _plans(selection.names, leaves, steps, rotate)
-    inverses = [None if plan.basis is None else plan.basis[1] for plan in plans]
-    kinds = tuple((plan.zero, plan.dtype, bool(penalty > 0)) for plan, penalty in zip(plans, penalties, strict=True))
-    indices = _quantize_leaves(leaves, steps, penalties, inverses, states, kinds)
+    indices = _search(leaves, steps, penalties, plans, states)
     bases = [np.zeros((0, 0), np.int8) if plan.basis is None else plan.basis[0] for plan in plans]
     small = jax.device_put((steps, bases))  # all at once: one by one takes as long as a search
     found = zip(indices, *small, plans, leaves, strict=True)
@@ -99,7 +98,7 @@ class _Plan(NamedTuple):
 def _plans(names: list[str], leaves: list[Array], steps: list[Any], rotate: bool) -> list[_Plan]:
     """How each leaf is stored."""
     plans = []
-    for name, x, step, seen in zip(names, leaves, steps, jax.device_get(_summaries(leaves)), strict=True):
+    for name, x, step, seen in zip(names, leaves, steps, jax.device_get([_extremes(x) for x in leaves]), strict=True):
         most = float(seen[0]) / float(step)
         if not np.isfinite(seen[0]):
             raise ValueError(f"leaf {tree.show(name)} holds NaN or infinity, for which there are no indices")
@@ -119,42 +118,53 @@ def _plans(names: list[str], leaves: list[Array], steps: list[Any], rotate: bool
     return plans
 
 
-@jax.jit
-def _summaries(leaves):
-    def one(x):
-        # Each is one pass of floating-point numbers, and nothing is stored; counting takes as long as all of them.
-        largest = jnp.maximum(jnp.max(x, initial=0), -jnp.min(x, initial=0))
-        return largest.astype(jnp.float32), -jnp.max(-jnp.abs(x), initial=-jnp.inf)
+def _search(
+    leaves: list[Array], steps: list[Any], penalties: list[Any], plans: list[_Plan], states: int
+) -> list[Array]:
+    """The indices of each leaf: all sequences are searched at once, and one program a distinct shape is around that."""
+    sizes = [viterbi.layout(x.size) for x in leaves]
+    longest, lanes = max((n for n, _ in sizes), default=0), sum(n for _, n in sizes)
+    if not longest:
+        return [jnp.zeros(x.shape, plan.dtype) for x, plan in zip(leaves, plans, strict=True)]
+    starts = np.cumsum([0, *(n for _, n in sizes)])[:-1].astype(np.int32)
+    together = jnp.zeros((longest, lanes + viterbi.spare(lanes)), jnp.float32)
+    for x, step, penalty, plan, at in zip(leaves, steps, penalties, plans, starts, strict=True):
+        inverse = None if plan.basis is None else plan.basis[1]
+        together = _put(together, at, x, step, penalty if penalty > 0 else None, inverse, plan.zero is not None)
+    widest = max((plan.dtype for plan in plans), key=lambda dtype: dtype.itemsize)
+    found = _best_paths(together, states, any(plan.zero is not None for plan in plans), widest)
+    rows = zip(starts, leaves, plans, strict=True)
+    return [_take(found, at, x, plan.zero, plan.dtype) for at, x, plan in rows]
 
-    return [one(x) for x in leaves]
+
+@partial(jax.jit, static_argnums=6, donate_argnums=0)
+def _put(together, at, x, step, penalty, inverse, zeros):
+    lanes = viterbi.to_lanes(_prepare(x.astype(jnp.float32), step, penalty, inverse, zeros))
+    return lax.dynamic_update_slice(together, lanes, (0, at))
+
+
+_best_paths = jax.jit(viterbi.search, static_argnums=(1, 2, 3))
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _take(found, at, x, zero, dtype):
+    index = viterbi.from_lanes(lax.dynamic_slice(found, (0, at), viterbi.layout(x.size)), x.shape)
+    if zero == 0:
+        index = index + (index >= 0).astype(index.dtype)
+    return (index if zero is None else jnp.where(x == 0, zero, index)).astype(dtype)
+
+
+@jax.jit
+def _extremes(x):
+    """The largest and the least magnitude."""
+    # Each is one pass of floating-point numbers, and nothing is stored; counting takes as long as all of them.
+    largest = jnp.maximum(jnp.max(x, initial=0), -jnp.min(x, initial=0))
+    return largest.astype(jnp.float32), -jnp.max(-jnp.abs(x), initial=-jnp.inf)
 
 
 @jax.jit
 def _zeros(x):
     return jnp.sum(x == 0, dtype=jnp.int32)
-
-
-@partial(jax.jit, static_argnames=("states", "kinds"))
-def _quantize_leaves(leaves, steps, penalties, inverses, states, kinds):
-    lanes = []
-    for x, step, penalty, inverse, (zero, _, priced) in zip(leaves, steps, penalties, inverses, kinds, strict=True):
-        shrunk = _prepare(x.astype(jnp.float32), step, penalty if priced else None, inverse, zero is not None)
-        lanes.append(viterbi.to_lanes(shrunk))
-    longest = max((len(x) for x in lanes), default=0)
-    if not longest:
-        return [jnp.zeros(x.shape, dtype) for x, (_, dtype, _) in zip(leaves, kinds, strict=True)]
-    lanes += [jnp.zeros((0, viterbi.spare(sum(x.shape[1] for x in lanes))), jnp.float32)]
-    together = jnp.concatenate([jnp.pad(x, ((0, longest - len(x)), (0, 0))) for x in lanes], axis=1)
-    widest = max((dtype for _, dtype, _ in kinds), key=lambda dtype: dtype.itemsize)
-    found = viterbi.search(together, states, any(zero is not None for zero, _, _ in kinds), widest)
-    result, at = [], 0
-    for x, lane, (zero, dtype, _) in zip(leaves, lanes[:-1], kinds, strict=True):
-        index = viterbi.from_lanes(found[: len(lane), at : at + lane.shape[1]], x.shape)
-        if zero == 0:
-            index = index + (index >= 0).astype(index.dtype)
-        result.append((index if zero is None else jnp.where(x == 0, zero, index)).astype(dtype))
-        at += lane.shape[1]
-    return result
 
 
 def _prepare(x, step, penalty, inverse, zeros):
