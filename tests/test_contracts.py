@@ -196,9 +196,9 @@ TABLE = {
     "fixed_point codes": Transform(
         lambda p, s, **w: jp.fixed_point(p, s, codes=True, **w), EXPONENTS, "any", rest=True
     ),
-    "sparsity_curve": curve_of(jp.reports.sparsity_curve, FRACTIONS),
-    "quantization_error_curve": curve_of(jp.reports.quantization_error_curve, WIDTHS),
-    "entropy_curve": curve_of(jp.reports.entropy_curve, LEVELS, bins=5),
+    "reports.sparsity_curve": curve_of(jp.reports.sparsity_curve, FRACTIONS),
+    "reports.quantization_error_curve": curve_of(jp.reports.quantization_error_curve, WIDTHS),
+    "reports.entropy_curve": curve_of(jp.reports.entropy_curve, LEVELS, bins=5),
     "rate_distortion.round_to": Transform(
         lambda p, s, **w: jp.quantization.rate_distortion.round_to(finite(p), 0.1, s, **w),
         (0.0, 0.05, 0.1, 0.2, 0.5),
@@ -242,6 +242,7 @@ def test_every_public_function_has_a_row():
         for name in (module.__all__ if hasattr(module, "__all__") else vars(module))
         if inspect.isfunction(getattr(module, name)) and not name.startswith("_")
     }
+    names |= {f"reports.{name}" for name in jp.reports.__all__ if name.endswith("_curve")}
     verbs = {name.removeprefix("quantization.") for name in names}  # those at the top are the ones in the module
     rows = {row.split(" ")[0] for row in TABLE}
     explained = {name.removeprefix("quantization.") for name in NOT_TRANSFORMS}
