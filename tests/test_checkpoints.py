@@ -15,15 +15,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import checkpoints
-from jaxprune.checkpoints import (
-    CheckpointError,
-    compressed,
-    flax_msgpack,
-    inspection,
-    names,
-    npz_files,
-    ranking,
-)
+from jaxprune.checkpoints import CheckpointError, compressed, flax_msgpack, inspection, names, npz_files, ranking
 from jaxprune.checkpoints.leaf import of_array
 from jaxprune.reports import measures
 

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -18,15 +18,7 @@ NAME = "npz"
 SUFFIXES = (".npz",)
 _END = ".npy"
 # What zipfile, and NumPy's parser of headers, make of damaged bytes.
-_FAULTS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-)
+_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, SyntaxError, tokenize.TokenError)
 
 
 def recognizes(path: Path, start: bytes) -> bool:
@@ -82,15 +74,11 @@ def _leaf(path: Path, archive: zipfile.ZipFile, name: str) -> Leaf:
 
 
 def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    formats: dict[tuple[int, int], Any] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
     try:
         version = np.lib.format.read_magic(file)
-        if version not in formats:
+        if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version} of the .npy format")
-        shape, _, dtype = formats[version](file)
+        shape, _, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
     except (ValueError, *_FAULTS) as error:
         raise CheckpointError(f"{path}: {name!r} in it is no array of numbers: {error}") from error
     return shape, dtype

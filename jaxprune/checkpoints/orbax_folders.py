@@ -25,13 +25,9 @@ def recognizes(path: Path, start: bytes) -> bool:
 def read(path: Path) -> dict[str, Leaf]:
     """The leaves, as the metadata list them; text and empty entries are left out."""
     folder = _item(path)
+    ocp = library("orbax.checkpoint", "orbax-checkpoint")
     try:
-        tree = (
-            library("orbax.checkpoint", "orbax-checkpoint")
-            .PyTreeCheckpointer()
-            .metadata(folder.absolute())
-            .item_metadata
-        )
+        tree = ocp.PyTreeCheckpointer().metadata(folder.absolute()).item_metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder}: a damaged Orbax checkpoint: {error}") from error
     if tree is None:
@@ -88,9 +84,8 @@ def _reading(folder: Path, treedef: Any, position: int) -> Callable[[], np.ndarr
         wanted = [ocp.PLACEHOLDER] * treedef.num_leaves
         wanted[position] = 0
         how = [ocp.RestoreArgs(restore_type=np.ndarray)] * treedef.num_leaves
-        args = ocp.args.PyTreeRestore(
-            item=jax.tree.unflatten(treedef, wanted), restore_args=jax.tree.unflatten(treedef, how)
-        )
+        item, kinds = jax.tree.unflatten(treedef, wanted), jax.tree.unflatten(treedef, how)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=kinds)
         try:
             return np.asarray(jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder.absolute(), args=args))[position])
         except (OSError, ValueError, KeyError) as error:

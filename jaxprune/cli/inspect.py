@@ -49,12 +49,9 @@ def _row(leaf: Leaf, facts: inspection.Facts, marked: bool) -> dict[str, Any]:
         "dtype": leaf.dtype.name,
         "parameters": leaf.size,
         "bytes": leaf.nbytes,
-        "zeros": facts.zeros,
-        "nan": facts.nan,
-        "inf": facts.inf,
-        "absmax": facts.absmax,
         "selected": marked,
     }
+    row |= {key: getattr(facts, key) for key in ("zeros", "nan", "inf", "absmax")}
     for bits, entropy in facts.entropy.items():
         row[f"entropy_{bits}"] = entropy
         row[f"fixed_bytes_{bits}"] = facts.fixed_bytes(bits, leaf.size)

@@ -38,7 +38,7 @@ def masked(array: np.ndarray, name: str, treatment: Treatment, cut: ranking.Cut 
         return np.where(ranking.mask(array, cut), array, np.zeros((), array.dtype))
     if treatment.n_of_m is not None:
         scores = {name: np.abs(array.astype(np.float32))}
-        kept = masks.n_of_m(scores, *treatment.n_of_m, axis=treatment.n_of_m_axis, where=_everything)
+        kept = masks.n_of_m(scores, *treatment.n_of_m, axis=treatment.n_of_m_axis, where=lambda *_: True)
         return np.where(np.asarray(kept[name]), array, np.zeros((), array.dtype))
     return array
 
@@ -73,23 +73,14 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
 
 def _options(treatment: Treatment | None) -> dict[str, Any]:
     """What :func:`jaxprune.compress` is told; every leaf that it is given is meant, or none."""
-    if treatment is None:
-        return {"where": _nothing}
+    options: dict[str, Any] = {"where": lambda *_: treatment is not None}
+    if treatment is None or (treatment.codebook is None and treatment.bits is None):
+        return options
     if treatment.codebook is not None:
-        return {"codebook": treatment.codebook, "where": _everything}
-    if treatment.bits is None:
-        return {"where": _everything}
+        return options | {"codebook": treatment.codebook}
     spec = QuantSpec(axis=treatment.axis, block_size=treatment.block_size)
     quantizer = spec if treatment.quantizer == "uniform" else treatment.quantizer
-    return {"bits": treatment.bits, "quantizer": quantizer, "where": _everything}
-
-
-def _everything(path: str, leaf: Any) -> bool:
-    return True
-
-
-def _nothing(path: str, leaf: Any) -> bool:
-    return False
+    return options | {"bits": treatment.bits, "quantizer": quantizer}
 
 
 def as_jax(array: np.ndarray) -> Any:

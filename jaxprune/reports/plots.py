@@ -22,7 +22,8 @@ def plot_leaves(report: "Report", ax: Any, most: int) -> Any:
     if most < 1:
         raise ValueError(f"most must be at least 1, got {most}")
     shown, rest = _largest(report, most)
-    bars = [(_short(row.name), row.dense_bytes, row.coded_bytes, _note(row)) for row in shown]
+    note = "sparsity {:.2f}, {:g} bits".format
+    bars = [(_short(r.name), r.dense_bytes, r.coded_bytes, note(r.mask_sparsity, r.bits)) for r in shown]
     if rest:
         bars.append((f"{len(rest)} others", sum(r.dense_bytes for r in rest), sum(r.coded_bytes for r in rest), ""))
     labels, dense, coded, notes = zip(*bars, strict=True) if bars else ((), (), (), ())
@@ -107,10 +108,6 @@ def _largest(report: "Report", most: int) -> tuple[list["Row"], list["Row"]]:
     ranked = sorted(report.rows, key=lambda row: -max(row.dense_bytes, row.coded_bytes))
     chosen = {id(row) for row in ranked[:most]}
     return [row for row in report.rows if id(row) in chosen], ranked[most:]
-
-
-def _note(row: "Row") -> str:
-    return f"sparsity {row.mask_sparsity:.2f}, {row.bits:g} bits"
 
 
 def _short(path: str) -> str:

@@ -25,12 +25,7 @@ _PLAIN = QuantSpec()
 
 
 def coded_bytes(
-    params: Params,
-    masks: Masks | None = None,
-    bits: Setting = None,
-    *,
-    spec: QuantSpec = _PLAIN,
-    where: Where = None,
+    params: Params, masks: Masks | None = None, bits: Setting = None, *, spec: QuantSpec = _PLAIN, where: Where = None
 ) -> Array:
     """The size in bytes that :func:`jaxprune.report` calls ``coded_bytes``, for use under ``jit``, ``vmap``, ``sweep``.
 
