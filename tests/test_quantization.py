@@ -53,8 +53,19 @@ def every_mode(f, bits, x):
 # Against the oracles
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", [{}, {"axis": -1}, {"axis": 0}, {"axis": (0, 2)}, {"block_size": 4}])
+LAYOUTS = [{}, {"axis": -1}, {"axis": 0}, {"axis": (0, 2)}, {"block_size": 4}]
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [(layout, jnp.float32) for layout in LAYOUTS]
+    + [(LAYOUTS[1], jnp.bfloat16), (LAYOUTS[4], jnp.float16)]
+    + [
+        pytest.param(layout, dtype, marks=pytest.mark.slow)
+        for layout, dtype in [(lay, d) for lay in LAYOUTS for d in DTYPES[1:]]
+        if (layout, dtype) not in [(LAYOUTS[1], jnp.bfloat16), (LAYOUTS[4], jnp.float16)]
+    ],
+)
 def test_fake_quant_equals_the_oracle(layout, dtype):
     x = with_oddities(normal(5, 10, 7, dtype=dtype))
     for bits in (2, 3, 7.5, 8, 16):
@@ -108,7 +119,12 @@ def test_error_is_at_most_half_a_step(values, bits, symmetric, dtype):
 
 
 @pytest.mark.parametrize(
-    ("spec", "dtype"), [(s, jnp.float32) for s in SPECS[1::2]] + list(zip(SPECS[::4], DTYPES[1:], strict=False))
+    ("spec", "dtype"),
+    [(SPECS[1], jnp.float32), (SPECS[8], jnp.float32), (SPECS[4], jnp.float16)]
+    + [
+        pytest.param(s, d, marks=pytest.mark.slow)
+        for s, d in [(s, jnp.float32) for s in SPECS[2:8:2]] + [(SPECS[0], jnp.bfloat16), (SPECS[9], jnp.float32)]
+    ],
 )
 def test_stored_equals_fake_in_every_mode(spec, dtype):
     x = with_oddities(normal(9, 11, 5, dtype=dtype))
@@ -124,9 +140,10 @@ def test_stored_equals_fake_in_every_mode(spec, dtype):
     ("calibration", "symmetric", "layout"),
     [
         (CALIBRATIONS[0], False, {"axis": -1}),
-        (CALIBRATIONS[0], True, {"block_size": 4}),
-        (CALIBRATIONS[1], True, {"axis": -1}),
-        (CALIBRATIONS[1], False, {"block_size": 4}),
+        (CALIBRATIONS[1], True, {"block_size": 4}),
+        pytest.param(CALIBRATIONS[0], True, {"block_size": 4}, marks=pytest.mark.slow),
+        pytest.param(CALIBRATIONS[1], True, {"axis": -1}, marks=pytest.mark.slow),
+        pytest.param(CALIBRATIONS[1], False, {"block_size": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_calibrated_in_every_mode(calibration, symmetric, layout):
@@ -138,7 +155,9 @@ def test_calibrated_in_every_mode(calibration, symmetric, layout):
             assert_bits_equal(a, b)
 
 
-@pytest.mark.parametrize("spec", [QuantSpec(), QuantSpec(axis=-1), QuantSpec(axis=0, symmetric=False)])
+@pytest.mark.parametrize(
+    "spec", [QuantSpec(), pytest.param(QuantSpec(axis=-1), marks=pytest.mark.slow), QuantSpec(axis=0, symmetric=False)]
+)
 def test_large_arrays_with_odd_tails(spec):
     x = normal(1031, 1033)  # large enough for the range of a large leaf
     fused = jax.jit(lambda x: (fake_quant(x * 1, 8, spec=spec), jnp.sum(x)))(x)[0]
@@ -514,7 +533,10 @@ def test_trees_come_back_as_they_were():
     assert choose_qparams(params, 4)["a"].bias is params["a"].bias
 
 
-@pytest.mark.parametrize("spec", SPECS[:3] + SPECS[5:])
+@pytest.mark.parametrize(
+    "spec",
+    [pytest.param(s, marks=[] if i in (1, 7) else pytest.mark.slow) for i, s in enumerate(SPECS[:3] + SPECS[5:])],
+)
 def test_empty_trees_and_leaves(spec):
     for tree in ({}, [], None, {"a": jnp.zeros((0, 3))}, {"a": jnp.zeros((3, 0))}, {"a": jnp.zeros((2, 0, 3))}):
         if spec.axis == (0, 1) and tree and tree["a"].ndim == 2 and spec.block_size:

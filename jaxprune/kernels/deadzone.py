@@ -67,6 +67,23 @@ def entropy(counts: Array) -> Array:
     return jnp.sum(counts * _bits(counts))
 
 
+def larger(before: Array, x: Array) -> Array:
+    """The largest magnitude in ``x``, and ``before`` in other arrays."""
+    return jnp.maximum(before, jnp.max(jnp.abs(x), initial=0).astype(jnp.float32))
+
+
+def step_between(largest: Array, low: Array, high: Array) -> Array:
+    """The step in the middle of a bracket of its logarithm, of the largest magnitude; 1 if that is 0."""
+    return jnp.where(largest > 0, largest * jnp.exp2((low + high) / 2), 1)
+
+
+def closer(bracket: tuple[Array, Array], found: Array, limit: Array) -> tuple[Array, Array]:
+    """The half of a bracket that is left where the middle is too far if ``found``, summed up, exceeds the limit."""
+    low, high = bracket
+    middle, too_far = (low + high) / 2, jnp.sum(found) > jnp.sum(limit)
+    return jnp.where(too_far, low, middle), jnp.where(too_far, middle, high)
+
+
 def _bits(counts: Array) -> Array:
     """Bits of each magnitude."""
     share = divide(counts, jnp.maximum(in_halves(counts), 1))

@@ -110,7 +110,9 @@ class _Lane:
 
     @property
     def lanes(self) -> int:
-        return 1 << max(0, (_LANES // max(self.groups, 1)).bit_length() - 1)
+        most = 1 << max(0, (_LANES // max(self.groups, 1)).bit_length() - 1)
+        entries = prod(n for i, n in enumerate(self.shape) if i in self.axes)
+        return min(most, 1 << max(0, entries - 1).bit_length())  # more would add zeros
 
     def __call__(self, values: Array, index: Array, shift: Array) -> Array:
         numbers = {True: jnp.zeros_like(index), False: jnp.zeros_like(index)}  # of the entry in its group; of the group

@@ -13,13 +13,14 @@ from jaxprune.base import Array, QParams, QuantSpec
 from jaxprune.kernels.ranges import full_range, mean_magnitude
 from jaxprune.kernels.rounding import TINY, divide, grid, multiples, qparams_of, snap
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.layout import input_axis
 
 
 def layout(shape: tuple[int, ...], spec: QuantSpec, path: str) -> tuple[int | None, tuple[int, ...]]:
     """``(blocked axis, axes that share a range)``, the latter in the grouped array, where a blocked axis is two."""
     rank, size = len(shape), spec.block_size
     name = f"leaf {path!r} of shape {shape}"
-    blocked = None if size is None else max(rank - 2, 0)
+    blocked = None if size is None else input_axis(rank)
     if size is not None and (size < 1 or rank == 0):
         raise ValueError(f"{name}: block_size must be at least 1 and needs an axis to cut, got {size}")
     axis = spec.axis

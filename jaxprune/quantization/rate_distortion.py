@@ -3,8 +3,7 @@
 All weights are rounded to multiples of one ``step``; files take fewer bits for integers that are frequent. A weight of
 a = abs(w) / step becomes one of floor(a), ceil(a) and 0, with its sign: the n for which (a - n)**2 + penalty * bits(n)
 is least. bits(n) is -log2 of the share of n among the integers chosen before, one more for the sign; it begins with
-plain rounding and is estimated again a few times, and no round makes the sum larger. The most visible effect is a
-wider interval for 0.
+plain rounding and is estimated again a few times; no round makes the sum larger. Above all, the interval for 0 widens.
 
 Sources: Chou, Lookabaugh and Gray 1989, "Entropy-constrained vector quantization"; Sullivan 1996, "Efficient scalar
 quantization of exponential and Laplacian random variables".
@@ -55,7 +54,7 @@ def quantize(
 
     Raises:
       TypeError: traced arguments; a selected leaf does not hold floating-point numbers.
-      ValueError: a setting out of range; NaN or infinity, or codes beyond int16, with the leaf's path.
+      ValueError: a setting out of range; NaN, infinity or codes beyond int16, with the leaf's path.
 
     >>> quantize(jnp.array([0.6, 0.0, -0.2, 1.1, 0.1, 0.0]), 1.0, 0.2).codes
     Array([0, 0, 0, 1, 0, 0], dtype=int8)
@@ -235,7 +234,8 @@ def _find_step(rows: _Rows, goal: Any, to_error: bool, scope: str) -> Array:
 
 # Called eagerly, each compiles one small program for every shape, dtype and sharding among the leaves.
 _counts, _squared_errors, _squares = map(jax.jit, (deadzone.counts, deadzone.squared_errors, deadzone.squares))
-_cuts, _entropy, _add = jax.jit(deadzone.cuts_of), jax.jit(deadzone.entropy), jax.jit(jnp.add)
+_cuts, _entropy, _add = map(jax.jit, (deadzone.cuts_of, deadzone.entropy, jnp.add))
+_larger, _step_between, _closer = map(jax.jit, (deadzone.larger, deadzone.step_between, deadzone.closer))
 
 
 @jax.jit
@@ -248,21 +248,3 @@ def _codes(x: Array, step: Array, cuts: Cuts) -> tuple[Array, Array]:
 @jax.jit
 def _rounded(x: Array, step: Array, cuts: Cuts) -> Array:
     return (deadzone.codes(x, step, cuts) * step).astype(x.dtype)
-
-
-@jax.jit
-def _larger(before: Array, x: Array) -> Array:
-    return jnp.maximum(before, jnp.max(jnp.abs(x), initial=0).astype(jnp.float32))
-
-
-@jax.jit
-def _step_between(largest: Array, low: Array, high: Array) -> Array:
-    return jnp.where(largest > 0, largest * jnp.exp2((low + high) / 2), 1)
-
-
-@jax.jit
-def _closer(bracket: tuple[Array, Array], found: Array, limit: Array) -> tuple[Array, Array]:
-    """The half of a bracket that is left where the middle is too far if ``found``, summed up, exceeds the limit."""
-    low, high = bracket
-    middle, too_far = (low + high) / 2, jnp.sum(found) > jnp.sum(limit)
-    return jnp.where(too_far, low, middle), jnp.where(too_far, middle, high)
