@@ -247,8 +247,8 @@ def test_what_is_wrong_is_said(head, message):
 
 
 def test_memory_stays_bounded():
-    codes = drawn((300, 300), 1.0, 40)
-    data = mixing._encode(codes, [1, 299])
+    codes = drawn((160, 160), 1.0, 40)
+    data = mixing._encode(codes, [1, 159])
     tracemalloc.start()
     read(data, codes.shape)
     peak = tracemalloc.get_traced_memory()[1]
