@@ -4,7 +4,7 @@ Row i has a class a[i], column j a class b[j], both about four times the logarit
 classes add up to the same number are about as wide, and share a distribution. As bytes:
 
 * which sides have classes (1: rows, 2: columns, 3: both); then, for each of these, rows first, the class that serves as
-  a center (a varint) and the differences from it as in :mod:`jaxprune.files.integers`, folded. Classes are 0 to 127,
+  a center (a number) and a list (:mod:`jaxprune.files.lists`) of the differences from it, folded. Classes are 0 to 127,
   and 0 on a side without. Only rows of at least 16 entries have classes, and columns as well.
 * a table for each sum that occurs, ascending (:mod:`jaxprune.files.tables`).
 * one stream as there, over the entries of the least sum, then of the next, and so on. Within
