@@ -80,7 +80,10 @@ def pairs_of(name):
     return {f"{name}_0": "BatchNorm_0", f"{name}_1": "BatchNorm_1"}
 
 
-@pytest.mark.parametrize("name", LAYERS)
+SOME = [pytest.param(name, marks=() if name == "Conv" else pytest.mark.slow) for name in LAYERS]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_linen_modules_without_their_batch_norms_give_the_same(name):
     layer, size = getattr(nn, name), LAYERS[name]
     variables = random_like(jax.eval_shape(Linen(layer, size, True).init, jax.random.key(0), X))
@@ -91,7 +94,7 @@ def test_linen_modules_without_their_batch_norms_give_the_same(name):
     np.testing.assert_allclose(jnp.asarray(Linen(layer, size, False).apply(merged, X)), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", SOME)
 def test_bfloat16_modules_give_the_same_where_bfloat16_holds_the_products(name):
     layer, size = getattr(nn, name), LAYERS[name]
     module, without = (Linen(layer, size, norm, True, jnp.bfloat16, (0.0, 0.0)) for norm in (True, False))

@@ -571,7 +571,7 @@ NETWORKS = given(
 )
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @NETWORKS
 def test_a_certificate_never_disagrees_with_numbers(layers, data, seed):
     agrees(layers, data, seed)
