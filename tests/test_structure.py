@@ -1,5 +1,6 @@
 """Graphs of traced functions: plans, cutting of trees of every kind, and what is refused, with its reason."""
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -464,3 +465,26 @@ def test_numpy_arrays_of_wide_types_are_taken_as_jax_takes_them(recwarn):
     plan = {found.groups[0]: [0, 3]}
     out = found.at(plan).apply(found.at(plan).cut(params), x)
     assert out.dtype == jnp.float32 and not recwarn.list
+
+
+def test_what_is_shown_fits_a_screen():
+    found = trace(mlp, {name: dict(leaves) for name, leaves in SHAPES.items()}, X)
+    assert repr(found) == "Graph(1 groups of 6 units, in 3 parameters)"
+    assert repr(found.groups[0]).startswith(
+        "Group('first/kernel:1', 6 units: features of first; axis 1 of 'first/kernel'"
+    )
+    assert repr(found.at({found.groups[0]: [0, 1]})) == "Resolved(2 of 6 units of 1 groups stay)"
+    many = [found.groups[0].members[0]] * 100
+    assert len(repr(dataclasses.replace(found.groups[0], members=tuple(many)))) < 300
+
+
+def test_arrays_on_the_host_and_on_a_device_are_cut_alike():
+    plan = {graph().groups[0]: [0, 3, 4]}
+    params = jax.device_put(zoo.fill(SHAPES), jax.devices()[0])
+    there, here = graph().at(plan).cut(params), graph().at(plan).cut(jax.tree.map(np.asarray, params))
+    traced = jax.jit(graph().at(plan).cut)(params)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(here))
+    for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(there), strict=True):
+        assert after.sharding == before.sharding
+    jax.tree.map(np.testing.assert_array_equal, there, here)
+    jax.tree.map(np.testing.assert_array_equal, traced, here)

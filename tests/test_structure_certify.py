@@ -41,7 +41,7 @@ def verdict(function, params, plan, *inputs, masked=None, jit=True, **options):
     small = graph.at(plan).apply
     both = lambda p, cut, *x: (function(p, *x), small(cut, *x))  # noqa: E731
     outputs, others = (jax.jit(both) if jit else both)(full, graph.at(plan).cut(full), *inputs)
-    difference = certification.difference(graph._traced.free, outputs, others)
+    difference = certification.difference(graph._origin.traced.free, outputs, others)
     if certificate.exact:
         assert difference <= 1e-5, f"certified, but the outputs differ by {difference}"
     return certificate, difference

@@ -193,7 +193,7 @@ def close(left, right, scale=1.0):
 
 
 def exact_groups(name, graph):
-    shapes = {row.path: (0,) * row.rank for row in graph._traced.rows}
+    shapes = {row.path: (0,) * row.rank for row in graph._origin.traced.rows}
     wrong = {members(INEXACT[name], shapes)} if name in INEXACT else set()
     return [group for group in graph.groups if (group.size, frozenset(group.members)) not in wrong]
 
@@ -222,7 +222,7 @@ def test_the_table_is_complete():
 @models
 def test_what_goes_together(name):
     model, graph = traced(name)
-    paths = {row.path: (0,) * row.rank for row in graph._traced.rows}
+    paths = {row.path: (0,) * row.rank for row in graph._origin.traced.rows}
     found = {(group.size, frozenset(group.members)) for group in graph.groups}
     assert found == {members(line, paths) for line in EXPECTED[name]}
     assert len({group.name for group in graph.groups}) == len(graph.groups)
@@ -251,7 +251,7 @@ def test_what_stays_has_a_reason(name):
     for group in graph.groups:
         for member, units in zip(group.members, group.units, strict=True):
             free[member] = free.get(member, False) | (units >= 0)
-    for row in graph._traced.rows:
+    for row in graph._origin.traced.rows:
         everything = np.all(free.get((row.path, row.axis), False))
         assert (graph.why_pinned(row.path, row.axis) == "") == everything
 

@@ -9,7 +9,8 @@ import numpy as np
 from jaxprune import host, tree
 from jaxprune.base import Params
 from jaxprune.structure.certification import Certificate
-from jaxprune.structure.graph import Graph, Resolved
+from jaxprune.structure.graph import Graph
+from jaxprune.structure.resolved import Resolved
 
 
 @dataclass(frozen=True)
