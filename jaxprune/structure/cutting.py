@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import tree
 from jaxprune.base import Params
@@ -22,23 +23,32 @@ Flags = Mapping[tuple[str, int], np.ndarray]
 def cut_tree(values: Any, params: Params, flags: Flags) -> Any:
     """Cuts every subtree of ``values`` that is like ``params``, or like one of its collections.
 
-    On the host wherever a leaf lies on one device: there is a shape to each leaf, and no program to compile for each.
+    On the host wherever all of a leaf is at hand: there is a shape to each leaf, and no program to compile for each.
     """
 
     def cut(path: str, leaf: Any, shape: tuple[int, ...]) -> Any:
         axes = [i for i in range(np.ndim(leaf)) if (path, i) in flags and leaf.shape[i] == shape[i]]
-        local = bool(axes) and _on_one_device(leaf)
+        local = bool(axes) and _at_hand(leaf)
         small = np.asarray(leaf) if local else leaf
         for axis in axes:
             small = take(small, np.flatnonzero(flags[path, axis]), axis)
-        return jax.device_put(small, leaf.sharding) if local else small
+        return _placed(small, leaf.sharding) if local else small
 
     return _map_like(values, params, cut)
 
 
-def _on_one_device(leaf: Any) -> bool:
+def _at_hand(leaf: Any) -> bool:
     concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
-    return concrete and len(leaf.sharding.device_set) == 1 and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return concrete and leaf.is_fully_addressable and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def _placed(small: np.ndarray, sharding: Any) -> jax.Array:
+    """On the devices where it was; where these cannot share what is left evenly, each has all of it."""
+    try:
+        sharding.shard_shape(small.shape)
+    except ValueError:
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.device_put(small, sharding)
 
 
 def mask_tree(values: Any, params: Params, flags: Flags) -> Any:
