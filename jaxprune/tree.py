@@ -125,13 +125,13 @@ def matching(patterns: Sequence[str], things: Sequence[Sequence[str]], complaint
     """
 
     def flags(pattern: str) -> list[bool]:
-        found = [any(fnmatchcase(name, pattern) for name in names) for names in things]
+        found = [any(fnmatchcase(name, pattern.removeprefix("!")) for name in names) for names in things]
         if not any(found):
             raise ValueError(complaint(pattern))
         return found
 
     wanted = [flags(pattern) for pattern in patterns if not pattern.startswith("!")]
-    excluded = [flags(pattern[1:]) for pattern in patterns if pattern.startswith("!")]
+    excluded = [flags(pattern) for pattern in patterns if pattern.startswith("!")]
     if excluded and not wanted:
         wanted = [[True] * len(things)]
     return [any(f[i] for f in wanted) and not any(f[i] for f in excluded) for i in range(len(things))]
@@ -236,7 +236,7 @@ def _match(patterns: Sequence[str], paths: list[str], default: list[bool]) -> li
 
     def complaint(pattern: str) -> str:
         return (
-            f"pattern {pattern!r} matches no leaf; patterns choose among {names}; "
+            f"pattern {pattern.removeprefix('!')!r} matches no leaf; patterns choose among {names}; "
             f"a predicate (path, leaf) -> bool can choose any of {paths}"
         )
 

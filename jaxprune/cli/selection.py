@@ -43,7 +43,7 @@ def matching(patterns: Sequence[str], among: Sequence[str], leaves: Mapping[str,
 
     def complaint(pattern: str) -> str:
         return (
-            f"pattern {pattern!r} matches none of the {len(among)} leaves that can be chosen: {few} "
+            f"pattern {pattern.removeprefix('!')!r} matches none of the {len(among)} leaves that can be chosen: {few} "
             "(jaxprune inspect lists them; * stands for anything)"
         )
 

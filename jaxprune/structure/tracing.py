@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -106,15 +105,5 @@ def matching(patterns: str | Sequence[str], names: Sequence[Sequence[str]], what
     Raises:
       ValueError: a pattern that matches none; ``what`` says whose patterns these are.
     """
-    listed = [patterns] if isinstance(patterns, str) else list(patterns)
-    found = {
-        pattern: [any(fnmatchcase(n, pattern.removeprefix("!")) for n in own) for own in names] for pattern in listed
-    }
-    for pattern, flags in found.items():
-        if not any(flags):
-            raise ValueError(f"{what} {pattern!r} matches none of {[' or '.join(own) for own in names]}")
-    wanted = [flags for pattern, flags in found.items() if not pattern.startswith("!")]
-    unwanted = [flags for pattern, flags in found.items() if pattern.startswith("!")]
-    if listed and not wanted:
-        wanted = [[True] * len(names)]
-    return [any(f[i] for f in wanted) and not any(f[i] for f in unwanted) for i in range(len(names))]
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    return tree.matching(listed, names, lambda p: f"{what} {p!r} matches none of {[' or '.join(own) for own in names]}")
