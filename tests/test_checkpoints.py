@@ -1,5 +1,6 @@
 """Checkpoints: every format and dtype there and back, one leaf at a time, and what is said of files that are none."""
 
+import io
 import json
 import os
 import pathlib
@@ -143,6 +144,32 @@ def test_arrays_that_flax_cuts_in_pieces(tmp_path, monkeypatch):
     assert b"__msgpack_chunked_array__" in (tmp_path / "m.msgpack").read_bytes()
     leaf = checkpoints.open(tmp_path / "m.msgpack").leaves["a/b"]
     assert leaf.shape == (3, 5) and same(leaf.read(), array)
+
+
+def test_large_arrays_of_flax_are_not_read_when_a_file_is_opened(tmp_path, monkeypatch):
+    arrays = {
+        "a/b": np.arange(2**21, dtype=np.float32),
+        "a/c": np.arange(3),
+        "d": np.ones((2**10, 2**10)),
+        "e": np.ones(2),
+    }
+    size, read = checkpoints.write(tmp_path / "m.msgpack", arrays), []
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            read.append(super().read(size))
+            return read[-1]
+
+    monkeypatch.setattr(flax_msgpack, "open", lambda path, mode: Counted(path), raising=False)
+    opened = checkpoints.open(tmp_path / "m.msgpack")
+    assert 0 < sum(map(len, read)) < size / 3
+    monkeypatch.undo()
+    assert list(opened.leaves) == list(arrays)
+    assert all(same(opened.leaves[name].read(), array) for name, array in arrays.items())
+    with (tmp_path / "m.msgpack").open("rb+") as file:
+        file.truncate(2**22)
+    with pytest.raises(CheckpointError, match="an array ends beyond it"):
+        checkpoints.open(tmp_path / "m.msgpack")
 
 
 def test_records_of_an_artifact_are_the_arrays_that_they_stand_for(tmp_path):

@@ -21,7 +21,7 @@ from jaxprune.checkpoints import (
 )
 from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
 from jaxprune.checkpoints.names import nested
-from jaxprune.checkpoints.writing import replacing
+from jaxprune.host import written_whole
 
 __all__ = ["Checkpoint", "CheckpointError", "Leaf", "nested", "open", "write"]
 
@@ -42,7 +42,6 @@ _FOREIGN = {  # how some files begin that are not read here
     b"GGUF": "a GGUF file, which is not read here",
     b"version https://git-lfs": "the stand-in for a large file that was not fetched: fetch it with git lfs pull",
 }
-_ZIP = "a zip archive that is no .npz, perhaps one of PyTorch: load it there and save it as safetensors"
 
 
 class Checkpoint(NamedTuple):
@@ -89,9 +88,9 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
     if found.is_file():
         with found.open("rb") as file:
             start = file.read(2**16)
-    foreign = [kind for mark, kind in _FOREIGN.items() if start.startswith(mark)]
-    if foreign:
-        raise CheckpointError(f"{found}: {foreign[0]}")
+    for mark, kind in _FOREIGN.items():
+        if start.startswith(mark):
+            raise CheckpointError(f"{found}: {kind}")
     for candidate in FORMATS:
         if candidate.recognizes(found, start):
             return Checkpoint(found, candidate.NAME, candidate.read(found), _bytes(found, candidate))
@@ -121,7 +120,7 @@ def write(path: str | os.PathLike[str], leaves: Mapping[str, Any], *, force: boo
     """
     chosen = format_for(path)
     known = {name: leaf if isinstance(leaf, Leaf) else of_array(name, leaf) for name, leaf in leaves.items()}
-    with replacing(path, force=force) as beside:
+    with written_whole(check_output(path, force=force)) as beside:
         chosen.write(beside, known)
     return _bytes(Path(path), chosen)
 
@@ -129,11 +128,20 @@ def write(path: str | os.PathLike[str], leaves: Mapping[str, Any], *, force: boo
 def format_for(path: str | os.PathLike[str]) -> ModuleType:
     """The format that a suffix names."""
     suffix = Path(path).suffix
-    for candidate in FORMATS:
-        if suffix in candidate.SUFFIXES:
-            return candidate
-    known = [suffix for candidate in FORMATS for suffix in candidate.SUFFIXES]
-    raise CheckpointError(f"{path}: no format has the suffix {suffix!r}; there are {', '.join(sorted(known))}")
+    known = {suffix: candidate for candidate in FORMATS for suffix in candidate.SUFFIXES}
+    if suffix not in known:
+        raise CheckpointError(f"{path}: no format has the suffix {suffix!r}; there are {', '.join(sorted(known))}")
+    return known[suffix]
+
+
+def check_output(path: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """The path, if it can be written; checked before long work too."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise CheckpointError(f"{target}: there is no folder {target.parent}; make it first")
+    if target.exists() and not force:
+        raise CheckpointError(f"{target} exists; choose another name, or --force to replace it")
+    return target
 
 
 def _bytes(path: Path, chosen: ModuleType) -> int:
@@ -151,5 +159,5 @@ def _why_not(path: Path, start: bytes) -> str:
     if any(path.suffix in candidate.SUFFIXES for candidate in FORMATS):
         return f"its content is not that of a {path.suffix} file: damaged, or of another kind"
     if start[:4] == b"PK\x03\x04":
-        return _ZIP
+        return "a zip archive that is no .npz, perhaps one of PyTorch: load it there and save it as safetensors"
     return "no checkpoint that is known here: .safetensors (or its index), .npz, msgpack of Flax, Orbax or jaxprune"

@@ -4,11 +4,9 @@ As ``flax.serialization.to_bytes`` writes, and ``msgpack_restore`` reads, with a
 """
 
 import mmap
-import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,6 +20,7 @@ _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # Flax's extension types
 _PIECES = "__msgpack_chunked_array__"
 _DEEPEST = 64
 _EXTENSIONS = {0xC7: 3, 0xC8: 4, 0xC9: 6} | dict.fromkeys(range(0xD4, 0xD9), 2)  # first byte: bytes before the data
+_BLOCK = 2**20  # bytes that are read at a time; what is longer is not read
 
 
 def recognizes(path: Path, start: bytes) -> bool:
@@ -37,15 +36,11 @@ def read(path: Path) -> dict[str, Leaf]:
     """The leaves; ``None`` entries are left out, numbers are arrays of rank 0."""
     msgpack = library("msgpack", "flax")
     with open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise CheckpointError(f"{path}: an empty file")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        stream = msgpack.Unpacker(file, read_size=2**20, max_buffer_size=0, strict_map_key=False)
         try:
-            tree = _File(path, data, stream).node()
-            if stream.tell() != len(data):
-                raise ValueError(f"{len(data) - stream.tell()} bytes follow its end")
-            found = names.flat(tree)
+            opened = _File(path, file)
+            found = names.flat(opened.node())
+            if rest := len(opened.data) - opened.place():
+                raise ValueError(f"{rest} bytes follow its end")
         except (IndexError, ValueError, KeyError, TypeError, AttributeError, OverflowError, msgpack.OutOfData) as error:
             said = str(error) or "a value ends beyond it"
             raise CheckpointError(f"{path}: no msgpack file of Flax, or one that was cut short: {said}") from error
@@ -71,19 +66,29 @@ def write(path: Path, leaves: Leaves) -> None:
         put(names.nested(leaves))
 
 
-@dataclass
 class _File:
     """A file and the stream that goes through it; the first byte of what comes next tells what it is."""
 
-    path: Path
-    data: mmap.mmap
-    stream: Any
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.go_on(0)
+
+    def go_on(self, place: int) -> None:
+        """From a place in the file, with a new stream, for a stream reads what it skips."""
+        unpacker = library("msgpack", "flax").Unpacker
+        self.base = self.file.seek(place)
+        self.stream = unpacker(self.file, read_size=_BLOCK, max_buffer_size=0, strict_map_key=False)
+
+    def place(self) -> int:
+        """Of what comes next in the file."""
+        return self.base + self.stream.tell()
 
     def node(self, depth: int = 0) -> Any:
         """The next map or list of leaves, or leaf, or ``None`` for what holds no numbers."""
         if depth > _DEEPEST:
             raise ValueError(f"maps in maps, {_DEEPEST} deep")
-        start = self.stream.tell()
+        start = self.place()
         kind = self.data[start]
         if 0x80 <= kind <= 0x8F or kind in (0xDE, 0xDF):
             below = {self._key(): self.node(depth + 1) for _ in range(self.stream.read_map_header())}
@@ -91,8 +96,7 @@ class _File:
         if 0x90 <= kind <= 0x9F or kind in (0xDC, 0xDD):
             return [self.node(depth + 1) for _ in range(self.stream.read_array_header())]
         if kind in _EXTENSIONS:
-            self.stream.skip()
-            return self._extension(start + _EXTENSIONS[kind])
+            return self._extension(start + _EXTENSIONS[kind], kind)
         value = self.stream.unpack()
         return of_array("", value) if isinstance(value, bool | int | float) else None
 
@@ -102,9 +106,13 @@ class _File:
             raise ValueError("a key that is no text")
         return str(key)
 
-    def _extension(self, start: int) -> Leaf | None:
+    def _extension(self, start: int, kind: int) -> Leaf | None:
         """An array is a list of its shape, its dtype's name and its bytes; these come last and stay unread."""
-        stop, code = self.stream.tell(), self.data[start - 1]
+        head, code = self.data[start - _EXTENSIONS[kind] + 1 : start - 1], self.data[start - 1]
+        stop = start + (int.from_bytes(head, "big") if head else 1 << (kind - 0xD4))
+        if stop > len(self.data):
+            raise ValueError("an array ends beyond it")
+        self.stream.skip() if stop - start < _BLOCK else self.go_on(stop)
         if code not in (_ARRAY, _COMPLEX, _SCALAR):
             return None
         inner = library("msgpack", "flax").Unpacker()

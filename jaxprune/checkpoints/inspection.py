@@ -1,7 +1,7 @@
 """What is in one array: counts, extremes, and what low-bit codes of it would take. On the host, in little memory."""
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +71,9 @@ def describe(array: np.ndarray) -> Facts:
             nan += int(np.isnan(values).sum())
             inf += int(np.isinf(values).sum())
             values = values[finite]
-        absmax = max(absmax, float(np.abs(_signed(values)).max(initial=0)))
+        if values.dtype.kind in "iub":  # the magnitude of the least integer would overflow
+            values = values.astype(np.float64)
+        absmax = max(absmax, float(np.abs(values).max(initial=0)))
     entropy = {bits: code_entropy(array, bits) for bits in WIDTHS} if floating else {}
     ranked = array.ndim >= 2 and floating and zeros < array.size
     dead = {axis: _dead(array, axis) if zeros else 0 for axis in (0, -1)} if ranked else {}
@@ -100,11 +102,6 @@ def widened(array: np.ndarray) -> np.ndarray:
     if array.dtype.isbuiltin != 2:  # none of ml_dtypes
         return array
     return array.astype(np.float32 if jnp.issubdtype(array.dtype, jnp.floating) else np.int32)
-
-
-def _signed(values: np.ndarray) -> Any:
-    """Integers and bools as float64, whose magnitudes do not overflow."""
-    return values.astype(np.float64) if values.dtype.kind in "iub" else values
 
 
 def _dead(array: np.ndarray, axis: int) -> int:

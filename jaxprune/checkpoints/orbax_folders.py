@@ -1,7 +1,6 @@
 """Orbax checkpoints: a folder, whose metadata name the leaves. Each leaf is restored alone."""
 
-import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def read(path: Path) -> dict[str, Leaf]:
     ocp = library("orbax.checkpoint", "orbax-checkpoint")
     try:
         tree = ocp.PyTreeCheckpointer().metadata(folder.absolute()).item_metadata
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: a damaged Orbax checkpoint: {error}") from error
     if tree is None:
         raise CheckpointError(f"{folder}: a damaged Orbax checkpoint, or one of something that is no tree of arrays")
@@ -38,8 +37,8 @@ def read(path: Path) -> dict[str, Leaf]:
     leaves = {}
     for name, i in positions.items():
         if i is not None and getattr(found[i], "dtype", None) is not None:
-            read = _reading(folder, treedef, i)
-            leaves[name] = Leaf(name, tuple(found[i].shape), dtype_of(np.dtype(found[i].dtype).name), read)
+            dtype, read = dtype_of(np.dtype(found[i].dtype).name), partial(_read, folder, treedef, i)
+            leaves[name] = Leaf(name, tuple(found[i].shape), dtype, read)
     return leaves
 
 
@@ -78,17 +77,14 @@ def _is_item(folder: Path) -> bool:
     return any((folder / mark).exists() for mark in _MARKS)
 
 
-def _reading(folder: Path, treedef: Any, position: int) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        ocp = library("orbax.checkpoint", "orbax-checkpoint")
-        wanted = [ocp.PLACEHOLDER] * treedef.num_leaves
-        wanted[position] = 0
-        how = [ocp.RestoreArgs(restore_type=np.ndarray)] * treedef.num_leaves
-        item, kinds = jax.tree.unflatten(treedef, wanted), jax.tree.unflatten(treedef, how)
-        args = ocp.args.PyTreeRestore(item=item, restore_args=kinds)
-        try:
-            return np.asarray(jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder.absolute(), args=args))[position])
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{folder}: an array is missing or damaged: {error}") from error
-
-    return read
+def _read(folder: Path, treedef: Any, position: int) -> np.ndarray:
+    """One leaf."""
+    ocp = library("orbax.checkpoint", "orbax-checkpoint")
+    wanted = [ocp.PLACEHOLDER] * treedef.num_leaves
+    wanted[position] = 0
+    kinds = treedef.unflatten([ocp.RestoreArgs(restore_type=np.ndarray)] * treedef.num_leaves)
+    args = ocp.args.PyTreeRestore(item=treedef.unflatten(wanted), restore_args=kinds)
+    try:
+        return np.asarray(jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder.absolute(), args=args))[position])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: an array is missing or damaged: {error}") from error

@@ -8,7 +8,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +38,12 @@ def read(path: Path) -> dict[str, Leaf]:
     header, begin = _header(path)
     metadata = header.pop("__metadata__", None) or {}
     try:
-        others = json.loads(metadata.get(_KEY, "{}"))
+        others = dict(json.loads(metadata.get(_KEY, "{}")))
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged: its metadata make no sense") from error
     size = os.path.getsize(path)
-    entries = sorted(header.items(), key=lambda item: _start(path, *item))
-    return {name: _leaf(path, name, entry, others.get(name), begin, size) for name, entry in entries}
+    found = [_leaf(path, name, entry, others.get(name), begin, size) for name, entry in header.items()]
+    return {leaf.name: leaf for _, leaf in sorted(found, key=lambda placed: placed[0])}
 
 
 def write(path: Path, leaves: Leaves) -> None:
@@ -65,14 +65,8 @@ def write(path: Path, leaves: Leaves) -> None:
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for leaf in leaves.values():
-            put(file, leaf)
-
-
-def put(file: BinaryIO, leaf: Leaf) -> None:
-    """The entries of a leaf, little-endian, as they are in memory."""
-    array = leaf.read()
-    for part in chunks(np.ascontiguousarray(array)):
-        file.write(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes())
+            for part in chunks(np.ascontiguousarray(leaf.read())):
+                file.write(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -90,15 +84,12 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _start(path: Path, name: str, entry: Any) -> int:
+def _leaf(path: Path, name: str, entry: Any, other: Any, begin: int, size: int) -> tuple[int, Leaf]:
+    """Where the leaf begins, and the leaf."""
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)):
         raise CheckpointError(f"{path}: damaged: leaf {name[:80]!r} has no place in it")
-    return offsets[0]
-
-
-def _leaf(path: Path, name: str, entry: Any, other: Any, begin: int, size: int) -> Leaf:
-    shape, code, (first, last) = entry.get("shape"), entry.get("dtype"), entry["data_offsets"]
+    shape, code, (first, last) = entry.get("shape"), entry.get("dtype"), offsets
     if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
         raise CheckpointError(f"{path}: damaged: leaf {name[:80]!r} has shape {str(shape)[:40]}")
     if code not in _NAMES:
@@ -112,4 +103,4 @@ def _leaf(path: Path, name: str, entry: Any, other: Any, begin: int, size: int) 
         raise CheckpointError(
             f"{path}: cut short: it has {size:,} bytes, and leaf {name[:80]!r} ends at {begin + last:,}; copy it again"
         )
-    return leaf._replace(read=partial(from_file, path, dtype, leaf.shape, begin + first))
+    return first, leaf._replace(read=partial(from_file, path, dtype, leaf.shape, begin + first))

@@ -12,7 +12,7 @@ import argparse
 from typing import Any
 
 from jaxprune import checkpoints, host
-from jaxprune.checkpoints import Checkpoint, CheckpointError, compressed, writing
+from jaxprune.checkpoints import Checkpoint, CheckpointError, compressed
 from jaxprune.cli import diff, lossy, output, recipe
 from jaxprune.files import Compressed
 from jaxprune.files import read as open_file
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compresses, writes, verifies and prints before and after."""
-    suffix = writing.check_output(args.output, force=args.force).suffix
+    suffix = checkpoints.check_output(args.output, force=args.force).suffix
     if suffix not in compressed.SUFFIXES:
         others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
         raise ValueError(f"{args.output}: compress writes jaxprune files, so end the name in .jp{others}")
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
     progress = output.progress_wanted(args)
     made = lossy.coded(opened.leaves, wanted, progress)
-    with writing.replacing(args.output, force=args.force) as beside:
+    with host.written_whole(checkpoints.check_output(args.output, force=args.force)) as beside:
         compressed.write_compressed(beside, made)
         rows = _verified(opened, made, str(beside), wanted, progress)
         after = beside.stat().st_size
@@ -96,9 +96,8 @@ def _text(found: dict[str, Any]) -> str:
     lines = [host.table(head, [_cells(row) for row in found["leaves"]], total, left=2), ""]
     lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
     if lost:
-        some = f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
         lines += [
-            f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {some}",
+            f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {output.few(lost)}",
             "Try a scale for each unit (--axis -1 for Flax, 0 for PyTorch), --scope leaf, more bits, or --exclude.",
             "",
         ]

@@ -9,7 +9,6 @@ examples:
 import argparse
 
 from jaxprune import checkpoints
-from jaxprune.checkpoints import writing
 from jaxprune.cli import output
 
 
@@ -27,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
 def copy(args: argparse.Namespace, opened: checkpoints.Checkpoint) -> None:
     """Writes the leaves to the output, and prints both sizes."""
-    writing.check_output(args.output, force=args.force)
+    checkpoints.check_output(args.output, force=args.force)
     written = checkpoints.write(args.output, opened.leaves, force=args.force)
     found = {"path": args.output, "format": checkpoints.format_for(args.output).NAME, "leaves": len(opened.leaves)}
     found |= {"bytes_before": opened.file_bytes, "bytes_after": written}

@@ -13,11 +13,12 @@ from jaxprune.cli import convert
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("checkpoint", help="a file that jaxprune compress, or jaxprune.save, wrote")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", help="a file that jaxprune compress, or jaxprune.save, wrote")
+    add(
         "-o", "--output", required=True, metavar="OUT", help="ends in .safetensors, .npz, .msgpack or .orbax (a folder)"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    add("--force", action="store_true", help="replace OUT if it exists")
 
 
 def run(args: argparse.Namespace) -> None:

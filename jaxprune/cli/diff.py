@@ -35,9 +35,8 @@ def run(args: argparse.Namespace) -> None:
     before, after = _by_path(old.leaves), _by_path(new.leaves)
     both = [path for path in before if path in after]
     if not both:
-        raise ValueError(
-            f"{args.before} and {args.after} have no leaf in common: {_few(list(before))} against {_few(list(after))}"
-        )
+        sides = f"{output.few(list(before))} against {output.few(list(after))}"
+        raise ValueError(f"{args.before} and {args.after} have no leaf in common: {sides}")
     rows, shapes = [], []
     for path in output.tracked(both, "leaves", output.progress_wanted(args)):
         if before[path].shape == after[path].shape:
@@ -85,17 +84,12 @@ def _by_path(leaves: Any) -> dict[str, Leaf]:
     return {paths[name]: leaf for name, leaf in leaves.items()}
 
 
-def _few(some: list[str]) -> str:
-    return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "")
-
-
 def _text(found: dict[str, Any], changed: bool) -> str:
     head = ("leaf", "shape", "dtype", "rel. error", "max error", "zeros before", "after", "removed", "units")
-    rows = [_cells(row | {"dtype": _dtypes(row)}) for row in found["leaves"] if not (changed and row["equal"])]
+    rows = [_cells(row) for row in found["leaves"] if not (changed and row["equal"])]
     lines = [host.table(head, rows, _cells(found["total"] | {"name": "total"}), left=3), "", _NOTES, ""]
-    lines += [
-        "{}: {} before, {} after".format(*output.cells("{name} {before} {after}", row)) for row in found["shapes"]
-    ]
+    for row in found["shapes"]:
+        lines.append("{}: {} before, {} after".format(*output.cells("{name} {before} {after}", row)))
     for key, name in (("only_before", found["before"]["path"]), ("only_after", found["after"]["path"])):
         if found[key]:
             lines.append(f"only in {name}: {', '.join(found[key])}")
@@ -105,11 +99,8 @@ def _text(found: dict[str, Any], changed: bool) -> str:
     return "\n".join(lines)
 
 
-def _dtypes(row: dict[str, Any]) -> str:
-    same = row["dtype"] == row["dtype_after"]
-    return row["dtype"] if same else f"{row['dtype']} -> {row['dtype_after']}"
-
-
 def _cells(row: dict[str, Any]) -> list[str]:
+    if row.get("dtype") != row.get("dtype_after"):
+        row = row | {"dtype": f"{row['dtype']} -> {row['dtype_after']}"}
     form = "{name} {shape} {dtype} {relative_error:.3g} {max_error:.3g} {zeros_before:,} {zeros_after:,} {removed:,} "
     return output.cells(form + "{units_removed:,}", row)

@@ -24,12 +24,9 @@ def function(text: str) -> Callable[..., Any]:
         raise ValueError(f"module {module!r} cannot be imported from {os.getcwd()}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"module {module!r} has no {name!r}; it has {', '.join(_public(found)[:6]) or 'nothing'}")
+            public = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            raise ValueError(f"module {module!r} has no {name!r}; it has {', '.join(public[:6]) or 'nothing'}")
         found = getattr(found, part)
     if not callable(found):
         raise ValueError(f"{text!r} is a {type(found).__name__}, not a function")
     return found
-
-
-def _public(module: Any) -> list[str]:
-    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

@@ -18,16 +18,14 @@ _TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their l
 
 def pruning(leaves: Mapping[str, Leaf], recipe: Recipe) -> dict[str, ranking.Cut]:
     """Where each leaf is cut that has a sparsity; leaves of one section are ranked together if the scope is global."""
-    groups: dict[Any, dict[str, Leaf]] = {}
+    groups: dict[tuple[Any, float], dict[str, Leaf]] = {}
     for name in compressed.tree_order(recipe.treatments):
         treatment = recipe.treatments[name]
         if treatment.sparsity is not None:
-            key = (treatment.section, treatment.sparsity) if recipe.scope == "global" else name
-            groups.setdefault(key, {})[name] = leaves[name]
+            key = treatment.section if recipe.scope == "global" else name
+            groups.setdefault((key, treatment.sparsity), {})[name] = leaves[name]
     found: dict[str, ranking.Cut] = {}
-    for group in groups.values():
-        sparsity = recipe.treatments[next(iter(group))].sparsity
-        assert sparsity is not None
+    for (_, sparsity), group in groups.items():
         found |= ranking.cuts(group, sparsity)
     return found
 
@@ -54,8 +52,7 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
         return array if treatment is None else masked(array, name, treatment, cuts.get(name))
 
     def alone(name: str) -> tuple[str, Compressed]:
-        options = {"side": recipe.side, **_options(recipe.treatments.get(name))}
-        return name, compressed.code(array_of(name), name, **options)
+        return name, compressed.code(array_of(name), name, **_options(recipe.treatments.get(name), recipe.side))
 
     together: dict[Treatment, list[str]] = {}
     for name in order:
@@ -65,15 +62,15 @@ def coded(leaves: Mapping[str, Leaf], recipe: Recipe, progress: bool) -> Compres
     parts: list[tuple[str, Compressed]] = []
     for treatment, some in together.items():
         tree = compressed.nested_paths({name: array_of(name) for name in some})
-        group = compress(tree, **{"side": recipe.side, **_options(treatment)})
+        group = compress(tree, **_options(treatment, recipe.side))
         parts += [(name, group) for name in some]
     rest = [name for name in order if name not in dict(parts)]
     return compressed.assemble(order, parts + in_parallel(alone, rest, "leaves", progress))
 
 
-def _options(treatment: Treatment | None) -> dict[str, Any]:
+def _options(treatment: Treatment | None, side: str | None) -> dict[str, Any]:
     """What :func:`jaxprune.compress` is told; every leaf that it is given is meant, or none."""
-    options: dict[str, Any] = {"where": lambda *_: treatment is not None}
+    options: dict[str, Any] = {"side": side, "where": lambda *_: treatment is not None}
     if treatment is None or (treatment.codebook is None and treatment.bits is None):
         return options
     if treatment.codebook is not None:

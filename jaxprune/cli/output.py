@@ -66,6 +66,11 @@ def size(number: int | float) -> str:
     return f"{int(number)} B"
 
 
+def few(names: Sequence[str]) -> str:
+    """The first three names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
 def shape(sizes: Sequence[int]) -> str:
     """A shape such as ``3x3x16``."""
     return "x".join(map(str, sizes)) or "scalar"

@@ -118,9 +118,8 @@ def resolve(said: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> Recipe:
 
 
 def _treatment(keys: dict[str, Any]) -> Treatment:
-    rest = {key: value for key, value in keys.items() if key not in ("skip", "n_of_m")}
-    n_of_m = keys.get("n_of_m")
-    return Treatment(**rest, n_of_m=None if n_of_m is None else _ratio(n_of_m))
+    made = Treatment(**{key: value for key, value in keys.items() if key != "skip"})
+    return made if made.n_of_m is None else made._replace(n_of_m=_ratio(made.n_of_m))
 
 
 def _ratio(text: Any) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import jax
 
 from jaxprune import tree
 from jaxprune.checkpoints import CheckpointError, Leaf, names, nested
+from jaxprune.cli import output
 
 
 def eligible(leaves: Mapping[str, Leaf]) -> list[str]:
@@ -39,12 +40,11 @@ def matching(patterns: Sequence[str], among: Sequence[str], leaves: Mapping[str,
     if not patterns:
         return list(among)
     paths = names.paths(leaves)
-    few = ", ".join(among[:3]) + (", ..." if len(among) > 3 else "")
 
     def complaint(pattern: str) -> str:
         return (
-            f"pattern {pattern.removeprefix('!')!r} matches none of the {len(among)} leaves that can be chosen: {few} "
-            "(jaxprune inspect lists them; * stands for anything)"
+            f"pattern {pattern.removeprefix('!')!r} matches none of the {len(among)} leaves that can be chosen: "
+            f"{output.few(among)} (jaxprune inspect lists them; * stands for anything)"
         )
 
     forms = [(name, paths[name], paths[name].removeprefix("params/")) for name in among]

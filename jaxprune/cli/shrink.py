@@ -18,7 +18,7 @@ import numpy as np
 
 import jaxprune as jp
 from jaxprune import checkpoints, host
-from jaxprune.checkpoints import names, writing
+from jaxprune.checkpoints import names
 from jaxprune.checkpoints.leaf import dtype_of
 from jaxprune.cli import loading, output
 from jaxprune.structure import ShrinkSpec
@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Traces, cuts and writes."""
-    writing.check_output(args.output, force=args.force)
+    checkpoints.check_output(args.output, force=args.force)
     checkpoints.format_for(args.output)
     apply = loading.function(args.apply)
     inputs = _read(args.inputs) if args.inputs else tuple(_zeros(text) for text in args.input_shape)

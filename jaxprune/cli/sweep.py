@@ -16,8 +16,7 @@ import numpy as np
 
 import jaxprune as jp
 from jaxprune import checkpoints, host
-from jaxprune.checkpoints import writing
-from jaxprune.cli import loading, output, plotting, selection, trials
+from jaxprune.cli import loading, output, selection, trials
 
 _NOTES = """\
 bytes: ceil(kept * bits / 8) a leaf, and a mask of a bit a weight, and 4 a scale; other leaves as they are. Files of
@@ -27,20 +26,17 @@ jaxprune compress are smaller. rel. error: L2 norm of the change over that of th
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("checkpoint", help="any format")
-    parser.add_argument("--sparsity", default="0,0.5,0.75,0.9", metavar="S,S,...", help="default: %(default)s")
-    parser.add_argument(
-        "--bits", default="none,8,4,2", metavar="B,B,...", help="none for no codes; default: %(default)s"
-    )
-    parser.add_argument("--scope", choices=("global", "leaf"), default="leaf", help="of the ranking; default: leaf")
-    parser.add_argument(
-        "--axis", type=int, metavar="AXIS", help="keep a scale for each index along it; else one a leaf"
-    )
-    parser.add_argument("--where", action="append", default=[], metavar="PATTERN", help="only leaves of these names")
-    parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="leaves to leave alone")
-    parser.add_argument("--eval", metavar="MODULE:FUNCTION", help="called with the parameters of each setting")
-    parser.add_argument("--png", metavar="FILE", help="draw the curves (needs matplotlib)")
-    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    add = parser.add_argument
+    add("checkpoint", help="any format")
+    add("--sparsity", default="0,0.5,0.75,0.9", metavar="S,S,...", help="default: %(default)s")
+    add("--bits", default="none,8,4,2", metavar="B,B,...", help="none for no codes; default: %(default)s")
+    add("--scope", choices=("global", "leaf"), default="leaf", help="of the ranking; default: leaf")
+    add("--axis", type=int, metavar="AXIS", help="keep a scale for each index along it; else one a leaf")
+    add("--where", action="append", default=[], metavar="PATTERN", help="only leaves of these names")
+    add("--exclude", action="append", default=[], metavar="PATTERN", help="leaves to leave alone")
+    add("--eval", metavar="MODULE:FUNCTION", help="called with the parameters of each setting")
+    add("--png", metavar="FILE", help="draw the curves (needs matplotlib)")
+    add("--force", action="store_true", help="replace FILE if it exists")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,8 +46,8 @@ def run(args: argparse.Namespace) -> None:
     if None in sparsities:
         raise ValueError("--sparsity none: write 0, which prunes nothing")
     if args.png:
-        writing.check_output(args.png, force=args.force)
-        plotting.pyplot()
+        checkpoints.check_output(args.png, force=args.force)
+        _pyplot()
     evaluate = loading.function(args.eval) if args.eval else None
     opened = checkpoints.open(args.checkpoint)
     chosen = selection.choose(opened.leaves, args.where, args.exclude)
@@ -66,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     size = sum(leaf.nbytes for leaf in opened.leaves.values())
     found = {"path": args.checkpoint, "scope": args.scope, "bytes": size, "chosen": chosen, "settings": rows}
     if args.png:
-        plotting.draw(Path(args.png), rows, metric, args.force)
+        _draw(Path(args.png), rows, metric, args.force)
     output.show(args, found, _text(found, metric))
 
 
@@ -103,3 +99,29 @@ def _text(found: dict[str, Any], metric: str) -> str:
         cells.append(output.cells(form, row | said))
     title = f"{found['path']}: {len(found['chosen'])} leaves chosen, {found['bytes']:,} bytes as arrays"
     return "\n".join([title, "", host.table(head, cells), "", _NOTES.format(metric=metric)])
+
+
+def _pyplot() -> Any:
+    """Matplotlib, without a window."""
+    host.library("matplotlib", "jaxprune[plots]").use("Agg")
+    return host.library("matplotlib.pyplot", "jaxprune[plots]")
+
+
+def _draw(path: Path, rows: list[dict[str, Any]], metric: str, force: bool) -> None:
+    """A line for each width, over bytes."""
+    plot = _pyplot()
+    figure, axes = plot.subplots(figsize=(7, 4.5), layout="constrained")
+    for bits in dict.fromkeys(row["bits"] for row in rows):
+        line = [row for row in rows if row["bits"] == bits]
+        values = [row.get("metric", row["relative_error"]) for row in line]
+        label = "not quantized" if bits is None else f"{bits:g} bits"
+        axes.plot([row["bytes"] / 1e6 for row in line], values, "o-", label=label)
+        for row, value in zip(line, values, strict=True):
+            place = (row["bytes"] / 1e6, value)
+            axes.annotate(f"{row['sparsity']:g}", place, textcoords="offset points", xytext=(4, 4), fontsize=8)
+    axes.set(xscale="log", xlabel="megabytes (numbers: sparsity)", ylabel=metric)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with host.written_whole(checkpoints.check_output(path, force=force)) as beside:
+        figure.savefig(beside, format=path.suffix[1:] or "png", dpi=150)
+    plot.close(figure)
