@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from jaxprune import files, masks, quantization, reports, saliency, schedules
 from jaxprune.base import QParams, QuantSpec
 from jaxprune.files import Compressed, compress, load, save
-from jaxprune.masks import allocation
 from jaxprune.pruning import Pruned, prune, threshold_prune
 from jaxprune.quantization import codebook
 from jaxprune.quantization.arrays.protocol import dequantize
 from jaxprune.quantization.arrays.uniform import QArray
 from jaxprune.quantization.integers import choose_qparams, fake_quant, fixed_point, quantize
-from jaxprune.reports import Report, report
+from jaxprune.reports import report
 from jaxprune.sweeps import grid, pareto_front, sweep
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ __all__ = [
     "QArray",
     "QParams",
     "QuantSpec",
-    "Report",
     "Shrunk",
-    "allocation",
     "choose_qparams",
     "codebook",
     "compress",

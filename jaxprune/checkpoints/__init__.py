@@ -23,7 +23,7 @@ from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
 from jaxprune.checkpoints.names import nested
 from jaxprune.host import written_whole
 
-__all__ = ["Checkpoint", "CheckpointError", "Leaf", "nested", "open", "write"]
+__all__ = ["CheckpointError", "open", "write"]
 
 #: In the order in which a file is offered to them.
 FORMATS: tuple[ModuleType, ...] = (

@@ -75,7 +75,7 @@ class Frontier:
 
 
 def find(sweep: Any, *, cost: Any, metric: Any, settings: Any, chosen: int | None, baseline: float | None) -> Frontier:
-    """Checks what :meth:`jaxprune.Report.to_html` is given about a sweep, and finds the front."""
+    """Checks what :meth:`jaxprune.reports.Report.to_html` is given about a sweep, and finds the front."""
     costs, metrics = column(sweep, "cost", cost), column(sweep, "metric", metric)
     front = pareto_front(None, cost=costs, metric=metrics)
     names = _name(cost, "cost"), _name(metric, "metric")

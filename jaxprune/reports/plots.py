@@ -58,7 +58,7 @@ def plot_frontier(
 ) -> Any:
     """Draws what a sweep has found: cost across, metric up, the front as steps (needs matplotlib).
 
-    Settings that have lost nearly everything are left out, as on the page of :meth:`jaxprune.Report.to_html`.
+    Settings that have lost nearly everything are left out, as on the page of :meth:`jaxprune.reports.Report.to_html`.
 
     Args:
       sweep: what :func:`jaxprune.sweep` returned: a mapping, or a record with attributes, of arrays [N].
@@ -74,7 +74,7 @@ def plot_frontier(
 
     Raises:
       ImportError: without matplotlib.
-      KeyError, ValueError: as :meth:`jaxprune.Report.to_html`.
+      KeyError, ValueError: as :meth:`jaxprune.reports.Report.to_html`.
 
     >>> result = {"bytes": np.array([7, 10, 16]), "accuracy": np.array([0.6, 0.9, 0.91])}
     >>> plot_frontier(result, chosen=1).get_xlabel()

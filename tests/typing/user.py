@@ -32,7 +32,7 @@ if isinstance(kernel, jp.QArray):
 spec.bits = 4  # pyright: ignore[reportAttributeAccessIssue]
 
 assert_type(jp.masks.sparsity_of(masks, params), jax.Array)
-assert_type(jp.report(params, codes, masks=masks), jp.Report)
+assert_type(jp.report(params, codes, masks=masks), jp.reports.Report)
 assert_type(jp.report(params, codes).to_dict(), dict[str, Any])
 
 settings = jp.grid(sparsity=[0.0, 0.5], bits=range(2, 9))
