@@ -28,9 +28,6 @@ def constant(value: Setting) -> Schedule:
     Args:
       value: a scalar or a tree of scalars, traced.
 
-    Returns:
-      ``count -> value``, float32.
-
     Raises:
       ValueError: a concrete value is not finite.
 
@@ -41,14 +38,11 @@ def constant(value: Setting) -> Schedule:
 
 
 def one_shot(value: Setting, step: Any) -> Schedule:
-    """0 before a step, the value from it on.
+    """``0 if count < step else value``.
 
     Args:
       value: a scalar or a tree of scalars, traced.
       step: integer of 0 or more, traced.
-
-    Returns:
-      ``count -> 0 if count < step else value``, float32.
 
     Raises:
       ValueError: a concrete value is not finite, or a concrete step is below 0.
@@ -74,9 +68,6 @@ def polynomial(
       power: above 0, traced; 3 is the schedule of Zhu & Gupta.
       transition_steps: integer of 0 or more, traced.
       transition_begin: integer of 0 or more, traced.
-
-    Returns:
-      ``count -> value``, float32.
 
     Raises:
       ValueError: a concrete value is not finite, a power is not above 0, or a number of steps is below 0.
@@ -106,16 +97,8 @@ def cubic(init_value: Setting, end_value: Setting, transition_steps: Any, transi
     """Fast at first, slow towards the end: :func:`polynomial` of power 3, the usual schedule of gradual pruning.
 
     Args:
-      init_value: a scalar or a tree of scalars, traced.
-      end_value: likewise.
-      transition_steps: integer of 0 or more, traced.
-      transition_begin: integer of 0 or more, traced.
-
-    Returns:
-      ``count -> value``, float32.
-
-    Raises:
-      ValueError: as :func:`polynomial`.
+      init_value, end_value, transition_steps, transition_begin: as for :func:`polynomial`, which also says what is
+        returned and what is raised.
 
     Source: Zhu & Gupta, "To prune, or not to prune", 2017 (arXiv:1710.01878), Eq. 1.
 
@@ -131,16 +114,8 @@ def cosine(init_value: Setting, end_value: Setting, transition_steps: Any, trans
     ``value = end_value + (init_value - end_value) * (1 + cos(pi * t)) / 2``, else as :func:`polynomial`.
 
     Args:
-      init_value: a scalar or a tree of scalars, traced.
-      end_value: likewise.
-      transition_steps: integer of 0 or more, traced.
-      transition_begin: integer of 0 or more, traced.
-
-    Returns:
-      ``count -> value``, float32.
-
-    Raises:
-      ValueError: as :func:`polynomial`.
+      init_value, end_value, transition_steps, transition_begin: as for :func:`polynomial`, which also says what is
+        returned and what is raised.
 
     Source: Evci et al., "Rigging the Lottery", 2020 (arXiv:1911.11134), section 3, for the fraction of weights that
     are exchanged.
@@ -169,9 +144,6 @@ def piecewise(values: Any, boundaries: Sequence[Any]) -> Schedule:
     Args:
       values: a sequence of scalars, one more than boundaries, traced; or a tree whose leaves are such sequences.
       boundaries: ascending integers of 0 or more, traced.
-
-    Returns:
-      ``count -> value``, float32.
 
     Raises:
       ValueError: a concrete value is not finite; concrete boundaries below 0 or not ascending; the numbers differ.
@@ -206,9 +178,6 @@ def alternating(
       sparse_steps: integer of 1 or more, traced.
       transition_begin: integer of 0 or more, traced: the dense steps at the start.
       transition_end: integer, traced, or None for phases without end.
-
-    Returns:
-      ``count -> value``, float32.
 
     Raises:
       ValueError: a concrete value is not finite, or a number of steps is too small.

@@ -69,10 +69,7 @@ def scheduled(
       given: ``(inner updates, params, masks of the step) -> updates``.
       name: for errors.
     """
-    if not isinstance(every, Tracer) and every is not None and not np.asarray(every) >= 1:
-        raise ValueError(f"every must be a number of steps, 1 or more, or None; got {every!r}")
-    if not callable(ranking.scope) and ranking.scope not in ("leaf", "global"):
-        raise ValueError(f"scope must be 'leaf', 'global' or (scores, sparsity) -> masks, got {ranking.scope!r}")
+    _check(every, ranking.scope)
     level_at = schedule if callable(schedule) else _always(schedule)
 
     def target(count: Array, params: Params) -> Setting:
@@ -107,6 +104,13 @@ def scheduled(
         return given(new, params, masks), PruningState(step, sparsity, masks, memory, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(every: Any, scope: Any) -> None:
+    if not isinstance(every, Tracer) and every is not None and not np.asarray(every) >= 1:
+        raise ValueError(f"every must be a number of steps, 1 or more, or None; got {every!r}")
+    if not callable(scope) and scope not in ("leaf", "global"):
+        raise ValueError(f"scope must be 'leaf', 'global' or (scores, sparsity) -> masks, got {scope!r}")
 
 
 def if_due(due: Any, make: Callable[..., Any], old: Any, *operands: Any) -> Any:

@@ -55,7 +55,7 @@ def static_sparse(
       where: which leaves take part; see :func:`jaxprune.tree.select`.
 
     Returns:
-      An optax transformation with that needs ``params`` to update; :func:`masks_of` finds the masks in its state.
+      An optax transformation that needs ``params`` to update; :func:`masks_of` finds the masks in its state.
 
     Raises:
       ValueError: a concrete sparsity outside [0, 1]; a ``where`` that matches nothing; no params.
@@ -80,19 +80,9 @@ def sparse_evolution(
     """Sparse evolutionary training (SET): drops the smallest live weights, grows as many at random.
 
     Args:
-      inner: as for :func:`static_sparse`.
-      sparsity: as for :func:`static_sparse`; constant throughout.
+      inner, sparsity, every, drop_fraction, stop_step, where: as for :func:`rigl`, which also says what is returned
+        and what is raised.
       key: PRNG key of the masks and of what grows. Traced.
-      every: as for :func:`rigl`.
-      drop_fraction: as for :func:`rigl`.
-      stop_step: as for :func:`rigl`.
-      where: which leaves take part; see :func:`jaxprune.tree.select`.
-
-    Returns:
-      An optax transformation, as :func:`static_sparse`.
-
-    Raises:
-      ValueError: as :func:`rigl`.
 
     Source: Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018
     (arXiv:1707.04780), Algorithm 2, with the smallest magnitudes in place of the values nearest to 0 of either sign.
