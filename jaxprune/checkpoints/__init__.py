@@ -20,7 +20,7 @@ from jaxprune.checkpoints import (
     sharded_safetensors,
 )
 from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
-from jaxprune.checkpoints.names import nested
+from jaxprune.checkpoints.names import nested as nested
 from jaxprune.host import written_whole
 
 __all__ = ["CheckpointError", "open", "write"]

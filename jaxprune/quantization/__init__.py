@@ -4,7 +4,8 @@ The verbs are at the top: ``jaxprune.fake_quant``, ``quantize``, ``dequantize``,
 ``codebook``.
 """
 
-from jaxprune.quantization import rate_distortion, trellis
+from jaxprune.quantization import rate_distortion as rate_distortion
+from jaxprune.quantization import trellis as trellis
 from jaxprune.quantization.arrays.bcoo import to_bcoo
 from jaxprune.quantization.arrays.n_of_m import to_n_of_m
 from jaxprune.quantization.arrays.packed import pack, unpack
@@ -14,9 +15,7 @@ __all__ = [
     "mean_squared_error",
     "pack",
     "percentile",
-    "rate_distortion",
     "to_bcoo",
     "to_n_of_m",
-    "trellis",
     "unpack",
 ]

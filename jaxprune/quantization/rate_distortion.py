@@ -27,8 +27,6 @@ from jaxprune.kernels.rounding import TINY
 from jaxprune.quantization import checks
 from jaxprune.quantization.arrays.uniform import QArray
 
-__all__ = ["quantize", "round_to", "step_for"]
-
 _LARGEST = 2**15 - 1  # code
 _ROUNDS = 4  # after which shares hardly change any more
 _HALVINGS = 24  # of a bracket for the step's logarithm

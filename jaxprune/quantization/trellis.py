@@ -25,8 +25,6 @@ from jaxprune.kernels.rounding import TINY
 from jaxprune.quantization import checks
 from jaxprune.quantization.arrays.trellis import TrellisArray
 
-__all__ = ["quantize"]
-
 _LARGEST = 2.0**22  # number of steps, so that whole numbers are exact in float32
 _RARE = 2**16  # a rotated leaf has at most one zero in so many
 _SMALL = np.float32(1e-6)  # steps
