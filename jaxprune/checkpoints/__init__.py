@@ -23,8 +23,6 @@ from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
 from jaxprune.checkpoints.names import nested as nested
 from jaxprune.host import written_whole
 
-__all__ = ["CheckpointError", "open", "write"]
-
 #: In the order in which a file is offered to them.
 FORMATS: tuple[ModuleType, ...] = (
     orbax_folders,
