@@ -19,7 +19,8 @@ TREES = {file: ast.parse(file.read_text()) for file in FILES}
 # A room imports from earlier rows only, never from its own. A new one takes its place here.
 LAYERS = (
     ("base",),
-    ("tree", "host"),
+    ("host", "paths"),
+    ("tree",),
     ("settings", "layout"),
     ("kernels",),
     ("saliency", "masks", "quantization", "schedules"),

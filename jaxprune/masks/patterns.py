@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import layout, tree
-from jaxprune.base import Array, Masks, Scores, Setting, Where
+from jaxprune.base import Array, Masks, Scope, Scores, Setting, Where
 from jaxprune.kernels.float_keys import common_dtype, to_keys
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.masks.selection import Scope, as_masks, keep_highest
+from jaxprune.masks.selection import as_masks, keep_highest
 
 
 def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False, where: Where = None) -> Masks:
@@ -120,7 +120,7 @@ def blocks(
     for path, leaf in zip(chosen.names, chosen.values, strict=True):
         if leaf.ndim < len(block):
             raise ValueError(f"leaf {tree.show(path)} has shape {leaf.shape}, too few axes for blocks of shape {block}")
-    kept = keep_highest(chosen, _block_means(chosen.values, block), sparsity, scope)
+    kept = keep_highest(chosen, _block_means(chosen.values, block), sparsity, scope, 0)
     return as_masks(chosen, _spread(kept, chosen.values, block))
 
 
