@@ -15,13 +15,20 @@ from jaxprs import equations, primitives
 
 from jaxprune import masks
 from jaxprune.kernels import bisection, order, radix
+from jaxprune.kernels.counts import removed_count, removed_of
 from jaxprune.kernels.float_keys import Cut, common_dtype, flat_index, to_keys
 
 F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), strategies.BFLOAT16
 CHUNK = 1 << 14  # beyond four of them a CPU histogram runs in a loop, a whole number of times over each
 MEGA = 1 << 20
 
-keep_from = jax.jit(order.keep_from, static_argnums=2)
+keep_from_some = jax.jit(order.keep_from, static_argnums=2)
+
+
+def keep_from(leaves, removed, min_keep=0):
+    return keep_from_some(leaves, removed, (min_keep,) * len(leaves))
+
+
 keep_from_each = jax.jit(order.keep_from_each)
 kth_smallest = jax.jit(order.kth_smallest)
 
@@ -42,16 +49,14 @@ def expected_masks(leaves, removed, min_keep=0):
 
 def by_bisection(leaves, removed):
     """The masks of ``keep_from`` by the kernels that accelerators without a fast scatter use."""
-    dtype, total = common_dtype(leaves), sum(leaf.size for leaf in leaves)
-    none = [None] * len(leaves)
-    key, rank = bisection.keys_at(leaves, none, dtype, removed)
-    cut = Cut(key, bisection.index_at(leaves, none, dtype, key, rank))
-    kept, base = [], 0
+    dtype = common_dtype(leaves)
+    key, rest = bisection.keys_at(leaves, [None] * len(leaves), dtype, removed)
+    kept = []
     for leaf in leaves:
-        index = flat_index(leaf.shape)
-        kept.append(cut.keeps(to_keys(leaf, dtype), index + np.uint32(base)))
-        base += leaf.size
-    assert base == total
+        keys, index = to_keys(leaf, dtype), flat_index(leaf.shape)
+        share = jnp.minimum(rest, jnp.sum(keys == key, dtype=jnp.uint32))
+        kept.append(bisection.cut_at(leaf, None, dtype, share, key).keeps(keys, index))
+        rest -= share
     return kept
 
 
@@ -77,9 +82,10 @@ bit_patterns = st.integers(0, np.float32(1).view(np.uint32).item()).map(lambda b
 @example(2**32 - 1, [0.0, 1.0, 0.5, 2.0**-33, 2.0**-32, 2.0**-31, 1 - 2.0**-24, 1e-45, 1e-38, 0.1, 0.9] + [0.25] * 5)
 def test_removed_count_is_exact(size, sparsities):
     sparsities = np.asarray(sparsities, np.float32)
-    counts = order.removed_count(size, sparsities)
+    counts = removed_count(size, sparsities)
     assert counts.dtype == jnp.uint32
     assert counts.tolist() == [oracles.count_removed(size, s) for s in sparsities]
+    assert counts.tolist() == [removed_of(size, s) for s in sparsities]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -89,13 +95,13 @@ def test_removed_count_at_the_halves(size):
     near = np.asarray([s for s in halves if 0 <= s <= 1] or [0.5], np.float32)
     ends = (np.zeros_like(near), np.ones_like(near))
     sparsities = np.concatenate([near, *(np.nextafter(near, end) for end in ends), *ends])
-    counts = order.removed_count(size, sparsities).tolist()
+    counts = removed_count(size, sparsities).tolist()
     assert counts == [oracles.count_removed(size, s) for s in sparsities]
     assert counts[-1] == size and counts[-len(near) - 1] == 0
 
 
 def test_removed_count_clamps_traced_sparsities():
-    counts = jax.jit(lambda s: order.removed_count(40, s))(jnp.array([-0.5, 1.5, jnp.nan, jnp.inf, -jnp.inf, -0.0]))
+    counts = jax.jit(lambda s: removed_count(40, s))(jnp.array([-0.5, 1.5, jnp.nan, jnp.inf, -jnp.inf, -0.0]))
     assert counts.tolist() == [0, 40, 0, 40, 0, 0]
 
 
@@ -288,29 +294,31 @@ def test_bisection_and_radix_find_the_same(dtype, guarded):
     guards = [Cut(to_keys(jnp.zeros((), dtype), dtype), np.uint32(40_000)), None] if guarded else [None, None]
     ranks = jnp.asarray([0, 1, 777, 30_000, 41_000, 83_920], jnp.uint32)
     keys, equals = jax.jit(lambda *a: radix.keys_at(*a[:2], dtype, a[2]))(leaves, guards, ranks)
-    keys_, equals_ = jax.jit(lambda *a: bisection.keys_at(*a[:2], dtype, a[2]))(leaves, guards, ranks)
-    np.testing.assert_array_equal(keys, keys_)
-    np.testing.assert_array_equal(equals, equals_)
+
+    def one_by_one(leaves, guards, dtype, ranks):
+        found = [radix.key_at(leaves, guards, dtype, rank) for rank in ranks]
+        return jnp.stack([key for key, _ in found]), jnp.stack([equal for _, equal in found])
+
+    for found in (bisection.keys_at, one_by_one):
+        keys_, equals_ = jax.jit(lambda *a, found=found: found(*a[:2], dtype, a[2]))(leaves, guards, ranks)
+        np.testing.assert_array_equal(keys, keys_)
+        np.testing.assert_array_equal(equals, equals_)
 
     @jax.jit
-    def masks_below(leaves, guards, rank, key, equal):
-        by_radix = radix.cuts_at(leaves, guards, dtype, (0, 0), rank[None]).of(0)
-        by_index = radix.cuts_at(leaves, guards, dtype, (0, 0), equal[None], key[None]).of(0)
-        index = bisection.index_at(leaves, guards, dtype, key, equal)
-        place = [flat_index(leaves[0].shape), flat_index(leaves[1].shape) + np.uint32(leaves[0].size)]
-        every = [
-            to_keys(leaf, dtype, flat_index(leaf.shape), guard) for leaf, guard in zip(leaves, guards, strict=True)
-        ]
-        return [
-            [cut.keeps(k, i) for k, i in zip(every, place, strict=True)]
-            for cut in (by_radix, by_index, Cut(key, index))
-        ]
+    def masks_below(leaf, guard, rank, key, equal):
+        index = flat_index(leaf.shape)
+        every = to_keys(leaf, dtype, index, guard)
+        cuts = [search(leaf, guard, dtype, rank) for search in (radix.cut_at, bisection.cut_at)]
+        cuts += [search(leaf, guard, dtype, equal, key) for search in (radix.cut_at, bisection.cut_at)]
+        return [cut.keeps(every, index) for cut in cuts]
 
+    leaf, guard = leaves[0], guards[0]
+    ranks = jnp.asarray([0, 1, 777, 30_000, 81_919], jnp.uint32)
+    keys, equals = jax.jit(lambda *a: radix.keys_at(*a[:2], dtype, a[2]))([leaf], [guard], ranks)
     for rank, key, equal in zip(ranks, keys, equals, strict=True):
-        first, *others = masks_below(leaves, guards, rank, key, equal)
-        assert sum(int((~mask).sum()) for mask in first) == int(rank)
-        for other in others:
-            assert_masks(other, first)
+        first, *others = masks_below(leaf, guard, rank, key, equal)
+        assert int((~first).sum()) == int(rank)
+        assert_masks(others, [first] * 3)
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
@@ -318,7 +326,7 @@ def test_lowers_for_accelerators(platform):
     """TPU programs have neither scatters nor sorts; GPU programs no sorts, and no loop over chunks."""
 
     def select(scores, sparsity):
-        return order.keep_from(scores, order.removed_count(80_000, sparsity)), order.kth_smallest(scores, jnp.arange(3))
+        return order.keep_from(scores, removed_count(80_000, sparsity)), order.kth_smallest(scores, jnp.arange(3))
 
     scores = [jax.ShapeDtypeStruct((70_000,), jnp.float32), jax.ShapeDtypeStruct((100, 100), jnp.float32)]
     lowered = jax.jit(select).trace(scores, jnp.float32(0.5)).lower(lowering_platforms=(platform,))
@@ -341,7 +349,7 @@ def loop(leaves, ranks=RANKS, min_keep=0):
 @pytest.mark.parametrize("min_keep", [0, 2])
 def test_vmap_over_ranks(min_keep):
     leaves = [jnp.asarray(normals((2, 4), ties=True)), jnp.asarray(normals(4, ties=True, seed=1))]
-    mapped = jax.jit(jax.vmap(lambda rank: order.keep_from(leaves, rank, min_keep)))(RANKS)
+    mapped = jax.jit(jax.vmap(lambda rank: order.keep_from(leaves, rank, (min_keep,) * 2)))(RANKS)
     assert_masks(mapped, loop(leaves, min_keep=min_keep))
 
 
@@ -367,7 +375,7 @@ def test_vmap_over_scores():
     rows = jnp.asarray(normals((7, 12), ties=True))
     mapped = jax.jit(jax.vmap(lambda row: order.keep_from([row], RANKS[2])[0]))(rows)
     np.testing.assert_array_equal(mapped, [keep_from([row], RANKS[2])[0] for row in rows])
-    both = jax.jit(jax.vmap(lambda row, rank: order.keep_from([row], rank, 1)[0]))(rows, RANKS)
+    both = jax.jit(jax.vmap(lambda row, rank: order.keep_from([row], rank, (1,))[0]))(rows, RANKS)
     np.testing.assert_array_equal(both, [keep_from([row], rank, 1)[0] for row, rank in zip(rows, RANKS, strict=True)])
 
 

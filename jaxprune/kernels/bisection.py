@@ -1,9 +1,11 @@
 """Order statistics by bisection over the bits of a key: one comparison of all elements for each bit.
 
-For accelerators on which scatters are slow. It finds the same cuts as ``jaxprune.kernels.radix``, bit for bit.
+For small leaves, whose programs compile soon this way, and for accelerators on which scatters are slow. It finds the
+same cuts as ``jaxprune.kernels.radix``, bit for bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,44 +20,69 @@ from jaxprune.kernels.float_keys import Cut, flat_index, key_type, to_keys
 def keys_at(
     leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, ranks: Array
 ) -> tuple[Array, Array]:
-    """For each 0-based rank: the key found there, and how many of its equals come before it."""
-    keys = [to_keys(leaf, dtype, flat_index(leaf.shape), guard) for leaf, guard in zip(leaves, guards, strict=True)]
+    """For each 0-based rank among all leaves: the key found there, and how many of its equals come before it."""
+    kind = key_type(dtype)
+    width = kind.itemsize * 8
 
     def below(trial: Array) -> Array:
-        return _total(leaf < trial for leaf in keys)
+        counts = (_count_below(leaf, guard, dtype, trial) for leaf, guard in zip(leaves, guards, strict=True))
+        return sum(counts, jnp.zeros((), jnp.uint32))
 
     def one(rank: Array) -> tuple[Array, Array]:
-        key = _bisect(below, rank, key_type(dtype))
+        def step(i: Array, found: Array) -> Array:
+            trial = found | (kind.type(1) << (width - 1 - i).astype(kind))
+            return jnp.where(below(trial) <= rank, trial, found)
+
+        key = lax.fori_loop(0, width, step, jnp.zeros((), kind))
         return key, rank - below(key)
 
     return jax.tree.map(lambda found: found.reshape(ranks.shape), lax.map(one, ranks.reshape(-1)))
 
 
-def index_at(leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, key: Array, rank: Array) -> Array:
-    """The flat index, over all leaves, of the element of this key that has ``rank`` of its equals before it."""
-    places, equal, base = [], [], 0
-    for leaf, guard in zip(leaves, guards, strict=True):
-        index = flat_index(leaf.shape)
-        places.append(index + np.uint32(base))
-        equal.append(to_keys(leaf, dtype, index, guard) == key)
-        base += leaf.size
-
-    def before(trial: Array) -> Array:
-        return _total(ties & (place < trial) for ties, place in zip(equal, places, strict=True))
-
-    return _bisect(before, rank, np.dtype(np.uint32))
+@partial(jax.jit, static_argnums=2)
+def _count_below(leaf: Array, guard: Cut | None, dtype: np.dtype, trial: Array) -> Array:
+    return jnp.sum(to_keys(leaf, dtype, flat_index(leaf.shape), guard) < trial, dtype=jnp.uint32)
 
 
-def _bisect(below: Callable[[Array], Array], rank: Array, kind: np.dtype) -> Array:
-    """The largest unsigned number that no more than ``rank`` elements are below."""
-    width = kind.itemsize * 8
+def cut_at(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, key: Array | None = None) -> Cut:
+    """A cut that exactly ``rank`` elements of the leaf lie below.
 
-    def step(i: Array, found: Array) -> Array:
-        trial = found | (kind.type(1) << (width - 1 - i).astype(kind))
-        return jnp.where(below(trial) <= rank, trial, found)
+    One loop, over the bits of the key and then, among equal keys, over those of the flat index, as long as an equal
+    element is left to remove.
 
-    return lax.fori_loop(0, width, step, jnp.zeros((), kind))
+    Args:
+      leaf: float array.
+      guard: the cut above which its elements must stay, or ``None``.
+      dtype: in which the leaves compare.
+      rank: uint32, below the number of elements.
+      key: if it is known; then ``rank`` counts only elements of this key.
+    """
+    index = flat_index(leaf.shape)
+    keys = to_keys(leaf, dtype, index, guard)
+    kind = np.promote_types(keys.dtype, np.uint32)
+    places = leaf.size.bit_length()
 
+    def step(state: tuple[Array, Cut, Array, Array]) -> tuple[Array, Cut, Array, Array]:
+        bit, cut, below, rank = state
+        on_index = bit < places
+        one = kind.type(1) << jnp.where(on_index, bit, bit - places).astype(kind)
+        trial = jnp.where(on_index, cut.position.astype(kind), cut.key.astype(kind)) | one
+        place = jnp.where(keys == cut.key, index, np.uint32(2**32 - 1))
+        count = jnp.sum(jnp.where(on_index, place.astype(kind), keys.astype(kind)) < trial, dtype=jnp.uint32)
+        of_key, of_index = (count <= rank) & ~on_index, (count <= rank) & on_index
+        cut = Cut(
+            jnp.where(of_key, trial.astype(keys.dtype), cut.key),
+            jnp.where(of_index, trial.astype(jnp.uint32), cut.position),
+        )
+        below = jnp.where(of_key, count, below)
+        return bit - 1, cut, below, jnp.where(bit == places, rank - below, rank)
 
-def _total(flags: Any) -> Array:
-    return sum((jnp.sum(flag, dtype=jnp.uint32) for flag in flags), jnp.zeros((), jnp.uint32))
+    def unfinished(state: Any) -> Array:
+        bit, _, _, rank = state
+        return (bit >= places) | ((bit >= 0) & (rank > 0))
+
+    none = jnp.zeros((), jnp.uint32)
+    known = key is not None
+    first = places - 1 + (0 if known else dtype.itemsize * 8)
+    start = Cut(key if known else jnp.zeros((), keys.dtype), none)
+    return lax.while_loop(unfinished, step, (jnp.int32(first), start, none, rank))[1]

@@ -20,10 +20,6 @@ class Cut(NamedTuple):
     key: Array
     position: Array
 
-    def of(self, ranking: int) -> "Cut":
-        """One of several cuts."""
-        return Cut(self.key[ranking], self.position[ranking])
-
     def keeps(self, keys: Array, index: Array) -> Array:
         """Which elements stay."""
         return (keys > self.key) | ((keys == self.key) & (index >= self.position))
@@ -76,13 +72,3 @@ def flat_index(shape: tuple[int, ...]) -> Array:
     for axis in range(len(shape)):
         index += lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(math.prod(shape[axis + 1 :]))
     return index
-
-
-def bases(leaves: Sequence[Array], rankings: Sequence[int]) -> list[int]:
-    """Where each leaf's flat indices start in its ranking."""
-    starts: dict[int, int] = {}
-    found = []
-    for leaf, ranking in zip(leaves, rankings, strict=True):
-        found.append(starts.get(ranking, 0))
-        starts[ranking] = found[-1] + leaf.size
-    return found

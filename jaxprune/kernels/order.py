@@ -2,11 +2,12 @@
 
 Elements are ordered by their scores (see ``jaxprune.kernels.float_keys``: -0.0 equals 0.0, NaN above +inf), equal
 ones by their flat index, leaves in the order given. No sort, no concatenation, a few reads of memory
-whatever the number of ranks.
+whatever the number of ranks. What is done for each leaf is jitted, so that leaves of one shape are traced once.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array
 from jaxprune.kernels import bisection, radix
-from jaxprune.kernels.float_keys import Cut, bases, common_dtype, flat_index, from_keys, highest_key, key_type, to_keys
+from jaxprune.kernels.float_keys import Cut, common_dtype, flat_index, from_keys, highest_key, key_type, to_keys
 from jaxprune.kernels.histogram import Weigh
 
 #: Above this many elements in a leaf, positions no longer fit the signed indices of XLA.
@@ -24,54 +25,96 @@ MAX_LEAF = 2**31 - 1
 #: Above this many elements in leaves that are ranked together, counts no longer fit 32 bits.
 MAX_TREE = 2**32 - 1
 
-
-# What a vmap rule says of a cut: both its parts are batched.
-_BATCHED: Any = Cut(*cast(Any, (True, True)))
+_SMALL = 1 << 16  # elements up to which a bisection is as fast as a histogram; it compiles sooner
 
 
-def keep_from(leaves: Sequence[Array], removed: Array, min_keep: int = 0) -> list[Array]:
+def keep_from(leaves: Sequence[Array], removed: Array, min_keep: Sequence[int] = ()) -> list[Array]:
     """Masks that remove exactly the ``removed`` smallest elements of all leaves together.
 
     Args:
       leaves: float arrays of any shapes, at most ``MAX_LEAF`` elements each and ``MAX_TREE`` in all.
       removed: traced uint32 count; more than there are removes all.
-      min_keep: static; the best ``min_keep`` elements of each leaf are never removed, others go in their place.
+      min_keep: static; so many of the best elements of each leaf are never removed, others go in their place.
 
     Returns:
       bool arrays in the shapes of the leaves; ``True`` keeps.
     """
-    dtype, guards = common_dtype(leaves), None
-    if min_keep:
-        spare = [max(leaf.size - min_keep, 0) for leaf in leaves]
-        removed = jnp.minimum(removed, np.uint32(sum(spare)))
-        best = _cuts(leaves, None, dtype, tuple(range(len(leaves))), jnp.asarray(spare, jnp.uint32))
-        guards = [best.of(i) for i in range(len(leaves))]
-    return _keep(leaves, guards, dtype, (0,) * len(leaves), jnp.asarray(removed)[None])
+    dtype, total = common_dtype(leaves), sum(leaf.size for leaf in leaves)
+    guards: list[Cut | None] = [None] * len(leaves)
+    if any(min_keep):
+        spare = [np.uint32(max(leaf.size - keep, 0)) for leaf, keep in zip(leaves, min_keep, strict=True)]
+        removed = jnp.minimum(removed, np.uint32(sum(map(int, spare))))
+        guards = [cut_of(leaf, None, count, dtype) for leaf, count in zip(leaves, spare, strict=True)]
+    if len(leaves) == 1:
+        return [keeps(leaves[0], guards[0], cut_of(leaves[0], guards[0], removed, dtype), dtype)]
+    if not total:
+        return [jnp.ones(leaf.shape, bool) for leaf in leaves]
+    key, rest = _key_at(leaves, guards, dtype, jnp.minimum(removed, np.uint32(total - 1)))
+    # Guarded elements alone have the highest key, and they are not counted as removable.
+    everything = removed >= np.uint32(total)
+    key, rest = jnp.where(everything, highest_key(dtype), key), jnp.where(everything, np.uint32(0), rest)
+    counts = [count_from(leaf, guard, key, dtype)[1] for leaf, guard in zip(leaves, guards, strict=True)]
+    shares = []
+    for count in counts:
+        shares.append(jnp.minimum(rest, count))
+        rest = rest - shares[-1]
+    return keep_shares(leaves, guards, key, shares, counts, dtype)
 
 
 def keep_from_each(leaves: Sequence[Array], removed: Sequence[Array]) -> list[Array]:
     """Masks that remove exactly the ``removed[i]`` smallest elements of leaf i; arguments as for ``keep_from``."""
-    masks: list[Array] = list(leaves)
-    for dtype in dict.fromkeys(np.dtype(leaf.dtype) for leaf in leaves):
-        alike = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
-        chosen, counts = [leaves[i] for i in alike], jnp.stack([removed[i] for i in alike])
-        for i, mask in zip(
-            alike, _keep(chosen, None, common_dtype(chosen), tuple(range(len(alike))), counts), strict=True
-        ):
-            masks[i] = mask
-    return masks
+    return [keep_above(leaf, count) for leaf, count in zip(leaves, removed, strict=True)]
 
 
-def _keep(
-    leaves: Sequence[Array], guards: list[Cut] | None, dtype: np.dtype, rankings: tuple[int, ...], removed: Array
+@jax.jit
+def keep_above(leaf: Array, removed: Array) -> Array:
+    """The mask that removes exactly the ``removed`` smallest elements of one leaf."""
+    return keep_from([leaf], removed)[0]
+
+
+@partial(jax.jit, static_argnums=3)
+def count_from(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> tuple[Array, Array]:
+    """How many elements have a higher key, and how many have this one: uint32."""
+    keys = to_keys(lax.stop_gradient(leaf), dtype, flat_index(leaf.shape), guard)
+    return jnp.sum(keys > key, dtype=jnp.uint32), jnp.sum(keys == key, dtype=jnp.uint32)
+
+
+def keep_shares(
+    leaves: Sequence[Array],
+    guards: Sequence[Cut | None],
+    key: Array,
+    shares: Sequence[Array],
+    counts: Sequence[Array],
+    dtype: np.dtype,
 ) -> list[Array]:
-    cut = _cuts(leaves, guards, dtype, rankings, removed)
+    """Masks that remove all elements of lower keys, and of the ``counts[i]`` of this key the first ``shares[i]``.
+
+    At most one share is neither 0 nor all.
+    """
+    ranks = [jnp.where(share < count, share, np.uint32(0)) for share, count in zip(shares, counts, strict=True)]
+    positions = _positions(leaves, guards, dtype, key, ranks)
     masks = []
-    for i, (leaf, r, base) in enumerate(zip(leaves, rankings, bases(leaves, rankings), strict=True)):
-        index = flat_index(leaf.shape)
-        keys = to_keys(lax.stop_gradient(leaf), dtype, index, guards[i] if guards else None)
-        masks.append(cut.of(r).keeps(keys, index + np.uint32(base)))
+    for leaf, guard, share, count, found in zip(leaves, guards, shares, counts, positions, strict=True):
+        position = jnp.where(share < count, found, np.uint32(leaf.size))
+        masks.append(keeps(leaf, guard, Cut(key, position), dtype))
     return masks
+
+
+@partial(jax.jit, static_argnums=3)
+def keeps(leaf: Array, guard: Cut | None, cut: Cut, dtype: np.dtype) -> Array:
+    """The mask of what lies above a cut."""
+    index = flat_index(leaf.shape)
+    return cut.keeps(to_keys(lax.stop_gradient(leaf), dtype, index, guard), index)
+
+
+@partial(jax.jit, static_argnums=3)
+def cut_of(leaf: Array, guard: Cut | None, removed: Array, dtype: np.dtype) -> Cut:
+    """The cut that exactly ``removed`` elements of one leaf lie below, at most all."""
+    if not leaf.size:
+        return Cut(jnp.asarray(highest_key(dtype)), jnp.zeros((), jnp.uint32))
+    cut = _cut_at(lax.stop_gradient(leaf), guard, dtype, jnp.minimum(removed, np.uint32(leaf.size - 1)))
+    everything = removed >= np.uint32(leaf.size)
+    return Cut(jnp.where(everything, highest_key(dtype), cut.key), jnp.where(everything, np.uint32(0), cut.position))
 
 
 def kth_smallest(leaves: Sequence[Array], ranks: Array) -> Array:
@@ -109,88 +152,61 @@ def smallest(leaves: Sequence[Array], counts: Array, weigh: Weigh) -> tuple[Arra
     return jnp.where(everything, jnp.asarray(jnp.inf, dtype), elements), weights
 
 
-def removed_count(size: int, sparsity: Any) -> Array:
-    """``round_half_up(size * sparsity)`` as uint32, exact for the float32 ``sparsity`` and any size below 2**32.
+def _cut_at(leaf: Array, guard: Any, dtype: np.dtype, rank: Array) -> Cut:
+    @custom_vmap
+    def cut_at(leaf: Array, guard: Any, rank: Array) -> Cut:
+        return _search(leaf, guard, dtype, rank)
 
-    ``sparsity`` is an integer mantissa over a power of two, so the product is taken in integers, in two 32-bit words.
-    Traced values are clamped to [0, 1]; a traced NaN removes nothing.
-    """
-    sparsity = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
-    bits = lax.bitcast_convert_type(jnp.where(jnp.isnan(sparsity), 0.0, sparsity), jnp.uint32)
-    exponent = bits >> 23
-    mantissa = jnp.where(exponent > 0, (bits & 0x7FFFFF) | 0x800000, 0).astype(jnp.uint32)
-    shift = np.uint32(150) - exponent  # sparsity == mantissa / 2**shift, 23 <= shift <= 150
-    high, low = _multiply(size, mantissa)
-    half_low = jnp.where(shift <= 32, np.uint32(1) << jnp.minimum(shift - 1, 31), 0).astype(jnp.uint32)
-    half_high = jnp.where(shift > 32, np.uint32(1) << jnp.minimum(shift - 33, 30), 0).astype(jnp.uint32)
-    rounded = low + half_low
-    high = high + half_high + (rounded < low).astype(jnp.uint32)
-    near = (high << (32 - jnp.minimum(shift, 31))) | (rounded >> jnp.minimum(shift, 31))
-    far = high >> (jnp.clip(shift, 32, 63) - 32)
-    return jnp.where(shift < 32, near, far)
+    @cut_at.def_vmap
+    def _(axis_size: int, batched: Any, leaf: Array, guard: Any, ranks: Array) -> Any:
+        if any(jax.tree.leaves(batched[:2])):
+            cuts = jax.vmap(lambda leaf, guard, rank: _search(leaf, guard, dtype, rank), _axes(batched))(
+                leaf, guard, ranks
+            )
+        else:
+            keys, equals = _keys_at([leaf], [guard], dtype, ranks)
+            positions = lax.map(lambda pair: _positions([leaf], [guard], dtype, pair[0], [pair[1]])[0], (keys, equals))
+            cuts = Cut(keys, positions)
+        return cuts, Cut(True, True)  # type: ignore
 
-
-def _multiply(a: int, b: Array) -> tuple[Array, Array]:
-    """The 64-bit product of a 32-bit number and a traced 24-bit one, as two 32-bit words."""
-    a_low, a_high = np.uint32(a & 0xFFFF), np.uint32(a >> 16)
-    b_low, b_high = b & 0xFFFF, b >> 16
-    lowest = a_low * b_low
-    cross = a_high * b_low
-    middle = a_low * b_high + (lowest >> 16) + (cross & 0xFFFF)
-    return a_high * b_high + (middle >> 16) + (cross >> 16), (middle << 16) | (lowest & 0xFFFF)
+    return cut_at(leaf, guard, rank)
 
 
-def _cuts(
-    leaves: Sequence[Array], guards: list[Cut] | None, dtype: np.dtype, rankings: tuple[int, ...], removed: Array
-) -> Cut:
-    """For each ranking, the cut that removes exactly ``removed[r]`` of its elements, at most all."""
-    if not any(leaf.size for leaf in leaves):
-        return Cut(jnp.full(removed.shape, highest_key(dtype)), jnp.zeros(removed.shape, jnp.uint32))
-    sizes = np.zeros(removed.size, np.uint32)
-    np.add.at(sizes, list(rankings), [leaf.size for leaf in leaves])
-    ranks = jnp.minimum(removed, np.maximum(sizes, 1) - 1)
-    leaves = [lax.stop_gradient(leaf) for leaf in leaves]
-    cut = _cuts_at(leaves, guards or [None] * len(leaves), dtype, rankings, ranks)
-    everything = removed >= sizes
-    # Guarded elements alone have the highest key, and they are not counted as removable.
-    return Cut(jnp.where(everything, highest_key(dtype), cut.key), jnp.where(everything, np.uint32(0), cut.position))
+def _search(leaf: Array, guard: Any, dtype: np.dtype, rank: Array, key: Array | None = None) -> Cut:
+    """By bisection or by histograms, as suits the size and the platform."""
+
+    def by_bisection(leaf: Array, guard: Any, rank: Array, key: Array | None) -> Cut:
+        return bisection.cut_at(leaf, guard, dtype, rank, key)
+
+    def by_radix(leaf: Array, guard: Any, rank: Array, key: Array | None) -> Cut:
+        return radix.cut_at(leaf, guard, dtype, rank, key)
+
+    if leaf.size <= _SMALL:
+        return by_bisection(leaf, guard, rank, key)
+    return lax.platform_dependent(leaf, guard, rank, key, tpu=by_bisection, default=by_radix)
 
 
-def _cuts_at(leaves: Any, guards: Any, dtype: np.dtype, rankings: tuple[int, ...], ranks: Array) -> Cut:
-    groups = [[i for i, r in enumerate(rankings) if r == group] for group in range(ranks.size)]
+def _key_at(leaves: Any, guards: Any, dtype: np.dtype, rank: Array) -> tuple[Array, Array]:
+    """The key of one rank among all leaves, and how many of its equals come before it."""
 
-    def pick(values: Any, group: list[int]) -> list[Any]:
-        return [values[i] for i in group]
+    def find(leaves: Any, guards: Any, rank: Array) -> tuple[Array, Array]:
+        def by_bisection(leaves: Any, guards: Any, rank: Array) -> tuple[Array, Array]:
+            return bisection.keys_at(leaves, guards, dtype, rank)
 
-    def find(leaves: Any, guards: Any, ranks: Array) -> Cut:
-        def by_bisection(leaves: Any, guards: Any, ranks: Array) -> Cut:
-            cuts = []
-            for group, rank in zip(groups, ranks, strict=True):
-                key, rank = bisection.keys_at(pick(leaves, group), pick(guards, group), dtype, rank)
-                index = bisection.index_at(pick(leaves, group), pick(guards, group), dtype, key, rank)
-                cuts.append(Cut(key, index))
-            return jax.tree.map(lambda *parts: jnp.stack(parts), *cuts)
+        def by_radix(leaves: Any, guards: Any, rank: Array) -> tuple[Array, Array]:
+            return radix.key_at(leaves, guards, dtype, rank)
 
-        def by_radix(leaves: Any, guards: Any, ranks: Array) -> Cut:
-            return radix.cuts_at(leaves, guards, dtype, rankings, ranks)
+        return lax.platform_dependent(leaves, guards, rank, tpu=by_bisection, default=by_radix)
 
-        return lax.platform_dependent(leaves, guards, ranks, tpu=by_bisection, default=by_radix)
+    key_at = custom_vmap(find)
 
-    cuts_at = custom_vmap(find)
-
-    @cuts_at.def_vmap
+    @key_at.def_vmap
     def _(axis_size: int, batched: Any, leaves: Any, guards: Any, ranks: Array) -> Any:
         if any(jax.tree.leaves(batched[:2])):
-            return jax.vmap(find, _axes(batched))(leaves, guards, ranks), _BATCHED
-        cuts = []
-        for r, group in enumerate(groups):
-            own, walls = pick(leaves, group), pick(guards, group)
-            keys, equals = _keys_at(own, walls, dtype, ranks[:, r])
-            indices = lax.map(lambda pair, own=own, walls=walls: _index_at(own, walls, dtype, *pair), (keys, equals))
-            cuts.append(Cut(keys, indices))
-        return jax.tree.map(lambda *parts: jnp.stack(parts, 1), *cuts), _BATCHED
+            return jax.vmap(find, _axes(batched))(leaves, guards, ranks), (True, True)
+        return _keys_at(leaves, guards, dtype, ranks), (True, True)
 
-    return cuts_at(list(leaves), list(guards), ranks)
+    return key_at([lax.stop_gradient(leaf) for leaf in leaves], list(guards), rank)
 
 
 def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[Array, Array]:
@@ -217,36 +233,55 @@ def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[A
     return keys_at(list(leaves), list(guards), ranks)
 
 
-def _index_at(leaves: Any, guards: Any, dtype: np.dtype, key: Array, rank: Array) -> Array:
-    """A flat index that exactly ``rank`` elements of this key lie before."""
+def _positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, ranks: Sequence[Array]) -> list[Array]:
+    """For each leaf, a flat index that exactly ``ranks[i]`` of its elements of this key lie before.
+
+    At most one rank is above 0. Leaves of one shape share the search, which takes long to compile: it is made in the
+    one that needs it.
+    """
+
+    def find(leaves: Any, guards: Any, key: Array, ranks: Any) -> list[Array]:
+        found = list(ranks)
+        for alike in _alike(leaves):
+            chosen, rank = (leaves[alike[0]], guards[alike[0]]), ranks[alike[0]]
+            for i in alike[1:]:
+                here = (leaves[i], guards[i])
+                chosen = jax.tree.map(partial(jnp.where, ranks[i] > 0), here, chosen)
+                rank = rank + ranks[i]
+            position = _search(*chosen, dtype, rank, key).position
+            for i in alike:
+                found[i] = jnp.where(ranks[i] > 0, position, np.uint32(0))
+        return found
 
     @custom_vmap
-    def index_at(leaves: Any, guards: Any, key: Array, rank: Array) -> Array:
-        return lax.platform_dependent(
-            leaves,
-            guards,
-            key,
-            rank,
-            tpu=lambda leaves, guards, key, rank: bisection.index_at(leaves, guards, dtype, key, rank),
-            default=lambda leaves, guards, key, rank: radix.cuts_at(
-                leaves, guards, dtype, (0,) * len(leaves), rank[None], key[None]
-            ).position[0],
-        )
+    def positions(leaves: Any, guards: Any, key: Array, ranks: Any) -> list[Array]:
+        if len(leaves) == 1:
+            return find(leaves, guards, key, ranks)
+        needed = jnp.any(jnp.stack(ranks) > 0)
+        return lax.cond(needed, find, lambda *arguments: list(arguments[-1]), leaves, guards, key, ranks)
 
-    @index_at.def_vmap
+    @positions.def_vmap
     def _(axis_size: int, batched: Any, *arguments: Any) -> Any:
         # One at a time, so that each search ends when it is done.
         values, treedef = jax.tree.flatten(arguments)
         flags = jax.tree.leaves(batched)
 
-        def one(rows: list[Array]) -> Array:
+        def one(rows: list[Array]) -> list[Array]:
             row = iter(rows)
             chosen = [next(row) if flag else value for value, flag in zip(values, flags, strict=True)]
-            return index_at(*jax.tree.unflatten(treedef, chosen))
+            return positions(*jax.tree.unflatten(treedef, chosen))
 
-        return lax.map(one, [value for value, flag in zip(values, flags, strict=True) if flag]), True
+        return lax.map(one, [value for value, flag in zip(values, flags, strict=True) if flag]), [True] * len(ranks)
 
-    return index_at(list(leaves), list(guards), key, rank)
+    return positions([lax.stop_gradient(leaf) for leaf in leaves], list(guards), key, list(ranks))
+
+
+def _alike(leaves: Sequence[Array]) -> list[list[int]]:
+    """The leaves' numbers, by type: shape, dtype and explicit sharding."""
+    groups: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(jax.typeof(leaf), []).append(i)
+    return list(groups.values())
 
 
 def _axes(batched: Any) -> Any:

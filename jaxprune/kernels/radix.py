@@ -5,7 +5,8 @@ Keys of 32 bits take two passes over the elements, or one where a sample says wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,93 +14,66 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Array
-from jaxprune.kernels.float_keys import Cut, bases, key_type, to_keys
+from jaxprune.kernels.float_keys import Cut, key_type, to_keys
 from jaxprune.kernels.histogram import Weigh, histogram
 
+_DIGIT = 16  # bits of a digit, whose histogram stays in cache
 _LARGE = 1 << 22  # elements from which a sample pays, and digits whose histogram takes 1 MiB
 _WIDE = 18  # bits of such digits
 _EVERY = 17  # of so many elements one is sampled; odd, so that every column of a matrix has its turn
-_SAMPLED = 4  # more leaves take longer to compile a sample, or to clear long histograms, than it saves
 _LANES = 1 << 6  # bins that share one count, because additions to a single one wait for each other
 
 
-def cuts_at(
-    leaves: Sequence[Array],
-    guards: Sequence[Cut | None],
-    dtype: np.dtype,
-    rankings: tuple[int, ...],
-    ranks: Array,
-    keys: Array | None = None,
-) -> Cut:
-    """For each of R rankings, a cut that exactly ``ranks[r]`` of its elements lie below.
+def cut_at(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, key: Array | None = None) -> Cut:
+    """A cut that exactly ``rank`` elements of the leaf lie below; arguments as for ``bisection.cut_at``.
 
-    One loop finds the keys, digit by digit, and then, among equal keys, the flat indices, which most data never need:
-    it ends once no ranking has an equal element left to remove. A loop over digits and not a sequence of passes, and
-    one loop for all rankings, because each loop body costs compile time. A digit may start anywhere: where a sample
-    tells in which narrow range the key must lie, one pass finds it; if it does not lie there, the search starts anew.
-
-    Args:
-      leaves: float arrays.
-      guards: for each leaf, the cut above which its elements must stay, or ``None``.
-      dtype: in which the leaves compare.
-      rankings: for each leaf the number of its ranking, ascending.
-      ranks: uint32 [R], below the number of elements in the ranking.
-      keys: [R], if they are known; then ``ranks`` counts only elements of this key.
+    One loop finds the key, digit by digit, and then, among equal keys, the flat index, which most data never need: it
+    ends once no equal element is left to remove. A digit may start anywhere: where a sample tells in which narrow range
+    the key must lie, one pass finds it; if it does not lie there, the search starts anew.
     """
-    count = ranks.size
-    totals = [sum(leaf.size for leaf, r in zip(leaves, rankings, strict=True) if r == group) for group in range(count)]
-    large = count == 1 and len(leaves) <= _SAMPLED and totals[0] >= _LARGE
-    width = _WIDE if large else _digit_width(max(totals))
-    lanes = _LANES if large else 0
+    large = leaf.size >= _LARGE
+    width, lanes = (_WIDE, _LANES) if large else (_DIGIT, 0)
     kind = np.promote_types(key_type(dtype), np.uint32)
-    shifts = [kind.type(max(bits - width, 0)) for bits in (dtype.itemsize * 8, max(totals).bit_length())]
+    shifts = [kind.type(max(bits - width, 0)) for bits in (dtype.itemsize * 8, leaf.size.bit_length())]
 
     def whole(on_index: Array) -> _Digit:
-        return _Digit(jnp.zeros(count, kind), jnp.where(on_index, shifts[1], shifts[0]), on_index)
+        return _Digit(jnp.zeros((), kind), jnp.where(on_index, shifts[1], shifts[0]), on_index)
 
     def step(state: tuple[_Digit, Cut, Array, Array]) -> tuple[_Digit, Cut, Array, Array]:
-        digit, cut, rank, done = state
-        counts = [jnp.zeros((1 << width) + 2 * lanes, jnp.uint32)] * count
-        for leaf, guard, r, base in zip(leaves, guards, rankings, bases(leaves, rankings), strict=True):
-            binning = _NextDigit(dtype, width, lanes, base)
-            counts[r] += histogram(leaf, (cut.of(r).key, digit.of(r), guard), binning, counts[r].size)
-        counts = jnp.stack(counts)
-        below = counts[:, 1 << width : (1 << width) + lanes].sum(1, dtype=jnp.uint32)
-        bins, rest = _locate(counts[:, : 1 << width], jnp.arange(count, dtype=jnp.int32), rank - below)
-        inside = bins < 1 << width
-        value = digit.start + (bins.astype(kind) << digit.shift)
+        digit, cut, rank, _ = state
+        binning = _NextDigit(dtype, width, lanes)
+        counts = histogram(leaf, (cut.key, digit, guard), binning, (1 << width) + 2 * lanes)
+        below = counts[1 << width : (1 << width) + lanes].sum(dtype=jnp.uint32)
+        bin_, rest = _find(counts[: 1 << width], rank - below)
+        inside = bin_ < 1 << width
+        value = digit.start + (bin_.astype(kind) << digit.shift)
         found = inside & (digit.shift == 0)
-        of_key, of_index = found & ~digit.on_index, found & digit.on_index & ~done
+        of_key, of_index = found & ~digit.on_index, found & digit.on_index
         cut = Cut(
             jnp.where(of_key, value.astype(cut.key.dtype), cut.key),
             jnp.where(of_index, value.astype(jnp.uint32), cut.position),
         )
         shift = jnp.maximum(digit.shift, width) - kind.type(width)
         narrower = _digit(value, shift, digit.on_index, width) if large else _Digit(value, shift, digit.on_index)
-        nowhere = ~inside & (digit.start == 0) & (digit.shift == whole(digit.on_index).shift)  # in no elements at all
         anew = whole(digit.on_index | of_key)
         digit = jax.tree.map(lambda new, old: jnp.where(inside & ~of_key, new, old), narrower, anew)
         rank = jnp.where(of_key if large else inside, rest, rank)
-        return digit, cut, rank, done | nowhere | of_index | (of_key & (rest == 0))
+        return digit, cut, rank, of_index | (of_key & (rest == 0))
 
-    known = keys is not None
-    cut = Cut(jnp.zeros(count, key_type(dtype)) if keys is None else keys, jnp.zeros(count, jnp.uint32))
-    digit = whole(jnp.full(count, known))
+    known = key is not None
+    digit = whole(jnp.asarray(known))
     if large and not known and dtype.itemsize > 2:
-        digit = _likely(leaves, guards, dtype, totals[0], ranks, width)
-    start = digit, cut, ranks, (ranks == 0) & known
-    return lax.while_loop(lambda state: ~jnp.all(state[3]), step, start)[1]
+        digit = _likely(leaf, guard, dtype, rank, width)
+    cut = Cut(key if known else jnp.zeros((), key_type(dtype)), jnp.zeros((), jnp.uint32))
+    return lax.while_loop(lambda state: ~state[3], step, (digit, cut, rank, (rank == 0) & known))[1]
 
 
 class _Digit(NamedTuple):
-    """What each ranking counts next: ``(number - start) >> shift``, of keys or, among equals, of flat indices."""
+    """What is counted next: ``(number - start) >> shift``, of keys or, among equals, of flat indices."""
 
     start: Array
     shift: Array
     on_index: Array
-
-    def of(self, ranking: int) -> "_Digit":
-        return _Digit(*(part[ranking] for part in self))
 
 
 def _digit(start: Array, shift: Array, on_index: Array, width: int) -> _Digit:
@@ -119,11 +93,10 @@ class _NextDigit:
     dtype: np.dtype
     width: int
     lanes: int
-    base: int
 
     def __call__(self, values: Array, index: Array, key: Array, digit: _Digit, guard: Cut | None) -> Array:
         keys, kind = to_keys(values, self.dtype, index, guard), digit.start.dtype
-        place = jnp.where(keys == key, index + np.uint32(self.base), np.uint32(2**32 - 1))
+        place = jnp.where(keys == key, index, np.uint32(2**32 - 1))
         number = jnp.where(digit.on_index, place.astype(kind), keys.astype(kind))
         bins, end = (number - digit.start) >> digit.shift, np.uint32(1 << self.width)
         outside = end
@@ -132,24 +105,57 @@ class _NextDigit:
         return jnp.where(bins < end, bins.astype(jnp.uint32), outside)
 
 
-def _likely(
-    leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, total: int, ranks: Array, width: int
-) -> _Digit:
+def _likely(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, width: int) -> _Digit:
     """A digit of the keys in which the rank very likely lies, by a sample."""
-    left = dtype.itemsize * 8 - 16
-    counts = jnp.zeros(1 << 16, jnp.uint32)
-    binning = _SlotDigit(dtype, (16,), 1)
-    for leaf, guard in zip(leaves, guards, strict=True):
-        counts += histogram(leaf, ((), guard), binning, counts.size, every=_EVERY)
+    left = dtype.itemsize * 8 - _DIGIT
+    counts = histogram(leaf, ((), guard), _SlotDigit(dtype, (_DIGIT,), 1), 1 << _DIGIT, every=_EVERY)
     size = counts.sum(dtype=jnp.uint32).astype(jnp.float32)
-    middle = ranks.astype(jnp.float32) * (size / total)
+    middle = rank.astype(jnp.float32) * (size / leaf.size)
     spread = 4 * jnp.sqrt(middle * jnp.maximum(1 - middle / size, 0)) + 16
-    ends = jnp.concatenate([middle - spread, middle + spread])
+    ends = jnp.stack([middle - spread, middle + spread])
     bins, _ = _locate(counts[None], jnp.zeros(2, jnp.int32), jnp.clip(ends, 0, size - 1).astype(jnp.uint32))
-    low, high = jnp.where(ends < 0, 0, jnp.where(ends >= size - 1, (1 << 16) - 1, bins)).astype(jnp.uint32)
+    low, high = jnp.where(ends < 0, 0, jnp.where(ends >= size - 1, (1 << _DIGIT) - 1, bins)).astype(jnp.uint32)
     shift = jnp.maximum(32 - lax.clz(high - low).astype(jnp.int32) + left - width, 0)
     kind = np.promote_types(key_type(dtype), np.uint32)
-    return _digit((low.astype(kind) << left)[None], shift.astype(kind)[None], jnp.zeros(1, bool), width)
+    return _digit(low.astype(kind) << left, shift.astype(kind), jnp.zeros((), bool), width)
+
+
+def key_at(leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, rank: Array) -> tuple[Array, Array]:
+    """The key of one 0-based rank among all leaves, and how many of its equals come before it.
+
+    One unrolled program of few operations a leaf, because loops over many leaves take long to compile.
+    """
+    key = jnp.zeros((), key_type(dtype))
+    for shift in digit_shifts(dtype):
+        counts = jnp.zeros(1 << _DIGIT, jnp.uint32)
+        for leaf, guard in zip(leaves, guards, strict=True):
+            counts += count_digit(leaf, guard, key, shift, dtype)
+        digit, rank = _find(counts, rank)
+        key |= digit.astype(key.dtype) << shift
+    return key, rank
+
+
+def digit_shifts(dtype: np.dtype) -> list[Any]:
+    """How far ``count_digit`` has to shift the keys in each pass, most significant digit first."""
+    return [key_type(dtype).type(shift) for shift in range(dtype.itemsize * 8 - _DIGIT, -1, -_DIGIT)]
+
+
+@partial(jax.jit, static_argnums=4)
+def count_digit(leaf: Array, guard: Cut | None, above: Array, shift: Array, dtype: np.dtype) -> Array:
+    """Histogram of the digit at ``shift`` among the elements whose keys begin like ``above``: uint32 [2**16]."""
+    return histogram(leaf, (above, shift, guard), _OneDigit(dtype), 1 << _DIGIT)
+
+
+@dataclass(frozen=True)
+class _OneDigit:
+    """Sends an element to its digit; what is too low wraps around, and so lies beyond all bins too."""
+
+    dtype: np.dtype
+
+    def __call__(self, values: Array, index: Array, above: Array, shift: Array, guard: Cut | None) -> Array:
+        keys = to_keys(values, self.dtype, index, guard)
+        bins = ((keys - above) >> shift).astype(np.promote_types(keys.dtype, np.uint32))
+        return jnp.minimum(bins, 1 << _DIGIT).astype(jnp.uint32)
 
 
 def keys_at(
@@ -229,6 +235,12 @@ class _SlotDigit:
             left -= width
             slot = (slot << width) + ((keys >> left) & ((1 << width) - 1)).astype(jnp.uint32)
         return slot
+
+
+def _find(counts: Array, rank: Array) -> tuple[Array, Array]:
+    """The bin in which a rank falls, and the rank within it."""
+    bins, rest = _locate(counts[None], jnp.zeros(1, jnp.int32), rank[None])
+    return bins[0], rest[0]
 
 
 def _locate(counts: Array, slot: Array, rank: Array) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Scores, Setting, Where
 from jaxprune.kernels import order
+from jaxprune.kernels.counts import removed_count
 
 Scope = Literal["leaf", "global"]
 
@@ -104,12 +105,14 @@ def keep_highest(
 
 @partial(jax.jit, static_argnums=2)
 def _keep(scores: list[Array], sparsity: Array, min_keep: int) -> list[Array]:
-    return order.keep_from(scores, order.removed_count(sum(leaf.size for leaf in scores), sparsity), min_keep)
+    return order.keep_from(
+        scores, removed_count(sum(leaf.size for leaf in scores), sparsity), (min_keep,) * len(scores)
+    )
 
 
 @partial(jax.jit, static_argnums=2)
 def _keep_each(scores: list[Array], sparsities: list[Array], min_keep: int) -> list[Array]:
-    wanted = [order.removed_count(leaf.size, fraction) for leaf, fraction in zip(scores, sparsities, strict=True)]
+    wanted = [removed_count(leaf.size, fraction) for leaf, fraction in zip(scores, sparsities, strict=True)]
     spare = [np.uint32(max(leaf.size - min_keep, 0)) for leaf in scores]
     return order.keep_from_each(scores, [jnp.minimum(count, most) for count, most in zip(wanted, spare, strict=True)])
 
@@ -146,7 +149,7 @@ def thresholds(scores: Scores, sparsities: Any, *, scope: Scope = "leaf", where:
 @jax.jit
 def _kth(scores: list[Array], sparsities: Array) -> Array:
     total = sum(leaf.size for leaf in scores)
-    return order.kth_smallest(scores, order.removed_count(total, sparsities))
+    return order.kth_smallest(scores, removed_count(total, sparsities))
 
 
 def as_masks(chosen: tree.Selection, kept: list[Array]) -> Masks:

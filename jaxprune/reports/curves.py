@@ -14,6 +14,7 @@ import numpy as np
 from jaxprune import layout, settings, tree
 from jaxprune.base import Array, Params, QuantSpec, Where
 from jaxprune.kernels import order, unit_statistics
+from jaxprune.kernels.counts import removed_count
 from jaxprune.quantization.integers import fake_quant
 
 _PLAIN = QuantSpec()
@@ -63,7 +64,7 @@ def sparsity_curve(params: Params, sparsities: Any, *, where: Where = None) -> S
 
 @jax.jit
 def _sparsity_curve(w: Array, sparsities: Array) -> tuple[Array, Array]:
-    counts = order.removed_count(w.size, sparsities)
+    counts = removed_count(w.size, sparsities)
     thresholds, lost = order.smallest([jnp.abs(w)], counts, _squares)
     return thresholds, _relative(lost, w)
 
