@@ -53,11 +53,9 @@ def keep_from(leaves: Sequence[Array], removed: Array, min_keep: Sequence[int] =
     # Guarded elements alone have the highest key, and they are not counted as removable.
     everything = removed >= np.uint32(total)
     key, rest = jnp.where(everything, highest_key(dtype), key), jnp.where(everything, np.uint32(0), rest)
-    counts = [count_from(leaf, guard, key, dtype)[1] for leaf, guard in zip(leaves, guards, strict=True)]
-    shares = []
-    for count in counts:
-        shares.append(jnp.minimum(rest, count))
-        rest = rest - shares[-1]
+    counts = jnp.stack([count_from(leaf, guard, key, dtype)[1] for leaf, guard in zip(leaves, guards, strict=True)])
+    before = jnp.cumsum(counts, dtype=jnp.uint32) - counts
+    shares = jnp.where(before < rest, jnp.minimum(rest - before, counts), np.uint32(0))
     return keep_shares(leaves, guards, key, shares, counts, dtype)
 
 
@@ -80,24 +78,17 @@ def count_from(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> t
 
 
 def keep_shares(
-    leaves: Sequence[Array],
-    guards: Sequence[Cut | None],
-    key: Array,
-    shares: Sequence[Array],
-    counts: Sequence[Array],
-    dtype: np.dtype,
+    leaves: Sequence[Array], guards: Sequence[Cut | None], key: Array, shares: Array, counts: Array, dtype: np.dtype
 ) -> list[Array]:
     """Masks that remove all elements of lower keys, and of the ``counts[i]`` of this key the first ``shares[i]``.
 
     At most one share is neither 0 nor all.
     """
-    ranks = [jnp.where(share < count, share, np.uint32(0)) for share, count in zip(shares, counts, strict=True)]
-    positions = _positions(leaves, guards, dtype, key, ranks)
-    masks = []
-    for leaf, guard, share, count, found in zip(leaves, guards, shares, counts, positions, strict=True):
-        position = jnp.where(share < count, found, np.uint32(leaf.size))
-        masks.append(keeps(leaf, guard, Cut(key, position), dtype))
-    return masks
+    found = _positions(leaves, guards, dtype, key, jnp.where(shares < counts, shares, np.uint32(0)))
+    sizes = np.asarray([leaf.size for leaf in leaves], np.uint32)
+    positions = jnp.where(shares < counts, found, sizes)
+    rows = zip(leaves, guards, positions, strict=True)
+    return [keeps(leaf, guard, Cut(key, position), dtype) for leaf, guard, position in rows]
 
 
 @partial(jax.jit, static_argnums=3)
@@ -165,7 +156,9 @@ def _cut_at(leaf: Array, guard: Any, dtype: np.dtype, rank: Array) -> Cut:
             )
         else:
             keys, equals = _keys_at([leaf], [guard], dtype, ranks)
-            positions = lax.map(lambda pair: _positions([leaf], [guard], dtype, pair[0], [pair[1]])[0], (keys, equals))
+            positions = lax.map(
+                lambda pair: _positions([leaf], [guard], dtype, pair[0], pair[1][None])[0], (keys, equals)
+            )
             cuts = Cut(keys, positions)
         return cuts, Cut(True, True)  # type: ignore
 
@@ -233,32 +226,28 @@ def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[A
     return keys_at(list(leaves), list(guards), ranks)
 
 
-def _positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, ranks: Sequence[Array]) -> list[Array]:
+def _positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, ranks: Array) -> Array:
     """For each leaf, a flat index that exactly ``ranks[i]`` of its elements of this key lie before.
 
     At most one rank is above 0. Leaves of one shape share the search, which takes long to compile: it is made in the
     one that needs it.
     """
 
-    def find(leaves: Any, guards: Any, key: Array, ranks: Any) -> list[Array]:
-        found = list(ranks)
+    def find(leaves: Any, guards: Any, key: Array, ranks: Array) -> Array:
+        found = jnp.zeros(ranks.shape, jnp.uint32)
         for alike in _alike(leaves):
-            chosen, rank = (leaves[alike[0]], guards[alike[0]]), ranks[alike[0]]
+            chosen = leaves[alike[0]], guards[alike[0]]
             for i in alike[1:]:
-                here = (leaves[i], guards[i])
-                chosen = jax.tree.map(partial(jnp.where, ranks[i] > 0), here, chosen)
-                rank = rank + ranks[i]
-            position = _search(*chosen, dtype, rank, key).position
-            for i in alike:
-                found[i] = jnp.where(ranks[i] > 0, position, np.uint32(0))
-        return found
+                chosen = jax.tree.map(partial(jnp.where, ranks[i] > 0), (leaves[i], guards[i]), chosen)
+            rank = jnp.max(ranks[np.asarray(alike)])
+            found = jnp.maximum(found, _search(*chosen, dtype, rank, key).position)
+        return jnp.where(ranks > 0, found, np.uint32(0))
 
     @custom_vmap
-    def positions(leaves: Any, guards: Any, key: Array, ranks: Any) -> list[Array]:
+    def positions(leaves: Any, guards: Any, key: Array, ranks: Array) -> Array:
         if len(leaves) == 1:
             return find(leaves, guards, key, ranks)
-        needed = jnp.any(jnp.stack(ranks) > 0)
-        return lax.cond(needed, find, lambda *arguments: list(arguments[-1]), leaves, guards, key, ranks)
+        return lax.cond(jnp.any(ranks > 0), find, lambda *arguments: arguments[-1], leaves, guards, key, ranks)
 
     @positions.def_vmap
     def _(axis_size: int, batched: Any, *arguments: Any) -> Any:
@@ -266,14 +255,14 @@ def _positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, ranks: Seq
         values, treedef = jax.tree.flatten(arguments)
         flags = jax.tree.leaves(batched)
 
-        def one(rows: list[Array]) -> list[Array]:
+        def one(rows: list[Array]) -> Array:
             row = iter(rows)
             chosen = [next(row) if flag else value for value, flag in zip(values, flags, strict=True)]
             return positions(*jax.tree.unflatten(treedef, chosen))
 
-        return lax.map(one, [value for value, flag in zip(values, flags, strict=True) if flag]), [True] * len(ranks)
+        return lax.map(one, [value for value, flag in zip(values, flags, strict=True) if flag]), True
 
-    return positions([lax.stop_gradient(leaf) for leaf in leaves], list(guards), key, list(ranks))
+    return positions([lax.stop_gradient(leaf) for leaf in leaves], list(guards), key, ranks)
 
 
 def _alike(leaves: Sequence[Array]) -> list[list[int]]:

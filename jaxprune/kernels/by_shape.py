@@ -1,0 +1,58 @@
+"""Many leaves, few programs: what is done for each leaf runs for some leaves of one shape together.
+
+Eager calls compile one small program for each distinct shape, not one for the tree; and they call each for several
+leaves at once, because a call takes longer than the work on a small leaf. Inside a trace, leaves of one shape are
+traced once.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxprune.base import Array
+
+_TOGETHER = 8  # leaves in one call
+
+
+def groups(leaves: Sequence[Any]) -> list[list[int]]:
+    """The leaves' numbers: eight of one shape and dtype together as long as there are so many, then each alone."""
+    alike: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        alike.setdefault((leaf.shape, leaf.dtype), []).append(i)
+    found = []
+    for members in alike.values():
+        whole = len(members) - len(members) % _TOGETHER
+        found += [members[i : i + _TOGETHER] for i in range(0, whole, _TOGETHER)]
+        found += [[i] for i in members[whole:]]
+    return found
+
+
+def each(kernel: Callable[..., Any], *columns: Sequence[Any], static: tuple[Any, ...] = ()) -> list[Any]:
+    """``[kernel(*row, *static) for row in zip(*columns)]``, jitted.
+
+    Args:
+      kernel: static, hashable; traced once for each shape.
+      columns: lists of equal length; the first holds the leaves, others what belongs to each.
+      static: hashable.
+    """
+    first = columns[0]
+    if any(isinstance(leaf, jax.core.Tracer) for column in columns for leaf in column):
+        return [_one(kernel, static, *row) for row in zip(*columns, strict=True)]
+    results: list[Any] = [None] * len(first)
+    for members in groups(first):
+        found = _some(kernel, static, *([column[i] for i in members] for column in columns))
+        for i, result in zip(members, found, strict=True):
+            results[i] = result
+    return results
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _one(kernel: Any, static: tuple[Any, ...], *row: Any) -> Any:
+    return kernel(*row, *static)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _some(kernel: Any, static: tuple[Any, ...], *columns: list[Array]) -> list[Any]:
+    return [_one(kernel, static, *row) for row in zip(*columns, strict=True)]

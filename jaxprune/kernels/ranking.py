@@ -1,0 +1,74 @@
+"""One ranking of many leaves from the host: the masks of ``order.keep_from``, by programs of a few leaves each.
+
+The host adds up histograms and finds digits in them; what it cannot know of a leaf, small programs do. So an eager call
+compiles a few programs for each distinct shape, whatever the number of leaves.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import Array
+from jaxprune.kernels import by_shape, order, radix
+from jaxprune.kernels.float_keys import Cut, common_dtype, highest_key, key_type
+
+
+def keep_from(leaves: Sequence[Array], removed: int, min_keep: Sequence[int]) -> tuple[list[Array], list[int]]:
+    """The masks of ``order.keep_from`` for concrete arguments, and how many elements of each leaf stay."""
+    dtype, sizes = common_dtype(leaves), [leaf.size for leaf in leaves]
+    guards: list[Cut | None] = [None] * len(leaves)
+    if any(min_keep):
+        spare = [max(size - keep, 0) for size, keep in zip(sizes, min_keep, strict=True)]
+        removed = min(removed, sum(spare))
+        guards = by_shape.each(order.cut_of, leaves, guards, np.asarray(spare, np.uint32), static=(dtype,))
+    groups = [g for g in by_shape.groups(leaves) if sizes[g[0]]]
+    columns = [([leaves[i] for i in group], [guards[i] for i in group]) for group in groups]
+    key, rest = _key_at(columns, dtype, min(removed, max(sum(sizes) - 1, 0)))
+    if removed >= sum(sizes):
+        key, rest = highest_key(dtype), 0
+    higher, equal = np.zeros((2, len(leaves)), np.int64)
+    tallies = [_count(*column, key, dtype) for column in columns]
+    for group, tally in zip(groups, tallies, strict=True):
+        higher[group], equal[group] = np.asarray(tally)
+    shares = np.clip(rest - (np.cumsum(equal) - equal), 0, equal)
+    masks: list[Array] = [jnp.ones(leaf.shape, bool) if not leaf.size else leaf for leaf in leaves]
+    for group, column in zip(groups, columns, strict=True):
+        numbers = shares[group].astype(np.uint32), equal[group].astype(np.uint32)
+        for i, mask in zip(group, _keep(*column, key, *numbers, dtype), strict=True):
+            masks[i] = mask
+    return masks, (higher + equal - shares).tolist()
+
+
+def _key_at(columns: Sequence[Any], dtype: np.dtype, rank: int) -> tuple[Any, int]:
+    """The key of one rank among all leaves, and how many of its equals come before it."""
+    key = key_type(dtype).type(0)
+    for shift in radix.digit_shifts(dtype):
+        parts = [_count_digit(*column, key, shift, dtype) for column in columns]
+        passed = np.cumsum(sum(np.asarray(part, np.int64) for part in parts))
+        digit = int(np.searchsorted(passed, rank, side="right")) if parts else 0
+        rank -= int(passed[digit - 1]) if digit else 0
+        key |= key.dtype.type(digit) << shift
+    return key, rank
+
+
+@partial(jax.jit, static_argnums=4)
+def _count_digit(leaves: list[Array], guards: list[Any], above: Array, shift: Array, dtype: np.dtype) -> Array:
+    rows = zip(leaves, guards, strict=True)
+    return sum((radix.count_digit(*row, above, shift, dtype) for row in rows), jnp.zeros((), jnp.uint32))
+
+
+@partial(jax.jit, static_argnums=3)
+def _count(leaves: list[Array], guards: list[Any], key: Array, dtype: np.dtype) -> Array:
+    """Elements of a higher key and of this one: uint32 [2, leaves]."""
+    return jnp.stack([jnp.stack(order.count_from(*row, key, dtype)) for row in zip(leaves, guards, strict=True)], 1)
+
+
+@partial(jax.jit, static_argnums=5)
+def _keep(
+    leaves: list[Array], guards: list[Any], key: Array, shares: Array, counts: Array, dtype: np.dtype
+) -> list[Array]:
+    return order.keep_shares(leaves, guards, key, shares, counts, dtype)
