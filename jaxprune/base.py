@@ -14,7 +14,7 @@ Conventions, said once:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
@@ -29,6 +29,8 @@ Masks: TypeAlias = Any
 Setting: TypeAlias = Any
 #: Which leaves take part: the default, glob patterns, a predicate ``(path, leaf) -> bool`` or a tree of bools.
 Where: TypeAlias = str | Sequence[str] | Callable[[str, Any], bool] | Mapping[str, Any] | None
+#: What is ranked together: the entries of each leaf, or those of all chosen leaves.
+Scope: TypeAlias = Literal["leaf", "global"]
 #: A criterion: parameters in, scores out.
 Saliency: TypeAlias = Callable[[Params], Scores]
 

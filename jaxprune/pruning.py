@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from jaxprune import masks as masking
 from jaxprune import saliency as criteria
 from jaxprune import tree
-from jaxprune.base import Masks, Params, Saliency, Setting, Where
-from jaxprune.masks.selection import Scope
+from jaxprune.base import Array, Masks, Params, Saliency, Scope, Setting, Where
+from jaxprune.masks.application import mask_each
+from jaxprune.masks.selection import as_masks, at_least, keep_highest
 
 
 class Pruned(NamedTuple):
@@ -21,8 +21,8 @@ def prune(
     sparsity: Setting,
     *,
     saliency: Saliency = criteria.magnitude,
-    scope: Scope = "global",
-    min_keep: int | None = None,
+    scope: Scope = "leaf",
+    min_keep: int | float | None = None,
     where: Where = None,
 ) -> Pruned:
     """Zeroes exactly the wanted fraction of the parameters, those of the lowest scores.
@@ -32,7 +32,7 @@ def prune(
       sparsity: traced fraction to remove, in [0, 1]; for scope "leaf" a tree of them serves too.
       saliency: static criterion ``params -> scores``, of full shape or one score a unit (which removes whole units).
         Criteria that need data close over it: ``lambda p: jaxprune.saliency.gradient(p, grads)``.
-      scope: static; "global" ranks all chosen leaves together, "leaf" each alone.
+      scope: static; "leaf" ranks each chosen leaf alone, "global" all of them together.
       min_keep: static, see :func:`jaxprune.masks.by_sparsity`.
       where: see :func:`jaxprune.tree.select`; resolved on the parameters.
 
@@ -47,11 +47,25 @@ def prune(
     [[3.0, 0.0], [0.0, -2.0]]
     """
     chosen = tree.select(params, where)
-    scores = saliency(params)
-    tree.same_paths(chosen, tree.flatten(scores), "params", "scores")
-    names = set(chosen.names)
-    kept = masking.by_sparsity(scores, sparsity, scope=scope, min_keep=min_keep, where=lambda path, _: path in names)
-    return Pruned(masking.apply_masks(params, kept), kept)
+    scores = _scores(chosen, saliency(params))
+    return _pruned(chosen, keep_highest(chosen, scores, sparsity, scope, min_keep))
+
+
+def _scores(chosen: tree.Selection, scores: Params) -> list[Array]:
+    """The scores of the chosen leaves."""
+    found = chosen._replace(leaves=list(chosen.leaves))
+    for i, score in zip(chosen.chosen, tree.leaves_like(chosen, scores, "params", "scores"), strict=True):
+        if not tree.is_floating(score):
+            raise TypeError(f"the scores of leaf {tree.show(chosen.paths[i])} are no floating-point numbers: {score!r}")
+        found.leaves[i] = score
+    return found.values
+
+
+def _pruned(chosen: tree.Selection, kept: list[Array]) -> Pruned:
+    values = chosen.values
+    for path, value, mask in zip(chosen.names, values, kept, strict=True):
+        tree.check_mask(path, value, mask)
+    return Pruned(chosen.replace(mask_each(values, kept)), as_masks(chosen, kept))
 
 
 def threshold_prune(params: Params, threshold: Setting, *, where: Where = None) -> Pruned:
@@ -72,6 +86,5 @@ def threshold_prune(params: Params, threshold: Setting, *, where: Where = None) 
     >>> threshold_prune(jnp.array([0.1, -0.2, 0.3]), 0.15).masks.tolist()
     [False, True, True]
     """
-    names = set(tree.select(params, where).names)
-    kept = masking.by_threshold(criteria.magnitude(params), threshold, where=lambda path, _: path in names)
-    return Pruned(masking.apply_masks(params, kept), kept)
+    chosen = tree.select(params, where)
+    return _pruned(chosen, at_least(chosen, _scores(chosen, criteria.magnitude(params)), threshold))

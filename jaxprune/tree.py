@@ -6,6 +6,7 @@ or an equal pattern never recompiles, and leaves that take no part come back as 
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ class Selection(NamedTuple):
     @property
     def values(self) -> list[Array]:
         """The chosen leaves, as arrays."""
-        return [jnp.asarray(self.leaves[i]) for i in self.chosen]
+        chosen = (self.leaves[i] for i in self.chosen)
+        return [leaf if isinstance(leaf, Array) else jnp.asarray(leaf) for leaf in chosen]
 
     @property
     def names(self) -> list[str]:
@@ -153,19 +155,31 @@ def same_paths(left: Selection, right: Selection, left_name: str, right_name: st
     )
 
 
+def leaves_like(selection: Selection, other: Any, name: str, other_name: str) -> list[Any]:
+    """The leaves of another tree in the chosen places; ``ValueError`` unless both have the same leaves."""
+    leaves, treedef = tree_util.tree_flatten(other)
+    if treedef != selection.treedef:
+        flat = flatten(other)
+        same_paths(selection, flat, name, other_name)
+        leaves = flat.leaves
+    return [leaves[i] for i in selection.chosen]
+
+
 def pair(params: Params, masks: Masks) -> tuple[Selection, list[Array]]:
     """The parameters that masks can change, and a valid mask for each."""
     everything = flatten(params)
-    flags = flatten(masks)
-    same_paths(everything, flags, "params", "masks")
-    for path, leaf, mask in zip(everything.paths, everything.leaves, flags.leaves, strict=True):
+    everything = everything._replace(chosen=tuple(range(len(everything.leaves))))
+    flags = leaves_like(everything, masks, "params", "masks")
+    for path, leaf, mask in zip(everything.paths, everything.leaves, flags, strict=True):
         check_mask(path, leaf, mask)
-    chosen = select(params, lambda _, leaf: is_floating(leaf))
-    return chosen, [jnp.asarray(flags.leaves[i]) for i in chosen.chosen]
+    chosen = everything._replace(chosen=tuple(i for i, leaf in enumerate(everything.leaves) if is_floating(leaf)))
+    return chosen, [flags[i] if isinstance(flags[i], Array) else jnp.asarray(flags[i]) for i in chosen.chosen]
 
 
 def check_mask(path: str, leaf: Any, mask: Any) -> None:
     """Raises unless the mask is bool and broadcasts to its parameter."""
+    if is_array(mask) and mask.dtype == bool and is_array(leaf) and mask.shape == leaf.shape and is_floating(leaf):
+        return
     kind = np.dtype(mask.dtype if is_array(mask) else type(mask))
     if kind != np.dtype(bool):
         raise TypeError(f"the mask of {show(path)} has dtype {kind}; masks are bool, True keeps")
@@ -196,14 +210,23 @@ def is_array(leaf: Any) -> bool:
 
 def is_floating(leaf: Any) -> bool:
     """Whether the leaf holds floating-point numbers."""
-    return isinstance(leaf, float) or (is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating))
+    return isinstance(leaf, float) or (is_array(leaf) and _is_floating_dtype(leaf.dtype))
+
+
+@cache
+def _is_floating_dtype(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _flatten(tree: Params) -> tuple[Selection, list[bool]]:
     """The leaves, none chosen, and whether each is trainable by where it stands."""
-    keyed, treedef = tree_util.tree_flatten_with_path(tree)
+    nodes, treedef = tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
+    if any(_is_box(node) for _, node in nodes):
+        keyed, treedef = tree_util.tree_flatten_with_path(tree)
+    else:
+        keyed = nodes
     leaves = [leaf for _, leaf in keyed]
-    paths, trainable = _paths(tree, keyed)
+    paths, trainable = _paths(tree, keyed, nodes)
     for path, leaf in zip(paths, leaves, strict=True):
         if not (is_array(leaf) or isinstance(leaf, bool | int | float | complex) or callable(leaf)):
             raise TypeError(f"leaf {show(path)} is {leaf!r} ({type(leaf).__name__}); leaves must be arrays")
@@ -248,13 +271,16 @@ def _is_kernel(path: str, leaf: Any) -> bool:
     return is_floating(leaf) and np.ndim(leaf) >= 2 and path.rsplit("/", 1)[-1] not in _NEVER_KERNELS
 
 
-def _paths(tree: Params, keyed: list[tuple[Any, Any]]) -> tuple[list[str], list[bool]]:
+def _paths(tree: Params, keyed: list[Any], nodes: list[Any] | None = None) -> tuple[list[str], list[bool]]:
     """Each leaf's path, and whether it is trainable by where it stands (a collection, an NNX variable's type)."""
+    nodes = tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0] if nodes is None else nodes
     paths = [_join(key) for key, _ in keyed]
     trainable = [True] * len(paths)
     variables = isinstance(tree, Mapping) and "params" in tree
+    if nodes is keyed and not variables:
+        return paths, trainable
     position = 0
-    for key, node in tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0]:
+    for key, node in nodes:
         inner = tree_util.tree_leaves(node) if _is_box(node) else [node]
         for i in range(position, position + len(inner)):
             if _is_nnx_variable(node):

@@ -10,42 +10,53 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from jaxprune.base import Array
 
-_TOGETHER = 8  # leaves in one call
+_TOGETHER = 4  # leaves in one call: more make longer programs
 
 
-def groups(leaves: Sequence[Any]) -> list[list[int]]:
-    """The leaves' numbers: eight of one shape and dtype together as long as there are so many, then each alone."""
+def groups(leaves: Sequence[Any], together: int = _TOGETHER) -> list[list[int]]:
+    """The leaves' numbers: four of one shape and dtype together as long as there are so many, then each alone."""
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
         alike.setdefault((leaf.shape, leaf.dtype), []).append(i)
     found = []
     for members in alike.values():
-        whole = len(members) - len(members) % _TOGETHER
-        found += [members[i : i + _TOGETHER] for i in range(0, whole, _TOGETHER)]
+        whole = len(members) - len(members) % together
+        found += [members[i : i + together] for i in range(0, whole, together)]
         found += [[i] for i in members[whole:]]
     return found
 
 
-def each(kernel: Callable[..., Any], *columns: Sequence[Any], static: tuple[Any, ...] = ()) -> list[Any]:
+def each(
+    kernel: Callable[..., Any], *columns: Sequence[Any], static: tuple[Any, ...] = (), together: int = _TOGETHER
+) -> list[Any]:
     """``[kernel(*row, *static) for row in zip(*columns)]``, jitted.
 
     Args:
       kernel: static, hashable; traced once for each shape.
       columns: lists of equal length; the first holds the leaves, others what belongs to each.
       static: hashable.
+      together: how many leaves of one shape make a program; 1 for what takes long to compile.
     """
     first = columns[0]
-    if any(isinstance(leaf, jax.core.Tracer) for column in columns for leaf in column):
+    if any(isinstance(leaf, Tracer) for column in columns for leaf in column):
         return [_one(kernel, static, *row) for row in zip(*columns, strict=True)]
     results: list[Any] = [None] * len(first)
-    for members in groups(first):
-        found = _some(kernel, static, *([column[i] for i in members] for column in columns))
+    for members in groups(first, together):
+        found = _some(kernel, static, *(_pick(column, members) for column in columns))
         for i, result in zip(members, found, strict=True):
             results[i] = result
     return results
+
+
+def _pick(column: Sequence[Any], members: list[int]) -> Any:
+    """Some of a column; numbers as one array, which is one argument."""
+    chosen = [column[i] for i in members]
+    return np.stack(chosen) if isinstance(chosen[0], np.generic) else chosen
 
 
 @partial(jax.jit, static_argnums=(0, 1))

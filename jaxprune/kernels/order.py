@@ -236,11 +236,12 @@ def _positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, ranks: Arr
     def find(leaves: Any, guards: Any, key: Array, ranks: Array) -> Array:
         found = jnp.zeros(ranks.shape, jnp.uint32)
         for alike in _alike(leaves):
-            chosen = leaves[alike[0]], guards[alike[0]]
+            leaf, guard = leaves[alike[0]], guards[alike[0]]
             for i in alike[1:]:
-                chosen = jax.tree.map(partial(jnp.where, ranks[i] > 0), (leaves[i], guards[i]), chosen)
+                here = partial(jnp.where, ranks[i] > 0)
+                leaf, guard = jax.tree.map(here, (leaves[i], guards[i]), (leaf, guard))
             rank = jnp.max(ranks[np.asarray(alike)])
-            found = jnp.maximum(found, _search(*chosen, dtype, rank, key).position)
+            found = jnp.maximum(found, _search(leaf, guard, dtype, rank, key).position)
         return jnp.where(ranks > 0, found, np.uint32(0))
 
     @custom_vmap

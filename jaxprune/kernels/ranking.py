@@ -24,7 +24,9 @@ def keep_from(leaves: Sequence[Array], removed: int, min_keep: Sequence[int]) ->
     if any(min_keep):
         spare = [max(size - keep, 0) for size, keep in zip(sizes, min_keep, strict=True)]
         removed = min(removed, sum(spare))
-        guards = by_shape.each(order.cut_of, leaves, guards, np.asarray(spare, np.uint32), static=(dtype,))
+        guards = by_shape.each(
+            order.cut_of, leaves, guards, list(np.asarray(spare, np.uint32)), static=(dtype,), together=1
+        )
     groups = [g for g in by_shape.groups(leaves) if sizes[g[0]]]
     columns = [([leaves[i] for i in group], [guards[i] for i in group]) for group in groups]
     key, rest = _key_at(columns, dtype, min(removed, max(sum(sizes) - 1, 0)))

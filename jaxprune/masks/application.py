@@ -1,12 +1,12 @@
 """What is done with masks: apply them, and count what they remove."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Masks, Params
+from jaxprune.kernels import by_shape
 from jaxprune.kernels.rounding import divide
 
 
@@ -33,7 +33,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     chosen, kept = tree.pair(params, masks)
     touched = [i for i, mask in enumerate(kept) if not _keeps_all(mask)]
     chosen = chosen._replace(chosen=tuple(chosen.chosen[i] for i in touched))
-    return chosen.replace(_apply(chosen.values, [kept[i] for i in touched]))
+    return chosen.replace(mask_each(chosen.values, [kept[i] for i in touched]))
 
 
 def _keeps_all(mask: Array) -> bool:
@@ -41,9 +41,13 @@ def _keeps_all(mask: Array) -> bool:
     return mask.ndim == 0 and not isinstance(mask, Tracer) and bool(mask)
 
 
-@jax.jit
-def _apply(values: list[Array], masks: list[Array]) -> list[Array]:
-    return [jnp.where(mask, value, jnp.zeros((), value.dtype)) for value, mask in zip(values, masks, strict=True)]
+def mask_each(values: list[Array], masks: list[Array]) -> list[Array]:
+    """The values with 0.0 where their mask is ``False``."""
+    return by_shape.each(_masked, values, masks)
+
+
+def _masked(value: Array, mask: Array) -> Array:
+    return jnp.where(mask, value, jnp.zeros((), value.dtype))
 
 
 def sparsity_of(masks: Masks, params: Params) -> Array:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import layout, tree
-from jaxprune.base import Array, Masks, Scores, Setting, Where
+from jaxprune.base import Array, Masks, Scope, Scores, Setting, Where
 from jaxprune.kernels.float_keys import common_dtype, to_keys
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.masks.selection import Scope, as_masks, keep_highest
+from jaxprune.masks.selection import as_masks, keep_highest
 
 
 def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False, where: Where = None) -> Masks:

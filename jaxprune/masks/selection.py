@@ -1,7 +1,9 @@
 """Scores and a setting in, masks out: by threshold and by exact sparsity."""
 
+import sys
+import warnings
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune import settings, tree
-from jaxprune.base import Array, Masks, Scores, Setting, Where
-from jaxprune.kernels import order
-from jaxprune.kernels.counts import removed_count
-
-Scope = Literal["leaf", "global"]
+from jaxprune.base import Array, Masks, Scope, Scores, Setting, Where
+from jaxprune.kernels import by_shape, order, ranking
+from jaxprune.kernels.counts import removed_count, removed_of
 
 
 def by_threshold(scores: Scores, threshold: Setting, *, where: Where = None) -> Masks:
@@ -34,13 +34,17 @@ def by_threshold(scores: Scores, threshold: Setting, *, where: Where = None) -> 
     [False, True, True]
     """
     chosen = tree.select(scores, where)
+    return as_masks(chosen, at_least(chosen, chosen.values, threshold))
+
+
+def at_least(chosen: tree.Selection, scores: list[Array], threshold: Setting) -> list[Array]:
+    """One mask for each of ``scores``, which belong to the chosen leaves: the mechanism of ``by_threshold``."""
     limits = settings.per_leaf(threshold, chosen, "threshold", -np.inf, np.inf)
-    return as_masks(chosen, _at_least(chosen.values, limits))
+    return by_shape.each(_at_least, scores, limits)
 
 
-@jax.jit
-def _at_least(scores: list[Array], limits: list[Array]) -> list[Array]:
-    return [~(leaf < limit) for leaf, limit in zip(scores, limits, strict=True)]
+def _at_least(leaf: Array, limit: Array) -> Array:
+    return ~(leaf < limit)
 
 
 def by_sparsity(
@@ -48,7 +52,7 @@ def by_sparsity(
     sparsity: Setting,
     *,
     scope: Scope = "leaf",
-    min_keep: int | None = None,
+    min_keep: int | float | None = None,
     where: Where = None,
 ) -> Masks:
     """Removes exactly ``round_half_up(n * sparsity)`` of the n smallest scores, in each leaf or over all of them.
@@ -61,7 +65,8 @@ def by_sparsity(
       scores: float16, bfloat16 or float32 arrays of any shapes; scores of units count units.
       sparsity: traced fraction in [0, 1]; for scope "leaf" a tree of them serves too.
       scope: static; "leaf" ranks each leaf alone, "global" all chosen leaves together.
-      min_keep: static; at least so many entries of each leaf stay, and others go in their place (global scope). By
+      min_keep: static; at least so many entries of each leaf stay, and others go in their place (global scope): a
+        count, or a fraction of the leaf as a float in (0, 1), which is rounded half up and at least one entry. By
         default 0; and 1 for global ranks of units, that is if all chosen scores have the shape (1, ..., 1, C).
       where: see :func:`jaxprune.tree.select`.
 
@@ -70,51 +75,91 @@ def by_sparsity(
       that may be removed is.
 
     Raises:
-      ValueError: a concrete sparsity outside [0, 1] or NaN; an unknown scope; a negative ``min_keep``; a leaf above
-        2**31 - 1 entries, or leaves above 2**32 - 1 in one ranking.
+      ValueError: a concrete sparsity outside [0, 1] or NaN; an unknown scope; a ``min_keep`` that is neither a count
+        nor a fraction; a leaf above 2**31 - 1 entries, or leaves above 2**32 - 1 in one ranking.
+
+    Warns:
+      UserWarning: outside of a trace, global scope, with the names of leaves that keep under 1% of their entries,
+        unless that is what was asked of all of them together.
 
     >>> by_sparsity(jnp.array([0.0, 0.0, 1.0, 1.0, 2.0, 2.0]), 0.5).tolist()
     [False, False, False, True, True, True]
     """
     chosen = tree.select(scores, where)
-    if min_keep is not None and min_keep < 0:
-        raise ValueError(f"min_keep must be 0 or more, got {min_keep}")
-    if min_keep is None:
-        units = all(leaf.ndim > 1 and leaf.size == leaf.shape[-1] for leaf in chosen.values)
-        min_keep = int(units and scope == "global")
     return as_masks(chosen, keep_highest(chosen, chosen.values, sparsity, scope, min_keep))
 
 
 def keep_highest(
-    chosen: tree.Selection, scores: list[Array], sparsity: Setting, scope: Scope, min_keep: int = 0
+    chosen: tree.Selection,
+    scores: list[Array],
+    sparsity: Setting,
+    scope: Scope,
+    min_keep: int | float | None = None,
 ) -> list[Array]:
     """One mask for each of ``scores``, which belong to the chosen leaves: the mechanism of ``by_sparsity``."""
     check_scope(chosen, scores, scope)
-    if scope == "global":
-        if not settings.is_scalar(sparsity):
-            raise TypeError(
-                f"sparsity must be a real number for scope='global', which ranks all leaves; got {sparsity!r}"
-            )
-        return _keep(scores, settings.check_setting(sparsity, "sparsity", 0.0, 1.0), min_keep)
-    sparsities = settings.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
-    if any(isinstance(leaf, Tracer) for leaf in scores):
-        return _keep_each(scores, sparsities, min_keep)  # one program: all leaves share one loop
-    pairs = zip(scores, sparsities, strict=True)  # eager: leaves of one shape share one program
-    return [_keep_each([leaf], [fraction], min_keep)[0] for leaf, fraction in pairs]
+    least = _least(scores, scope, min_keep)
+    if scope == "leaf":
+        sparsities = settings.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
+        spare = [np.uint32(leaf.size - keep) for leaf, keep in zip(scores, least, strict=True)]
+        return by_shape.each(_keep_one, scores, sparsities, spare, together=1)
+    if not settings.is_scalar(sparsity):
+        raise TypeError(f"sparsity must be a real number for scope='global', which ranks all leaves; got {sparsity!r}")
+    fraction = settings.check_setting(sparsity, "sparsity", 0.0, 1.0)
+    if _in_trace(fraction, scores):
+        return _keep_together(scores, fraction, least)
+    kept, counts = ranking.keep_from(scores, removed_of(sum(leaf.size for leaf in scores), fraction), least)
+    _warn_of_empty(chosen.names, scores, counts, fraction)
+    return kept
+
+
+def _least(scores: list[Array], scope: Scope, min_keep: int | float | None) -> tuple[int, ...]:
+    """How many entries of each leaf have to stay."""
+    if min_keep is None:
+        units = all(leaf.ndim > 1 and leaf.size == leaf.shape[-1] for leaf in scores)
+        min_keep = int(units and scope == "global")
+    whole = isinstance(min_keep, int | np.integer)
+    if isinstance(min_keep, bool) or not (min_keep >= 0 if whole else 0 < min_keep < 1):
+        raise ValueError(f"min_keep must be a count of 0 or more, or a fraction in (0, 1), got {min_keep!r}")
+    counts = [int(min_keep) if whole else max(removed_of(leaf.size, min_keep), 1) for leaf in scores]
+    return tuple(min(count, leaf.size) for count, leaf in zip(counts, scores, strict=True))
+
+
+def _keep_one(scores: Array, sparsity: Array, spare: Array) -> Array:
+    return order.keep_above(scores, jnp.minimum(removed_count(scores.size, sparsity), spare))
 
 
 @partial(jax.jit, static_argnums=2)
-def _keep(scores: list[Array], sparsity: Array, min_keep: int) -> list[Array]:
-    return order.keep_from(
-        scores, removed_count(sum(leaf.size for leaf in scores), sparsity), (min_keep,) * len(scores)
-    )
+def _keep_together(scores: list[Array], sparsity: Array, least: tuple[int, ...]) -> list[Array]:
+    return order.keep_from(scores, removed_count(sum(leaf.size for leaf in scores), sparsity), least)
 
 
-@partial(jax.jit, static_argnums=2)
-def _keep_each(scores: list[Array], sparsities: list[Array], min_keep: int) -> list[Array]:
-    wanted = [removed_count(leaf.size, fraction) for leaf, fraction in zip(scores, sparsities, strict=True)]
-    spare = [np.uint32(max(leaf.size - min_keep, 0)) for leaf in scores]
-    return order.keep_from_each(scores, [jnp.minimum(count, most) for count, most in zip(wanted, spare, strict=True)])
+def _in_trace(sparsity: Any, scores: list[Array]) -> bool:
+    """Whether the masks are part of a program; also where scattering is slow, all leaves make one program."""
+    traced = any(isinstance(value, Tracer) for value in (sparsity, *scores, jnp.zeros(())))
+    return traced or jax.default_backend() == "tpu"
+
+
+def _warn_of_empty(names: list[str], scores: list[Array], kept: list[int], sparsity: float) -> None:
+    empty = [
+        f"{name or 'the array'} ({k} of {s.size})"
+        for name, s, k in zip(names, scores, kept, strict=True)
+        if 100 * k < s.size
+    ]
+    if empty and sparsity <= 0.99:
+        warnings.warn(
+            f"global ranking keeps under 1% of {', '.join(empty)}; min_keep or scope='leaf' keeps more",
+            UserWarning,
+            stacklevel=_caller(),
+        )
+
+
+def _caller() -> int:
+    """The level of the first frame outside this package, seen from who warns."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("jaxprune."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def thresholds(scores: Scores, sparsities: Any, *, scope: Scope = "leaf", where: Where = None) -> Any:
@@ -137,12 +182,13 @@ def thresholds(scores: Scores, sparsities: Any, *, scope: Scope = "leaf", where:
     [1.0, 3.0, inf]
     """
     chosen = tree.select(scores, where)
-    check_scope(chosen, chosen.values, scope)
+    values = chosen.values
+    check_scope(chosen, values, scope)
     fractions = settings.check_settings(sparsities, "sparsity", 0.0, 1.0)
     if scope == "leaf":
-        found = [_kth([leaf], fractions) for leaf in chosen.values]
+        found = [_kth([leaf], fractions) for leaf in values]
     else:
-        found = [_kth(chosen.values, fractions)] * len(chosen.chosen)
+        found = [_kth(values, fractions)] * len(values)
     return chosen.replace(found, lambda _: jnp.full(fractions.shape, -jnp.inf))
 
 

@@ -1,13 +1,10 @@
 """Masks of whole units: those whose weights carry little information, and those that are mostly zeros."""
 
-from functools import partial
-
-import jax
 import numpy as np
 
 from jaxprune import layout, settings, tree
 from jaxprune.base import Array, Masks, Params, Setting, Where
-from jaxprune.kernels import unit_statistics
+from jaxprune.kernels import by_shape, unit_statistics
 from jaxprune.masks.selection import as_masks
 
 
@@ -36,12 +33,11 @@ def by_unit_entropy(params: Params, threshold: Setting, *, bins: int = 64, where
     chosen = tree.select(params, where)
     layout.check_countable(chosen, int(bins))
     limits = settings.per_leaf(threshold, chosen, "threshold (bits)", 0.0, np.inf)
-    return as_masks(chosen, _informative(chosen.values, limits, int(bins)))
+    return as_masks(chosen, by_shape.each(_informative, chosen.values, limits, static=(int(bins),)))
 
 
-@partial(jax.jit, static_argnums=2)
-def _informative(values: list[Array], limits: list[Array], bins: int) -> list[Array]:
-    return [unit_statistics.entropy(leaf, bins) >= limit for leaf, limit in zip(values, limits, strict=True)]
+def _informative(leaf: Array, limit: Array, bins: int) -> Array:
+    return unit_statistics.entropy(leaf, bins) >= limit
 
 
 def by_unit_sparsity(params: Params, threshold: Setting, *, where: Where = None) -> Masks:
@@ -65,9 +61,8 @@ def by_unit_sparsity(params: Params, threshold: Setting, *, where: Where = None)
     chosen = tree.select(params, where)
     layout.check_countable(chosen)
     limits = settings.per_leaf(threshold, chosen, "threshold", 0.0, 1.0)
-    return as_masks(chosen, _dense(chosen.values, limits))
+    return as_masks(chosen, by_shape.each(_dense, chosen.values, limits))
 
 
-@jax.jit
-def _dense(values: list[Array], limits: list[Array]) -> list[Array]:
-    return [unit_statistics.sparsity(leaf) <= limit for leaf, limit in zip(values, limits, strict=True)]
+def _dense(leaf: Array, limit: Array) -> Array:
+    return unit_statistics.sparsity(leaf) <= limit
