@@ -23,7 +23,11 @@ def big(seed=0):
 
 def test_a_file_gives_back_what_was_saved_and_has_the_size_that_was_promised(tmp_path):
     path, params = tmp_path / "weights.jp", big()
-    for options in ({}, {"bits": 4}, {"masks": jp.prune(params, 0.8).masks, "codebook": 6, "where": "Dense_0/*"}):
+    for options in (
+        {},
+        {"bits": 4},
+        {"masks": jp.prune(params, 0.8, scope="global").masks, "codebook": 6, "where": "Dense_0/*"},
+    ):
         compressed = jp.compress(params, **options)
         assert jp.save(path, compressed) == compressed.nbytes == path.stat().st_size
         assert_same(jp.load(str(path)), compressed.decompress())
@@ -35,7 +39,7 @@ def test_a_file_gives_back_what_was_saved_and_has_the_size_that_was_promised(tmp
 
 def test_a_pruned_tree_takes_less_than_a_dense_one_and_holds_nothing_else(tmp_path):
     params = big()
-    pruned = jp.prune(params, 0.9)
+    pruned = jp.prune(params, 0.9, scope="global")
     dense, small = (jp.save(tmp_path / name, tree) for name, tree in (("a", params), ("b", pruned.params)))
     assert small < dense < sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 800
     assert small == jp.save(tmp_path / "c", params, masks=pruned.masks)

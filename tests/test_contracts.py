@@ -151,8 +151,12 @@ TABLE = {
     "prune": Transform(
         lambda p, s, **w: jp.prune(p, s, **w).params, FRACTIONS[:4], nan="stays", slope="mask", rest=True
     ),
-    "prune by leaf": Transform(
-        lambda p, s, **w: jp.prune(p, s, scope="leaf", **w).params, FRACTIONS[:4], nan="stays", slope="mask", rest=True
+    "prune globally": Transform(
+        lambda p, s, **w: jp.prune(p, s, scope="global", min_keep=1, **w).params,
+        FRACTIONS[:4],
+        nan="stays",
+        slope="mask",
+        rest=True,
     ),
     "prune units": Transform(
         lambda p, s, **w: jp.prune(p, s, saliency=jp.saliency.unit_norm, **w).masks, FRACTIONS, "masks"

@@ -89,7 +89,7 @@ def test_dense_training_then_masks():
     """Dense, then 0.8 removed, then 50 steps each of Adam and of momentum with weight decay."""
     dense = optax.chain(optax.adam(0.1), training.hold_masks(jnp.ones((), bool)))
     params = {"kernel": jnp.asarray(history(dense, steps=20)[-1][0])}
-    pruned, masks = jp.prune(params, 0.8)
+    pruned, masks = jp.prune(params, 0.8, scope="global")
     for inner in (optax.adam(0.01), optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))):
         optimizer = optax.chain(inner, training.hold_masks(masks))
         values, state = pruned, optimizer.init(pruned)

@@ -638,7 +638,7 @@ def test_other_bad_specs():
         masks.by_sparsity(params(), 0.5, scope="layer")
     with pytest.raises(ValueError, match="scope must be 'leaf' or 'global', got 'all'"):
         masks.thresholds(params(), 0.5, scope="all")
-    with pytest.raises(ValueError, match="min_keep must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match=r"min_keep must be a count of 0 or more, or a fraction in \(0, 1\), got -1"):
         masks.by_sparsity(params(), 0.5, min_keep=-1)
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\], got 2"):
         masks.thresholds(params(), [0.5, 2.0])

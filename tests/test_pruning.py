@@ -1,5 +1,6 @@
 """The short verbs, on the trees that frameworks hold: what comes back is what went in, but pruned."""
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -80,7 +81,7 @@ def test_prune(scope, data):
         data.draw(strategies.float_arrays((strategies.DTYPES[i],), shape)) for i, shape in enumerate([(3, 4), (2, 2)])
     ]
     sparsity = data.draw(strategies.sparsities())
-    result = prune(leaves, sparsity, scope=scope)
+    result = prune(leaves, sparsity, scope=scope, min_keep=0)
     scores = [np.abs(leaf.astype(np.float64)) for leaf in leaves]
     by_leaf = [oracles.mask_by_sparsity(score, sparsity) for score in scores]
     expected = by_leaf if scope == "leaf" else oracles.masks_by_sparsity_global(scores, sparsity)
@@ -89,10 +90,25 @@ def test_prune(scope, data):
         assert oracles.bits_equal(np.asarray(pruned), oracles.apply_mask(leaf, keep))
 
 
-def test_the_default_scope_is_the_whole_tree():
+def test_the_default_scope_is_each_leaf():
     tree = {"a": jnp.ones((4, 4)), "b": jnp.full((4, 4), 2.0)}
-    assert not prune(tree, 0.5).params["a"].any() and prune(tree, 0.5).params["b"].all()
-    assert removed(prune(tree, 0.5, scope="leaf").params["b"]) == 8
+    assert [removed(leaf) for leaf in prune(tree, 0.5).params.values()] == [8, 8]
+    together = {"scope": "global", "min_keep": 1}
+    assert [removed(leaf) for leaf in prune(tree, 0.5, **together).params.values()] == [15, 1]
+    assert [removed(leaf) for leaf in prune(tree, 0.5, scope="global", min_keep=0.25).params.values()] == [12, 4]
+
+
+def test_a_global_ranking_warns_of_empty_leaves():
+    tree = {"a": jnp.ones((10, 20)), "b": jnp.arange(200.0).reshape(10, 20)}
+    with pytest.warns(UserWarning, match=r"keeps under 1% of a \(0 of 200\)") as caught:
+        prune(tree, 0.6, scope="global")
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune(tree, 0.6)
+        prune(tree, 0.6, scope="global", min_keep=2)
+        prune(tree, 0.995, scope="global")
+        jax.jit(lambda tree: prune(tree, 0.6, scope="global"))(tree)
 
 
 def test_sparsities_of_their_own():
@@ -107,13 +123,15 @@ def test_whole_units_by_their_norm():
     norms = np.abs(np.asarray(tree["kernel"])).sum(0)
     np.testing.assert_array_equal(result.masks["kernel"][0], norms > np.sort(norms)[2])
     np.testing.assert_array_equal(result.params["kernel"] == 0, np.broadcast_to(~result.masks["kernel"], (4, 6)))
-    assert (prune(tree, 1.0, saliency=saliency.unit_norm).masks["kernel"].sum()) == 1  # the last unit stays
-    assert not prune(tree, 1.0, saliency=saliency.unit_norm, min_keep=0).masks["kernel"].any()
+    assert (
+        prune(tree, 1.0, saliency=saliency.unit_norm, scope="global").masks["kernel"].sum()
+    ) == 1  # the last unit stays
+    assert not prune(tree, 1.0, saliency=saliency.unit_norm).masks["kernel"].any()
 
 
 def test_criteria_are_closures():
     params, grads = network(), jax.tree.map(lambda w: w * w + 1, network())
-    result = prune(params, 0.5, saliency=lambda p: saliency.gradient(p, grads))
+    result = prune(params, 0.5, saliency=lambda p: saliency.gradient(p, grads), scope="global")
     kept = masks.by_sparsity(saliency.gradient(params, grads), 0.5, scope="global")
     chex.assert_trees_all_equal(result.masks, kept)
     largest_first = prune(params, 0.5, saliency=lambda p: jax.tree.map(lambda w: -jnp.abs(w), p))
@@ -284,7 +302,7 @@ def test_dtypes_are_kept():
 
 def test_one_compilation_for_all_settings():
     params = network()
-    pruned = jax.jit(chex.assert_max_traces(lambda p, s: prune(p, s), n=1))
+    pruned = jax.jit(chex.assert_max_traces(lambda p, s: prune(p, s, scope="global"), n=1))
     thresholded = jax.jit(chex.assert_max_traces(lambda p, t: threshold_prune(p, t), n=1))
     counts = [removed(pruned(params, np.float32(s)).params) for s in (0.1, 0.5, 0.9)]
     assert counts == [oracles.count_removed(96, s) for s in (0.1, 0.5, 0.9)]
@@ -293,7 +311,7 @@ def test_one_compilation_for_all_settings():
     @jax.jit
     @partial(chex.assert_max_traces, n=1)
     def step(params, sparsity):  # fed its own output
-        return jax.tree.map(lambda w: w * 0.9, prune(params, sparsity).params)
+        return jax.tree.map(lambda w: w * 0.9, prune(params, sparsity, scope="global").params)
 
     for sparsity in jnp.asarray([0.1, 0.5, 0.9]):
         params = step(params, sparsity)

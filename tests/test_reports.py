@@ -75,7 +75,7 @@ def test_mask_sparsity_and_natural_zeros_are_kept_apart():
 @pytest.mark.parametrize("bits", [1, 3, 8, 13])
 def test_bytes_are_those_of_the_packed_bits(sparsity, bits):
     params = network()
-    pruned, masks = prune(params, sparsity)
+    pruned, masks = prune(params, sparsity, scope="global")
     result = report(params, fake_quant(pruned, bits), masks=masks, bits=bits)
     for name, layer in params.items():
         row = rows_by_path(result)[f"{name}/kernel"]
@@ -90,7 +90,7 @@ def test_bytes_are_those_of_the_packed_bits(sparsity, bits):
 
 def test_the_total_is_the_sum_of_the_rows():
     params = network()
-    pruned, masks = prune(params, 0.6)
+    pruned, masks = prune(params, 0.6, scope="global")
     result = report(params, pruned, masks=masks)
     for field in ("parameters", "masked", "removed", "zeros", "dense_bytes", "coded_bytes"):
         assert getattr(result.total, field) == sum(getattr(row, field) for row in result.rows)
@@ -181,7 +181,7 @@ def test_fractional_bits_round_as_the_quantizer_rounds():
 def test_a_pruned_tree_is_smaller_and_both_sizes_are_named():
     """Cases, row 3."""
     params = network()
-    pruned, masks = prune(params, 0.9)
+    pruned, masks = prune(params, 0.9, scope="global")
     result = report(params, pruned, masks=masks)
     assert result.total.coded_bytes < result.total.dense_bytes
     assert f"dense {result.total.dense_bytes:,} bytes, coded {result.total.coded_bytes:,} bytes" in str(result)
@@ -249,7 +249,7 @@ TREES = {
 @pytest.mark.parametrize("make", TREES.values(), ids=TREES)
 def test_containers(make):
     params = make()
-    pruned, masks = prune(params, 0.5)
+    pruned, masks = prune(params, 0.5, scope="global")
     codes = quantize(pruned, 4)
     result = report(params, codes, masks=masks)
     assert result == report(params, dequantize(codes), masks=masks, bits=4)
@@ -268,7 +268,7 @@ def test_boxes_go_by_the_path_of_the_box():
 
 def test_leaves_that_are_not_floating_are_listed_with_their_bytes():
     params = {"f": jnp.tanh, "i": jnp.arange(5, dtype=jnp.int8), "k": jax.random.key(0), "w": normal(4, 4)}
-    pruned, masks = prune(params, 0.5)
+    pruned, masks = prune(params, 0.5, scope="global")
     result = report(params, pruned, masks=masks)
     assert {row.path: row.coded_bytes for row in result.rows} == {"i": 5, "k": 8, "w": 8 * 4 + 2}
     assert int(coded_bytes(params, masks)) == result.total.coded_bytes
@@ -280,7 +280,7 @@ def test_leaves_that_are_not_floating_are_listed_with_their_bytes():
 
 def test_the_table_is_aligned_and_states_the_formula():
     params = network()
-    pruned, masks = prune(params, 0.5)
+    pruned, masks = prune(params, 0.5, scope="global")
     result = report(params, pruned, masks=masks)
     table, footer = str(result).split("\n\n")
     lines = table.split("\n")
@@ -294,7 +294,7 @@ def test_the_table_is_aligned_and_states_the_formula():
 
 def test_to_dict_is_plain_and_complete():
     params = network()
-    pruned, masks = prune(params, 0.5)
+    pruned, masks = prune(params, 0.5, scope="global")
     result = report(params, pruned, masks=masks)
     plain = json.loads(json.dumps(result.to_dict()))
     assert plain == result.to_dict()
@@ -313,20 +313,20 @@ def test_a_sweep_counts_as_the_report_does():
     settings = grid(sparsity=[0.0, 0.5, 0.83, 1.0], bits=[2, 4, 7])
 
     def size(setting, params):
-        return coded_bytes(params, prune(params, setting["sparsity"]).masks, setting["bits"])
+        return coded_bytes(params, prune(params, setting["sparsity"], scope="global").masks, setting["bits"])
 
     sizes = sweep(size, settings, params)
     batched = sweep(size, settings, params, batch_size=5)
     assert sizes.dtype == np.int32
     expected = []
     for sparsity, bits in zip(settings["sparsity"], settings["bits"], strict=True):
-        pruned, masks = prune(params, sparsity)
+        pruned, masks = prune(params, sparsity, scope="global")
         expected.append(report(params, fake_quant(pruned, bits), masks=masks, bits=bits).total.coded_bytes)
     assert sizes.tolist() == batched.tolist() == expected
 
 
 def test_settings_do_not_recompile():
-    params, masks = network(), prune(network(), 0.5).masks
+    params, masks = network(), prune(network(), 0.5, scope="global").masks
     traced = jax.jit(chex.assert_max_traces(lambda bits: coded_bytes(params, masks, bits), n=1))
     assert [int(traced(np.float32(bits))) for bits in (2, 3, 9)] == [
         int(coded_bytes(params, masks, bits)) for bits in (2, 3, 9)

@@ -349,7 +349,7 @@ def test_vmap_over_sparsities_equals_a_loop(name):
 
 def test_vmap_over_masks_and_over_keys():
     before = params()
-    many = jax.vmap(lambda s: jp.prune(before, s).masks)(jnp.array([0.25, 0.5]))
+    many = jax.vmap(lambda s: jp.prune(before, s, scope="global").masks)(jnp.array([0.25, 0.5]))
     held = jax.jit(jax.vmap(lambda masks: train_once(optax.chain(optax.sgd(0.1), training.hold_masks(masks)), before)))
     for i, share in enumerate((0.25, 0.5)):
         kernels = [held(many)[name]["kernel"][i] for name in ("Dense_0", "Dense_1")]

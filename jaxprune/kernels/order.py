@@ -74,7 +74,9 @@ def keep_above(leaf: Array, removed: Array) -> Array:
 def count_from(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> tuple[Array, Array]:
     """How many elements have a higher key, and how many have this one: uint32."""
     keys = to_keys(lax.stop_gradient(leaf), dtype, flat_index(leaf.shape), guard)
-    return jnp.sum(keys > key, dtype=jnp.uint32), jnp.sum(keys == key, dtype=jnp.uint32)
+    flags, none = ((keys > key).astype(jnp.uint32), (keys == key).astype(jnp.uint32)), (np.uint32(0), np.uint32(0))
+    # One reduction of pairs compiles in half the time of two.
+    return lax.reduce(flags, none, lambda a, b: (a[0] + b[0], a[1] + b[1]), range(leaf.ndim))
 
 
 def keep_shares(

@@ -120,7 +120,7 @@ def blocks(
     for path, leaf in zip(chosen.names, chosen.values, strict=True):
         if leaf.ndim < len(block):
             raise ValueError(f"leaf {tree.show(path)} has shape {leaf.shape}, too few axes for blocks of shape {block}")
-    kept = keep_highest(chosen, _block_means(chosen.values, block), sparsity, scope)
+    kept = keep_highest(chosen, _block_means(chosen.values, block), sparsity, scope, 0)
     return as_masks(chosen, _spread(kept, chosen.values, block))
 
 
