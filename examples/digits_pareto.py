@@ -86,7 +86,7 @@ SPEC = jp.QuantSpec(calibration=jp.quantization.mean_squared_error())  # clips o
 
 def compress(setting, params):
     steps = [
-        lambda w: jp.prune(w, setting["sparsity"]).masks,  # the smallest weights of the whole network
+        lambda w: jp.prune(w, setting["sparsity"], scope="global").masks,  # the smallest weights of the whole network
         lambda w: jp.threshold_prune(w, setting["threshold"]).masks,  # weights below a magnitude
         lambda w: jp.masks.by_unit_entropy(w, setting["entropy"], bins=16, where="!head/*"),  # units that say little
         lambda w: jp.masks.by_unit_sparsity(w, setting["zeros"], where="!head/*"),  # units that are mostly zeros

@@ -4,7 +4,7 @@ Everything here runs in Python, before any ``jit``: a selection is a static tupl
 or an equal pattern never recompiles, and leaves that take no part come back as the very objects that went in.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 from jax import tree_util
 
 from jaxprune.base import Array, Masks, Params, Where
+from jaxprune.paths import is_box, paths_of, within
 
 # Names under which frameworks keep vectors that may be stacked (scanned layers) or reshaped (attention heads), and so
 # reach rank 2 without being kernels.
@@ -100,11 +101,11 @@ def select(tree: Params, where: Where = None) -> Selection:
 def follow_paths(values: Any, paths: Sequence[str], wanted: Sequence[str], name: str) -> dict[str, Any]:
     """Looks up each wanted path in a tree of values, or in the longest prefix of it that the tree holds."""
     keyed, _ = tree_util.tree_flatten_with_path(values)
-    given = dict(zip(_paths(values, keyed)[0], (value for _, value in keyed), strict=True))
-    unknown = [path for path in given if not any(_within(leaf, path) for leaf in paths)]
+    given = dict(zip(paths_of(values, keyed)[0], (value for _, value in keyed), strict=True))
+    unknown = [path for path in given if not any(within(leaf, path) for leaf in paths)]
     if unknown:
         raise ValueError(f"{name} names {unknown[0]!r}, which is not in the tree; its paths are {list(paths)}")
-    found = {path: [prefix for prefix in given if _within(path, prefix)] for path in wanted}
+    found = {path: [prefix for prefix in given if within(path, prefix)] for path in wanted}
     missing = [path for path, prefixes in found.items() if not prefixes]
     if missing:
         raise ValueError(f"{name} has no value for leaf {missing[0]!r}; it has {list(given)}")
@@ -220,13 +221,13 @@ def _is_floating_dtype(dtype: Any) -> bool:
 
 def _flatten(tree: Params) -> tuple[Selection, list[bool]]:
     """The leaves, none chosen, and whether each is trainable by where it stands."""
-    nodes, treedef = tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
-    if any(_is_box(node) for _, node in nodes):
+    nodes, treedef = tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
+    if any(is_box(node) for _, node in nodes):
         keyed, treedef = tree_util.tree_flatten_with_path(tree)
     else:
         keyed = nodes
     leaves = [leaf for _, leaf in keyed]
-    paths, trainable = _paths(tree, keyed, nodes)
+    paths, trainable = paths_of(tree, keyed, nodes)
     for path, leaf in zip(paths, leaves, strict=True):
         if not (is_array(leaf) or isinstance(leaf, bool | int | float | complex) or callable(leaf)):
             raise TypeError(f"leaf {show(path)} is {leaf!r} ({type(leaf).__name__}); leaves must be arrays")
@@ -247,8 +248,8 @@ def _resolve(where: Where, paths: list[str], leaves: list[Any], default: list[bo
     keyed, _ = tree_util.tree_flatten_with_path(where)
     if not all(isinstance(flag, bool | np.bool_) for _, flag in keyed):
         raise TypeError(f"where is {where!r}; a tree given as where must hold bools")
-    given = set(_paths(where, keyed)[0])
-    covered = [path for path in paths if any(_within(path, prefix) for prefix in given)]
+    given = set(paths_of(where, keyed)[0])
+    covered = [path for path in paths if any(within(path, prefix) for prefix in given)]
     flags = follow_paths(where, paths, covered, "where")
     return [bool(flags.get(path)) and (free or path in given) for path, free in zip(paths, default, strict=True)]
 
@@ -269,49 +270,3 @@ def _match(patterns: Sequence[str], paths: list[str], default: list[bool]) -> li
 
 def _is_kernel(path: str, leaf: Any) -> bool:
     return is_floating(leaf) and np.ndim(leaf) >= 2 and path.rsplit("/", 1)[-1] not in _NEVER_KERNELS
-
-
-def _paths(tree: Params, keyed: list[Any], nodes: list[Any] | None = None) -> tuple[list[str], list[bool]]:
-    """Each leaf's path, and whether it is trainable by where it stands (a collection, an NNX variable's type)."""
-    nodes = tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0] if nodes is None else nodes
-    paths = [_join(key) for key, _ in keyed]
-    trainable = [True] * len(paths)
-    variables = isinstance(tree, Mapping) and "params" in tree
-    if nodes is keyed and not variables:
-        return paths, trainable
-    position = 0
-    for key, node in nodes:
-        inner = tree_util.tree_leaves(node) if _is_box(node) else [node]
-        for i in range(position, position + len(inner)):
-            if _is_nnx_variable(node):
-                trainable[i] = any(base.__name__ == "Param" for base in type(node).__mro__)
-            elif variables:
-                trainable[i] = _join(key[:1]) == "params"
-            if len(inner) == 1 and _is_box(node):
-                paths[i] = _join(key)
-        position += len(inner)
-    return paths, trainable
-
-
-def _is_nnx_variable(node: Any) -> bool:
-    return hasattr(type(node), "get_raw_value")
-
-
-def _is_box(node: Any) -> bool:
-    # Both Flax APIs mark their boxes by methods; asking for those spares the import of Flax.
-    return _is_nnx_variable(node) or hasattr(type(node), "replace_boxed")
-
-
-def _join(key: Sequence[Any]) -> str:
-    return "/".join(_entry(entry) for entry in key)
-
-
-def _entry(entry: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
-
-
-def _within(path: str, prefix: str) -> bool:
-    return prefix in ("", path) or path.startswith(prefix + "/")

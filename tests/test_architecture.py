@@ -20,7 +20,8 @@ MODULES = sorted({file.relative_to(PACKAGE).parts[0].removesuffix(".py") for fil
 # A module imports from earlier layers only, never from its own. A new module takes its place here.
 LAYERS = (
     ("base",),
-    ("tree", "host"),
+    ("host", "paths"),
+    ("tree",),
     ("settings", "layout"),
     ("kernels",),
     ("saliency", "masks", "quantization", "schedules"),

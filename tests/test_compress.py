@@ -192,7 +192,7 @@ def test_bits_come_back_as_fake_quant_gives_them(spec):
 
 def test_each_kind_of_loss_is_what_its_function_gives():
     params = lenet()
-    masks = jp.prune(params, 0.7).masks
+    masks = jp.prune(params, 0.7, scope="global").masks
     pruned = jp.masks.apply_masks(params, masks)
     assert_same(jp.compress(params, masks=masks).decompress(), pruned)
     shared = jp.compress(params, masks=masks, codebook=6, where="Dense_0/*").decompress()
@@ -224,7 +224,7 @@ def test_quantizers_of_rate_and_distortion_err_less_in_as_many_bytes():
         nbytes, error, result = made(quantizer=quantizer)
         assert nbytes <= 1.01 * plain + 100 and error < least * plain_error, quantizer
         assert result["kernel"].dtype == jnp.float32
-    pruned = jp.prune(params, 0.5).params
+    pruned = jp.prune(params, 0.5, scope="global").params
     for quantizer in ("rd", "trellis"):
         result = jp.compress(pruned, bits=3, quantizer=quantizer).decompress()
         assert not np.any(np.asarray(result["kernel"])[np.asarray(pruned["kernel"]) == 0])
@@ -267,7 +267,9 @@ def test_side_information_of_every_quantizer():
 def test_records_of_the_user_stay_records_beside_what_is_quantized_here():
     params = lenet()
     mixed = {**params, "Dense_1": jp.quantize(params["Dense_1"], 6)}
-    masks = jp.prune(params, 0.5).masks | {"Dense_1": {"kernel": jnp.array(True), "bias": jnp.array(True)}}
+    masks = jp.prune(params, 0.5, scope="global").masks | {
+        "Dense_1": {"kernel": jnp.array(True), "bias": jnp.array(True)}
+    }
     result = jp.compress(mixed, bits=3, masks=masks).decompress()
     assert_same(result["Dense_1"], mixed["Dense_1"])
     assert_same(result["Dense_2"]["bias"], params["Dense_2"]["bias"])
@@ -276,7 +278,7 @@ def test_records_of_the_user_stay_records_beside_what_is_quantized_here():
 
 def test_pruned_and_low_bit_weights_are_small_without_saying_so():
     params = lenet()
-    pruned = jp.prune(params, 0.9).params
+    pruned = jp.prune(params, 0.9, scope="global").params
     dense = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     whole = jp.compress(params).nbytes
     assert whole < dense + 600
@@ -298,7 +300,7 @@ def test_the_entropy_bounds_what_is_reached():
 
 def test_the_report_adds_up():
     params = lenet()
-    masks = jp.prune(params, 0.8).masks
+    masks = jp.prune(params, 0.8, scope="global").masks
     for options in (
         {},
         {"masks": masks},
@@ -382,7 +384,7 @@ def test_errors_name_what_is_wrong():
 
 def test_leaves_of_many_zeros_become_sparse_arrays():
     params = {"w": jnp.asarray(np.random.default_rng(4).normal(size=(3, 5, 6)), jnp.bfloat16), "bias": jnp.zeros(6)}
-    pruned = jp.compress(jp.prune(params, 0.8).params).decompress()
+    pruned = jp.compress(jp.prune(params, 0.8, scope="global").params).decompress()
     sparse = jp.quantization.to_bcoo(pruned)
     assert sparse["bias"] is pruned["bias"]
     assert sparse["w"].nse == 18 and sparse["w"].indices.dtype == jnp.int32 and sparse["w"].dtype == jnp.bfloat16

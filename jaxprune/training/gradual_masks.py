@@ -5,8 +5,7 @@ from typing import Any
 import optax
 
 from jaxprune import schedules
-from jaxprune.base import Setting, Where
-from jaxprune.masks.selection import Scope
+from jaxprune.base import Scope, Setting, Where
 from jaxprune.training.held_masks import held, masked
 from jaxprune.training.mask_updates import MaskFn, Ranking, scheduled
 from jaxprune.training.running_saliency import as_running

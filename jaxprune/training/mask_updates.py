@@ -14,8 +14,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxprune import masks as masking
 from jaxprune import settings, tree
-from jaxprune.base import Array, Masks, Params, Scores, Setting, Where
-from jaxprune.masks.selection import Scope
+from jaxprune.base import Array, Masks, Params, Scope, Scores, Setting, Where
 from jaxprune.training.held_masks import chosen_of, masked, need, within
 from jaxprune.training.running_saliency import RunningSaliency
 

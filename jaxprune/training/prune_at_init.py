@@ -17,9 +17,8 @@ from jax import lax
 from jaxprune import masks as masking
 from jaxprune import saliency as criteria
 from jaxprune import settings, tree
-from jaxprune.base import Array, Masks, Params, Saliency, Scores, Setting, Where
+from jaxprune.base import Array, Masks, Params, Saliency, Scope, Scores, Setting, Where
 from jaxprune.kernels.rounding import power_of_two
-from jaxprune.masks.selection import Scope
 from jaxprune.training.mask_updates import MaskFn, Ranking, ranked, unpruned
 from jaxprune.training.running_saliency import as_running
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import settings, tree
-from jaxprune.base import Array, Masks, Params, Where
-from jaxprune.masks.selection import Scope
+from jaxprune.base import Array, Masks, Params, Scope, Where
 from jaxprune.training.mask_updates import MaskFn, Ranking, scheduled
 from jaxprune.training.running_saliency import as_running
 

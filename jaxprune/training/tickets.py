@@ -11,9 +11,8 @@ from jax.core import Tracer
 
 from jaxprune import saliency as criteria
 from jaxprune import settings
-from jaxprune.base import Masks, Params, Saliency, Setting, Where
+from jaxprune.base import Masks, Params, Saliency, Scope, Setting, Where
 from jaxprune.masks import apply_masks, sparsity_of
-from jaxprune.masks.selection import Scope
 from jaxprune.training.mask_updates import MaskFn, Ranking, ranked, unpruned
 from jaxprune.training.running_saliency import as_running
 
