@@ -17,6 +17,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array
 from jaxprune.kernels import bisection, radix
+from jaxprune.kernels.batching import batch_axes, one_at_a_time
 from jaxprune.kernels.float_keys import Cut, common_dtype, flat_index, from_keys, highest_key, key_type, to_keys
 from jaxprune.kernels.histogram import Weigh
 
@@ -53,10 +54,9 @@ def keep_from(leaves: Sequence[Array], removed: Array, min_keep: Sequence[int] =
     # Guarded elements alone have the highest key, and they are not counted as removable.
     everything = removed >= np.uint32(total)
     key, rest = jnp.where(everything, highest_key(dtype), key), jnp.where(everything, np.uint32(0), rest)
-    counts = jnp.stack([count_from(leaf, guard, key, dtype)[1] for leaf, guard in zip(leaves, guards, strict=True)])
-    before = jnp.cumsum(counts, dtype=jnp.uint32) - counts
-    shares = jnp.where(before < rest, jnp.minimum(rest - before, counts), np.uint32(0))
-    return keep_shares(leaves, guards, key, shares, counts, dtype)
+    found = _after_ties(leaves, guards, dtype, key, rest)
+    rows = zip(leaves, guards, found, strict=True)
+    return [keeps(leaf, guard, Cut(key, position), dtype) for leaf, guard, position in rows]
 
 
 def keep_from_each(leaves: Sequence[Array], removed: Sequence[Array]) -> list[Array]:
@@ -74,9 +74,7 @@ def keep_above(leaf: Array, removed: Array) -> Array:
 def count_from(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> tuple[Array, Array]:
     """How many elements have a higher key, and how many have this one: uint32."""
     keys = to_keys(lax.stop_gradient(leaf), dtype, flat_index(leaf.shape), guard)
-    flags, none = ((keys > key).astype(jnp.uint32), (keys == key).astype(jnp.uint32)), (np.uint32(0), np.uint32(0))
-    # One reduction of pairs compiles in half the time of two.
-    return lax.reduce(flags, none, lambda a, b: (a[0] + b[0], a[1] + b[1]), range(leaf.ndim))
+    return jnp.sum(keys > key, dtype=jnp.uint32), jnp.sum(keys == key, dtype=jnp.uint32)
 
 
 def keep_shares(
@@ -86,10 +84,7 @@ def keep_shares(
 
     At most one share is neither 0 nor all.
     """
-    found = _positions(leaves, guards, dtype, key, jnp.where(shares < counts, shares, np.uint32(0)))
-    sizes = np.asarray([leaf.size for leaf in leaves], np.uint32)
-    positions = jnp.where(shares < counts, found, sizes)
-    rows = zip(leaves, guards, positions, strict=True)
+    rows = zip(leaves, guards, _positions(leaves, guards, dtype, key, shares, counts), strict=True)
     return [keeps(leaf, guard, Cut(key, position), dtype) for leaf, guard, position in rows]
 
 
@@ -146,6 +141,10 @@ def smallest(leaves: Sequence[Array], counts: Array, weigh: Weigh) -> tuple[Arra
 
 
 def _cut_at(leaf: Array, guard: Any, dtype: np.dtype, rank: Array) -> Cut:
+    @one_at_a_time
+    def position(leaf: Array, guard: Any, key: Array, rank: Array) -> Array:
+        return _search(leaf, guard, dtype, rank, key).position
+
     @custom_vmap
     def cut_at(leaf: Array, guard: Any, rank: Array) -> Cut:
         return _search(leaf, guard, dtype, rank)
@@ -153,14 +152,12 @@ def _cut_at(leaf: Array, guard: Any, dtype: np.dtype, rank: Array) -> Cut:
     @cut_at.def_vmap
     def _(axis_size: int, batched: Any, leaf: Array, guard: Any, ranks: Array) -> Any:
         if any(jax.tree.leaves(batched[:2])):
-            cuts = jax.vmap(lambda leaf, guard, rank: _search(leaf, guard, dtype, rank), _axes(batched))(
+            cuts = jax.vmap(lambda leaf, guard, rank: _search(leaf, guard, dtype, rank), batch_axes(batched))(
                 leaf, guard, ranks
             )
         else:
             keys, equals = _keys_at([leaf], [guard], dtype, ranks)
-            positions = lax.map(
-                lambda pair: _positions([leaf], [guard], dtype, pair[0], pair[1][None])[0], (keys, equals)
-            )
+            positions = lax.map(lambda pair: position(leaf, guard, *pair), (keys, equals))
             cuts = Cut(keys, positions)
         return cuts, Cut(True, True)  # type: ignore
 
@@ -198,7 +195,7 @@ def _key_at(leaves: Any, guards: Any, dtype: np.dtype, rank: Array) -> tuple[Arr
     @key_at.def_vmap
     def _(axis_size: int, batched: Any, leaves: Any, guards: Any, ranks: Array) -> Any:
         if any(jax.tree.leaves(batched[:2])):
-            return jax.vmap(find, _axes(batched))(leaves, guards, ranks), (True, True)
+            return jax.vmap(find, batch_axes(batched))(leaves, guards, ranks), (True, True)
         return _keys_at(leaves, guards, dtype, ranks), (True, True)
 
     return key_at([lax.stop_gradient(leaf) for leaf in leaves], list(guards), rank)
@@ -222,18 +219,52 @@ def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[A
     @keys_at.def_vmap
     def _(axis_size: int, batched: Any, leaves: Any, guards: Any, ranks: Array) -> Any:
         if any(jax.tree.leaves(batched[:2])):
-            return jax.vmap(find, _axes(batched))(leaves, guards, ranks), (True, True)
+            return jax.vmap(find, batch_axes(batched))(leaves, guards, ranks), (True, True)
         return keys_at(leaves, guards, ranks), (True, True)  # more ranks of the same leaves share the passes
 
     return keys_at(list(leaves), list(guards), ranks)
 
 
-def _positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, ranks: Array) -> Array:
-    """For each leaf, a flat index that exactly ``ranks[i]`` of its elements of this key lie before.
+def _after_ties(leaves: Any, guards: Any, dtype: np.dtype, key: Array, rest: Array) -> Array:
+    """For each leaf, the flat index before which its elements of this key go, if ``rest`` of them go in all leaves."""
 
-    At most one rank is above 0. Leaves of one shape share the search, which takes long to compile: it is made in the
-    one that needs it.
+    def find(leaves: Any, guards: Any, key: Array, rest: Array) -> Array:
+        counts = jnp.stack([_equal(leaf, guard, key, dtype) for leaf, guard in zip(leaves, guards, strict=True)])
+        before = jnp.cumsum(counts, dtype=jnp.uint32) - counts
+        shares = jnp.where(before < rest, jnp.minimum(rest - before, counts), np.uint32(0))
+        return _positions(leaves, guards, dtype, key, shares, counts)
+
+    def nothing(*arguments: Any) -> Array:
+        return jnp.zeros(len(leaves), jnp.uint32)
+
+    def after_ties(leaves: Any, guards: Any, key: Array, rest: Array) -> Array:
+        return lax.cond(rest > 0, find, nothing, leaves, guards, key, rest)
+
+    return one_at_a_time(after_ties)([lax.stop_gradient(leaf) for leaf in leaves], list(guards), key, rest)
+
+
+@partial(jax.jit, static_argnums=3)
+def _equal(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> Array:
+    """How many elements have this key; of large leaves by a histogram of one bin, which needs no memory."""
+
+    def by_sum(leaf: Array, guard: Any, key: Array) -> Array:
+        return count_from(leaf, guard, key, dtype)[1]
+
+    def by_histogram(leaf: Array, guard: Any, key: Array) -> Array:
+        return radix.count_equal(leaf, guard, key, dtype)
+
+    if leaf.size <= _SMALL:
+        return by_sum(leaf, guard, key)
+    return lax.platform_dependent(leaf, guard, key, tpu=by_sum, default=by_histogram)
+
+
+def _positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, shares: Array, counts: Array) -> Array:
+    """For each leaf, a flat index that exactly ``shares[i]`` of its ``counts[i]`` elements of this key lie before.
+
+    At most one share is neither 0 nor all. Leaves of one shape share the search, which takes long to compile: it is
+    made in the one that needs it.
     """
+    ranks = jnp.where(shares < counts, shares, np.uint32(0))
 
     def find(leaves: Any, guards: Any, key: Array, ranks: Array) -> Array:
         found = jnp.zeros(ranks.shape, jnp.uint32)
@@ -246,26 +277,8 @@ def _positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, ranks: Arr
             found = jnp.maximum(found, _search(leaf, guard, dtype, rank, key).position)
         return jnp.where(ranks > 0, found, np.uint32(0))
 
-    @custom_vmap
-    def positions(leaves: Any, guards: Any, key: Array, ranks: Array) -> Array:
-        if len(leaves) == 1:
-            return find(leaves, guards, key, ranks)
-        return lax.cond(jnp.any(ranks > 0), find, lambda *arguments: arguments[-1], leaves, guards, key, ranks)
-
-    @positions.def_vmap
-    def _(axis_size: int, batched: Any, *arguments: Any) -> Any:
-        # One at a time, so that each search ends when it is done.
-        values, treedef = jax.tree.flatten(arguments)
-        flags = jax.tree.leaves(batched)
-
-        def one(rows: list[Array]) -> Array:
-            row = iter(rows)
-            chosen = [next(row) if flag else value for value, flag in zip(values, flags, strict=True)]
-            return positions(*jax.tree.unflatten(treedef, chosen))
-
-        return lax.map(one, [value for value, flag in zip(values, flags, strict=True) if flag]), True
-
-    return positions([lax.stop_gradient(leaf) for leaf in leaves], list(guards), key, ranks)
+    found = lax.cond(jnp.any(ranks > 0), find, lambda *arguments: arguments[-1], leaves, guards, key, ranks)
+    return jnp.where(shares < counts, found, np.asarray([leaf.size for leaf in leaves], np.uint32))
 
 
 def _alike(leaves: Sequence[Array]) -> list[list[int]]:
@@ -274,7 +287,3 @@ def _alike(leaves: Sequence[Array]) -> list[list[int]]:
     for i, leaf in enumerate(leaves):
         groups.setdefault(jax.typeof(leaf), []).append(i)
     return list(groups.values())
-
-
-def _axes(batched: Any) -> Any:
-    return jax.tree.map(lambda flag: 0 if flag else None, tuple(batched))

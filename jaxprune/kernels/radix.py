@@ -146,6 +146,12 @@ def count_digit(leaf: Array, guard: Cut | None, above: Array, shift: Array, dtyp
     return histogram(leaf, (above, shift, guard), _OneDigit(dtype), 1 << _DIGIT)
 
 
+def count_equal(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> Array:
+    """How many elements have this key: uint32."""
+    shift = key_type(dtype).type(0)
+    return histogram(leaf, (key, shift, guard), _OneDigit(dtype), 1)[0]
+
+
 @dataclass(frozen=True)
 class _OneDigit:
     """Sends an element to its digit; what is too low wraps around, and so lies beyond all bins too."""
