@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxprune.files import classes, coders, lanes, mixing, packing, tables
+from jaxprune.files import classes, coders, gaps, lanes, mixing, packing, tables
 
 
 def _static(codes, number):
@@ -20,7 +20,8 @@ def alone(number: int, codes: np.ndarray) -> bytes | None:
         return b""
     if number in (coders.ANS, coders.LANES):
         return _static(codes, number)
-    return {coders.PACKING: packing, coders.CLASSES: classes, coders.MIXING: mixing}[number].encode(codes)
+    others = {coders.PACKING: packing, coders.CLASSES: classes, coders.MIXING: mixing, coders.GAPS: gaps}
+    return others[number].encode(codes)
 
 
 def each(codes: np.ndarray) -> list[tuple[int, bytes]]:

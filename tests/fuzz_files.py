@@ -64,7 +64,7 @@ def one(data: bytes) -> None:
 def seeds() -> list[bytes]:
     """Valid data of every coder and form."""
     draw = np.random.default_rng(0)
-    codes = draw.binomial(3, 0.2, (12, 10)).astype(np.int32)
+    codes = draw.binomial(3, 0.05, (12, 10)).astype(np.int32)
     found = [bytes([i, *codes.shape]) + data for i, data in coded.each(codes)]
     leaves = [codes, codes * np.float32(0.5), draw.normal(size=(20, 9)), codes * draw.normal(size=codes.shape)]
     found += [b"\xfe" + arrays.encode(leaf, effort) for leaf in leaves for effort in ("fast", "best")]

@@ -55,7 +55,7 @@ def array(data):
             from oracles_classes import classes
 
             return classes(coded, (count // shape[-1], shape[-1])).reshape(-1).astype(np.int64), end
-        return np.array((unpacked, static, lanes)[coder](coded, count), np.int64).reshape(count), end
+        return np.array({0: unpacked, 1: static, 2: lanes, 5: gaps}[coder](coded, count), np.int64).reshape(count), end
 
     if form == 0:
         return np.frombuffer(data[at:], dtype).reshape(shape)
@@ -213,6 +213,24 @@ def stream(data, tables):
         if words and state < 2**32:
             state = state << 32 | words.pop()
     assert not state and not words
+    return values
+
+
+def gaps(data, count):
+    """What the coder `gaps` coded."""
+    if not count:
+        return []
+    common, at = signed(data, 0)
+    others, at = number(data, at)
+    tables = []
+    for _ in range(2):
+        symbols, levels, at = table(data, at)
+        tables += [list(zip(symbols, levels, strict=True))] * others
+    coded = stream(data[at:], tables)
+    values, place = [common] * count, -1
+    for value, gap in zip(coded[:others], coded[others:], strict=True):
+        place += gap + 1
+        values[place] = value
     return values
 
 

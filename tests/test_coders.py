@@ -40,6 +40,7 @@ CODERS = {
     "packing": Coder(coders.PACKING, oracles.unpacked),
     "ans": Coder(coders.ANS, oracles.static),
     "lanes": Coder(coders.LANES, oracles.lanes),
+    "gaps": Coder(coders.GAPS, oracles.gaps),
 }
 each = pytest.mark.parametrize("name", CODERS)
 
@@ -136,7 +137,11 @@ def test_bytes_are_read_as_documented(name):
         assert data is None or list(coder.oracle(data, codes.size)) == codes.reshape(-1).tolist()
 
 
-PINNED = {"packing": "0103491c24499224b19324", "ans": "010300888000985f0c4f251002"}
+PINNED = {
+    "packing": "0103491c24499224b19324",
+    "ans": "010300888000985f0c4f251002",
+    "gaps": "0004010201208020000400a18020000080de",
+}
 
 
 @pytest.mark.parametrize("name", PINNED)
@@ -229,6 +234,16 @@ def test_the_best_effort_is_the_smallest():
     codes = (rng.random((60, 80)) < np.linspace(0, 1, 60)[:, None] ** 2 * np.linspace(0, 1, 80)).astype(np.int32)
     number, data = coders.encode(codes, "best")
     assert coders.NAMES[number] == "mixing" and len(data) < 0.95 * len(coders.encode(codes)[1])
+
+
+def test_gaps_tell_clusters_that_frequencies_do_not():
+    rng = np.random.default_rng(0)
+    near = np.repeat(rng.random((60, 20)) < 0.1, 10, 1)
+    codes = (near & (rng.random(near.shape) < 0.5)) * rng.integers(1, 8, near.shape, np.int32)
+    number, data = coders.encode(codes)
+    assert coders.NAMES[number] == "gaps" and len(data) < 0.9 * oracles.entropy(codes) * codes.size / 8
+    for others in (codes * 0, np.where(rng.random(codes.shape) < 0.7, 0, codes + 1)):  # none of them, too many
+        assert CODERS["gaps"].encode(others) is None
 
 
 def test_integers_are_read_as_documented():
@@ -353,6 +368,13 @@ def test_memory_is_bounded_by_the_shape(name, shape):
         ("lanes", b"\0\2\x20\x20\0\x20" + b"\0\0\1\0" * 64, "a lane that ends too early"),
         ("lanes", b"\0\2\x20\x20\1\x20" + b"\1" * 256, "128 bytes wanted, 0 left"),
         ("lanes", b"\0\2\x20\x20", "1 bytes wanted, 0 left"),
+        ("gaps", b"\0\x0b", "a number of 11, where the most is 10"),
+        ("gaps", b"\0\0\2\1", "a number of 1, where the most is 0"),
+        ("gaps", b"\0\0\2\0", "a table of no values"),
+        ("gaps", b"\0\1\2\1\x14\1", "gaps from 10 on that lead to 10 in 10 entries"),
+        ("gaps", b"\0\2\2\1\1\1", "gaps from -1 on that lead to -1 in 10 entries"),
+        ("gaps", b"\0\1\2\1\0\1\1", "something is left after the last entry"),
+        ("gaps", b"\0\1\2\1", "1 bytes wanted, 0 left"),
     ],
 )
 def test_errors_say_the_fault(coder, data, message):
@@ -364,8 +386,8 @@ def test_a_plane_of_nothing_has_no_data():
     assert coders.encode(np.zeros((0, 3), np.int32)) == (coders.PACKING, b"")
     with pytest.raises(FormatError, match="1 bytes too many"):
         coders.decode(coders.ANS, b"\0", (3, 0))
-    with pytest.raises(FormatError, match="coder 5 is unknown"):
-        coders.decode(5, b"\0", (3, 1))
+    with pytest.raises(FormatError, match="coder 6 is unknown"):
+        coders.decode(6, b"\0", (3, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,14 +9,14 @@ from typing import Literal
 
 import numpy as np
 
-from jaxprune.files import classes, lanes, mixing, packing, tables
+from jaxprune.files import classes, gaps, lanes, mixing, packing, tables
 from jaxprune.files.bytestream import FormatError, Reader
 from jaxprune.host import entropy_of_counts
 
 Effort = Literal["fast", "best"]
 
-NAMES = ("packing", "ans", "lanes", "classes", "mixing")
-PACKING, ANS, LANES, CLASSES, MIXING = range(5)
+NAMES = ("packing", "ans", "lanes", "classes", "mixing", "gaps")
+PACKING, ANS, LANES, CLASSES, MIXING, GAPS = range(6)
 _IN_LANES = 1 << 16  # bytes of the entropy, from which on 64 lanes cost less than 0.6%
 _WORTH = 0.98  # of the bytes that a stream takes, below which classes pay: they take three times as long to read
 
@@ -32,8 +32,10 @@ def encode(codes: np.ndarray, effort: Effort = "fast") -> tuple[int, bytes]:
         return PACKING, packing.encode(codes)
     table = tables.from_histogram(*counted)
     ways = [_static(codes, table, entropy >= 8 * _IN_LANES)]
+    by_gap = gaps.encode(codes)
+    ways += [] if by_gap is None else [(GAPS, by_gap)]
     by_class = classes.encode(codes)
-    if by_class is not None and (effort == "best" or len(by_class) < _WORTH * len(ways[0][1])):
+    if by_class is not None and (effort == "best" or len(by_class) < _WORTH * min(len(data) for _, data in ways)):
         ways.append((CLASSES, by_class))
     if effort == "best":
         ways.append(_static(codes, table, False))
@@ -53,7 +55,7 @@ def decode(number: int, data: bytes, shape: tuple[int, int]) -> np.ndarray:
         return np.zeros(shape, np.int32)
     if number in (ANS, LANES):
         return _read_static(data, shape, number == LANES)
-    return {PACKING: packing, CLASSES: classes, MIXING: mixing}[number].decode(data, shape)
+    return {PACKING: packing, CLASSES: classes, MIXING: mixing, GAPS: gaps}[number].decode(data, shape)
 
 
 def _static(codes: np.ndarray, table: tables.Table, in_lanes: bool) -> tuple[int, bytes]:
