@@ -50,8 +50,7 @@ def write(path: Path, leaves: Leaves) -> None:
 
 def write_compressed(path: Path, compressed: Compressed) -> None:
     """The bytes of a file."""
-    with open(path, "xb") as file:
-        file.write(compressed.to_bytes())
+    path.write_bytes(compressed.to_bytes())
 
 
 def code(array: np.ndarray, name: str, **options: Any) -> Compressed:

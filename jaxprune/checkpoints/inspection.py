@@ -91,8 +91,8 @@ def code_entropy(array: np.ndarray, bits: int) -> float:
         scale = np.minimum(largest, np.float32(HUGE)) / top
         for part in chunks(array):
             values = part.astype(np.float32)
+            values = values[~np.isnan(values)]
             codes = np.zeros_like(values) if scale < TINY else np.clip(np.rint(values / scale), -top, top)
-            codes = codes if scale < TINY or not np.isnan(codes).any() else codes[~np.isnan(codes)]
             counts += np.bincount(codes.astype(np.int32) + int(top), minlength=len(counts))
     return entropy_of_counts(counts) / max(int(counts.sum()), 1)
 

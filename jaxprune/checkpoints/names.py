@@ -6,13 +6,6 @@ from typing import Any
 from jaxprune.checkpoints.leaf import CheckpointError
 
 
-def separator(names: Iterable[str]) -> str:
-    """What stands between the parts of names: ``/`` if any has one, else ``.`` if any has one."""
-    names = list(names)
-    dotted = any("." in name for name in names) and not any("/" in name for name in names)
-    return "." if dotted else "/"
-
-
 def paths(names: Iterable[str]) -> dict[str, str]:
     """Each name as a path with ``/``, so that ``a.b`` of one file and ``a/b`` of another are the same leaf.
 
@@ -20,7 +13,7 @@ def paths(names: Iterable[str]) -> dict[str, str]:
     {'encoder.kernel': 'encoder/kernel', 'encoder.bias': 'encoder/bias'}
     """
     names = list(names)
-    between = separator(names)
+    between = "/" if any("/" in name for name in names) else "."
     return {name: name.replace(between, "/") for name in names}
 
 

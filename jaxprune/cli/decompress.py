@@ -13,12 +13,11 @@ from jaxprune.cli import convert
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add = parser.add_argument
-    add("checkpoint", help="a file that jaxprune compress, or jaxprune.save, wrote")
-    add(
+    parser.add_argument("checkpoint", help="a file that jaxprune compress, or jaxprune.save, wrote")
+    parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", help="ends in .safetensors, .npz, .msgpack or .orbax (a folder)"
     )
-    add("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
 
 def run(args: argparse.Namespace) -> None:

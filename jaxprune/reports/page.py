@@ -20,15 +20,14 @@ _FINE = 1000  # units of a drawing that is stretched to the width there is
 def render(report: "Report", title: str, found: Frontier | None) -> str:
     """The whole document."""
     drawn = [row for row in report.rows if row.histogram and row.histogram.before]
-    weights = {kind: [row for row in drawn if (row.max_error != 0) == kind] for kind in (True, False)}
     return _template().render(
         report=report,
         total=report.total,
         title=title,
         found=found,
         chart=found and _chart(found),
-        changed=weights[True],
-        same=weights[False],
+        changed=[row for row in drawn if row.max_error != 0],
+        same=[row for row in drawn if row.max_error == 0],
         columns=COLUMNS,
         formula=FORMULA.replace("\n", " "),
         fine=_FINE,

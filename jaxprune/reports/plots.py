@@ -36,14 +36,11 @@ def plot_leaves(report: "Report", ax: Any, most: int) -> Any:
     ax.set_yticks(places, labels, fontsize=8)
     ax.invert_yaxis()
     ax.margins(0.3, 0.01)
-    ax.set_xlim(left=0)
-    ax.set_xlabel("bytes")
+    ax.set(xlim=(0, None), xlabel="bytes")
     ticker = library("matplotlib.ticker", "jaxprune[plots]")
     ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
     ax.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-    ax.legend(frameon=False, loc="lower right", fontsize=8)
-    _calm(ax)
-    return ax
+    return _calm(ax)
 
 
 def plot_frontier(
@@ -92,15 +89,11 @@ def plot_frontier(
         ring = {"s": 130, "facecolor": "none", "edgecolor": _CHOSEN, "lw": 2, "zorder": 4}
         ax.scatter(found.cost[chosen], found.metric[chosen], label=found.describe(chosen), **ring)
     across = axes.around(found.cost[shown], log=True)
-    ax.set_xscale("log" if across.log else "linear")
-    ax.set_xlim(across.low, across.high)
+    scale = "log" if across.log else "linear"
+    ax.set(xscale=scale, xlim=(across.low, across.high), xlabel=found.cost_name, ylabel=found.metric_name)
     ax.set_xticks(ticks := across.ticks(), map(axes.brief, ticks))
     ax.set_xticks([], minor=True)
-    ax.set_xlabel(found.cost_name)
-    ax.set_ylabel(found.metric_name)
-    ax.legend(frameon=False, loc="lower right", fontsize=8)
-    _calm(ax)
-    return ax
+    return _calm(ax)
 
 
 def _largest(report: "Report", most: int) -> tuple[list["Row"], list["Row"]]:
@@ -122,7 +115,10 @@ def _axes(ax: Any, size: tuple[float, float]) -> Any:
     return library("matplotlib.pyplot", "jaxprune[plots]").subplots(figsize=size, layout="constrained")[1]
 
 
-def _calm(ax: Any) -> None:
+def _calm(ax: Any) -> Any:
+    """The axes, with a legend and with fewer lines."""
+    ax.legend(frameon=False, loc="lower right", fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="x", alpha=0.25)
     ax.set_axisbelow(True)
+    return ax

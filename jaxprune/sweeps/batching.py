@@ -108,13 +108,7 @@ def smallest(value: int, mesh: Mesh | None) -> int:
 
 def chunk(settings: Any, start: int, width: int) -> Any:
     """Settings ``start`` to ``start + width``, the last one repeated past the end."""
-
-    def cut(leaf: np.ndarray) -> np.ndarray:
-        part = leaf[start : start + width]
-        missing = width - part.shape[0]
-        return np.concatenate([part, np.repeat(leaf[-1:], missing, axis=0)]) if missing else part
-
-    return jax.tree.map(cut, settings)
+    return jax.tree.map(lambda leaf: leaf.take(range(start, start + width), axis=0, mode="clip"), settings)
 
 
 def run(program: Any, settings: Any, args: Any, results: Any, starts: range, ahead: bool) -> Iterator[int]:

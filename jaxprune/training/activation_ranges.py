@@ -49,7 +49,7 @@ def clip_activations(x: Array, alpha: Any, bits: Setting) -> Array:
         if not tree.is_floating(value):
             raise TypeError(f"{name} must hold floating-point numbers, got {value!r}")
     x, alpha = jnp.asarray(x), jnp.asarray(alpha, jnp.float32)
-    if not _broadcasts(alpha.shape, x.shape):
+    if not broadcasts(alpha.shape, x.shape):
         raise ValueError(f"alpha has shape {alpha.shape}, which does not broadcast to the activations {x.shape}")
     return _clip(x, alpha, jnp.asarray(settings.check_setting(bits, "bits", 1, 16)))
 
@@ -125,7 +125,7 @@ def observe(state: Range, x: Array, decay: Setting = 0.99) -> Range:
     if not tree.is_floating(x):
         raise TypeError(f"x must hold floating-point numbers, got {x!r}")
     x = jnp.asarray(x)
-    if not _broadcasts(np.shape(state.low), x.shape):
+    if not broadcasts(np.shape(state.low), x.shape):
         raise ValueError(f"the range has shape {np.shape(state.low)}, which does not broadcast to the batch {x.shape}")
     return _observe(state, x, settings.check_setting(decay, "decay", 0, 1))
 
@@ -190,5 +190,6 @@ def _range_qparams(state: Range, bits: Array, symmetric: bool) -> QParams:
     return qparams_of(state.low, state.high, uniform.width(bits), symmetric)
 
 
-def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array of one shape broadcasts to the other, without making that larger."""
     return len(shape) <= len(wanted) and all(n in (1, m) for n, m in zip(shape[::-1], wanted[::-1], strict=False))

@@ -1,5 +1,6 @@
 """Masks that an optimizer holds: exact zeros after every update, and where to find the masks again."""
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -78,13 +79,10 @@ def masks_of(opt_state: Any, params: Params | None = None) -> Masks:
     found = list(_masks_in(opt_state))
     if not found:
         raise ValueError(f"no masks in an optimizer state of type {type(opt_state).__name__}")
-    merged = found[0]
-    for masks in found[1:]:
-        merged = _merged(merged, masks)
+    merged = reduce(_merged, found)
     if params is None:
         return merged
-    shown = tree.flatten(params)
-    known = tree.flatten(merged)
+    shown, known = tree.flatten(params), tree.flatten(merged)
     by_path = dict(zip(known.paths, known.leaves, strict=True))
     return shown.treedef.unflatten([by_path.get(path, jnp.ones((), bool)) for path in shown.paths])
 
@@ -130,12 +128,8 @@ def within(setting: Setting, params: Params) -> Setting:
         return setting
     given = tree.flatten(setting)
     paths = tree.flatten(params).paths
-    known = {
-        path: value
-        for path, value in zip(given.paths, given.leaves, strict=True)
-        if any(leaf == path or leaf.startswith(path + "/") for leaf in paths)
-    }
-    return known
+    pairs = zip(given.paths, given.leaves, strict=True)
+    return {path: value for path, value in pairs if any(f"{leaf}/".startswith(f"{path}/") for leaf in paths)}
 
 
 def _fitted(masks: Masks, params: Params) -> Masks:

@@ -171,11 +171,9 @@ def _pair(params: Params, log_alpha: Any) -> tuple[tree.Selection, list[Array]]:
 def _gated(values: list[Array], gates: list[Array], key: Array | None, positions: tuple[int, ...]) -> list[Array]:
     new = []
     for i, value, gate in zip(positions, values, gates, strict=True):
-        gate = gate.astype(jnp.float32)
-        if key is None:
-            logit = gate
-        else:
-            logit = (gate + jax.random.logistic(jax.random.fold_in(key, i), gate.shape, jnp.float32)) / BETA
+        logit = gate.astype(jnp.float32)
+        if key is not None:
+            logit = (logit + jax.random.logistic(jax.random.fold_in(key, i), gate.shape, jnp.float32)) / BETA
         z = jnp.clip(jax.nn.sigmoid(logit) * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
         # Closed gates take the weight away before the product, where an infinite one would make NaN.
         new.append((jnp.where(_is_open(logit), value.astype(jnp.float32), 0.0) * z).astype(value.dtype))

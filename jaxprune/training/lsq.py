@@ -19,6 +19,7 @@ from jaxprune.kernels import uniform
 from jaxprune.kernels.ranges import full_range, mean_magnitude
 from jaxprune.kernels.rounding import HUGE, TINY, divide, grid, top_code
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.training.activation_ranges import broadcasts
 
 Axes = int | tuple[int, ...] | None
 
@@ -48,10 +49,8 @@ def init_step_sizes(
     {'bias': Array(0., dtype=float32), 'kernel': Array(4., dtype=float32)}
     """
     selection = tree.select(params, where)
-    shared = tuple(
-        uniform.layout(leaf.shape, QuantSpec(axis=axis), name)[1]
-        for name, leaf in zip(selection.names, selection.values, strict=True)
-    )
+    named = zip(selection.names, selection.values, strict=True)
+    shared = tuple(uniform.layout(leaf.shape, QuantSpec(axis=axis), name)[1] for name, leaf in named)
     steps = _first_steps(selection.values, _widths(selection, bits, signed), shared, signed)
     steps = [step.reshape(()) if axis is None else step for step in steps]
     return selection.replace(steps, lambda _: jnp.zeros((), jnp.float32))
@@ -106,22 +105,14 @@ def learned_step_size(
     """
     selection = tree.select(params, where)
     chosen = _steps_of(selection, steps)
-    counts = tuple(
-        _sharers(name, leaf, step, batch_axes)
-        for name, leaf, step in zip(selection.names, selection.values, chosen, strict=True)
-    )
+    named = zip(selection.names, selection.values, chosen, strict=True)
+    counts = tuple(_sharers(name, leaf, step, batch_axes) for name, leaf, step in named)
     widths = _widths(selection, bits, signed)
     return selection.replace(_learned_leaves(selection.values, chosen, widths, counts, signed, narrow))
 
 
 def step_qparams(
-    params: Params,
-    steps: Params,
-    bits: Setting,
-    *,
-    signed: bool = True,
-    narrow: bool = True,
-    where: Where = None,
+    params: Params, steps: Params, bits: Setting, *, signed: bool = True, narrow: bool = True, where: Where = None
 ) -> Params:
     """Scale and zero point of a quantizer that has learned its steps, for ``jp.fake_quant`` and ``jp.quantize``.
 
@@ -154,19 +145,15 @@ def _widths(selection: tree.Selection, bits: Setting, signed: bool) -> list[Any]
 def _steps_of(selection: tree.Selection, steps: Params) -> list[Array]:
     """The step of each chosen leaf, which broadcasts to it."""
     by_path = tree.follow_paths(steps, selection.paths, selection.names, "steps")
-    found = []
     for path, leaf in zip(selection.names, selection.values, strict=True):
         step = by_path[path]
         if not tree.is_floating(step):
             raise TypeError(f"the step of {tree.show(path)} is {step!r}; steps are floating-point numbers")
-        shape = np.shape(step)
-        fits = len(shape) <= leaf.ndim and all(n in (1, m) for n, m in zip(shape[::-1], leaf.shape[::-1], strict=False))
-        if not fits:
+        if not broadcasts(shape := np.shape(step), leaf.shape):
             raise ValueError(
                 f"the step of {tree.show(path)} has shape {shape}, which does not broadcast to {leaf.shape}"
             )
-        found.append(jnp.asarray(step, jnp.float32))
-    return found
+    return [jnp.asarray(by_path[path], jnp.float32) for path in selection.names]
 
 
 def _sharers(path: str, leaf: Array, step: Array, batch_axes: Axes) -> int:

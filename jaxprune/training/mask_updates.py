@@ -94,8 +94,7 @@ def scheduled(
             return level, ranked(ranking, candidate, level, memory, grads, old)
 
         operands = (level, params, state.inner_state, grads, memory, state.masks)
-        always = isinstance(every, int) and every == 1
-        due = True if always else _due(every, state, level, following)
+        due = (isinstance(every, int) and every == 1) or _due(every, state, level, following)
         sparsity, masks = if_due(due, renew, (state.sparsity, state.masks), *operands)
         grads = _ordered(grads, sparsity, masks) if ranking.revive else masked(grads, masks)
         new, inner_state = advance(grads, state.inner_state, params)
@@ -142,13 +141,12 @@ def ranked(ranking: Ranking, params: Params, level: Setting, memory: Any, grads:
 
 
 def _ranked_leaves(ranking: Ranking, chosen: tree.Selection, scores: list[Array], level: Setting) -> list[Array]:
-    given = chosen.replace(scores, lambda _: jnp.zeros((), jnp.float32))
-    if callable(ranking.scope):
-        made = ranking.scope(given, level)
-    else:
-        names = set(chosen.names)
-        where, more = (lambda path, _: path in names), {"scope": ranking.scope, "min_keep": ranking.min_keep}
-        made = masking.by_sparsity(given, level, where=where, **more)  # type: ignore
+    given, names = chosen.replace(scores, lambda _: jnp.zeros((), jnp.float32)), set(chosen.names)
+    make = ranking.scope
+    if not callable(make):
+        where = lambda path, _: path in names  # noqa: E731
+        make = partial(masking.by_sparsity, scope=make, min_keep=ranking.min_keep, where=where)  # type: ignore
+    made = make(given, level)
     masks = tree.flatten(made)
     tree.same_paths(chosen, masks, "params", "masks")
     for path, leaf, mask in zip(chosen.paths, chosen.leaves, masks.leaves, strict=True):

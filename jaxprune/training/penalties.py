@@ -6,7 +6,6 @@ off there. To get exact zeros, take the steps of :mod:`jaxprune.training.proxima
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,7 +38,7 @@ def l1(params: Params, *, where: Where = None) -> Array:
     >>> l1({"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0, 3.0])})
     Array(3., dtype=float32)
     """
-    return _total(_l1, params, where)
+    return _sum(_l1, tree.select(params, where).values)
 
 
 def group_lasso(params: Params, *, where: Where = None) -> Array:
@@ -66,7 +65,7 @@ def group_lasso(params: Params, *, where: Where = None) -> Array:
     >>> group_lasso(jnp.array([[3.0, 0.0], [4.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
     Array(12., dtype=float32)
     """
-    return _total(_group_lasso, params, where)
+    return _sum(_group_lasso, tree.select(params, where).values)
 
 
 def hoyer(params: Params, *, where: Where = None) -> Array:
@@ -94,7 +93,7 @@ def hoyer(params: Params, *, where: Where = None) -> Array:
     >>> hoyer({"a": jnp.full((2, 2), 7.0), "b": jnp.array([[0.0, -5.0]])})
     Array(5., dtype=float32)
     """
-    return _total(_hoyer, params, where)
+    return _sum(_hoyer, tree.select(params, where).values)
 
 
 def unit_lengths(w: Array) -> tuple[Array, Array]:
@@ -117,10 +116,6 @@ def unit_weight(w: Array) -> np.float32:
 def _apart(scaled: Array) -> Array:
     """The same numbers, which lie in (-4, 4): of a constant w, XLA would make ``w**2 * scale**2``, 0 * inf perhaps."""
     return jnp.maximum(scaled, -8.0)
-
-
-def _total(kernel: Callable[[Array], tuple[Array, Array]], params: Params, where: Where) -> Array:
-    return _sum(kernel, tree.select(params, where).values)
 
 
 @partial(jax.jit, static_argnums=0)

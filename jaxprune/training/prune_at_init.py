@@ -77,10 +77,8 @@ def grasp(loss: Callable[..., Any], params: Params, *batch: Any) -> Scores:
     chosen, of = _differentiable(loss, params, batch)
     slope = jax.grad(of)
     _, product = jax.jvp(slope, (chosen.values,), (slope(chosen.values),))
-    return chosen.replace(
-        [w.astype(jnp.float32) * h.astype(jnp.float32) for w, h in zip(chosen.values, product, strict=True)],
-        _no_score,
-    )
+    pairs = zip(chosen.values, product, strict=True)
+    return chosen.replace([w.astype(jnp.float32) * h.astype(jnp.float32) for w, h in pairs], _no_score)
 
 
 def synflow(apply_fn: Callable[..., Any], params: Params, *inputs: Any) -> Scores:

@@ -38,6 +38,15 @@ class SparseState(NamedTuple):
     inner_state: Any
 
 
+class Exchange(NamedTuple):
+    """What grows, and the arguments of :func:`rigl` of these names."""
+
+    growth: Growth | None
+    every: Any
+    drop_fraction: Any
+    stop_step: Any
+
+
 def static_sparse(
     inner: optax.GradientTransformation, sparsity: Setting, *, key: Array, where: Where = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,7 +73,7 @@ def static_sparse(
     >>> int(optimizer.init(jnp.ones((4, 4))).masks.sum())
     4
     """
-    return _sparse(inner, sparsity, key, None, None, 0.0, None, where, "static_sparse")
+    return _sparse(inner, sparsity, key, where, "static_sparse")
 
 
 def sparse_evolution(
@@ -96,8 +105,8 @@ def sparse_evolution(
     >>> int(state.masks.sum()), int((params != 0).sum()) <= 4
     (4, True)
     """
-
-    return _sparse(inner, sparsity, key, _uniform, every, drop_fraction, stop_step, where, "sparse_evolution")
+    exchange = Exchange(_uniform, every, drop_fraction, stop_step)
+    return _sparse(inner, sparsity, key, where, "sparse_evolution", exchange)
 
 
 def rigl(
@@ -144,25 +153,16 @@ def rigl(
     >>> int(state.masks.sum())
     4
     """
-
-    return _sparse(
-        inner, sparsity, key, lambda grad, key: jnp.abs(grad), every, drop_fraction, stop_step, where, "rigl"
-    )
+    exchange = Exchange(lambda grad, key: jnp.abs(grad), every, drop_fraction, stop_step)
+    return _sparse(inner, sparsity, key, where, "rigl", exchange)
 
 
 def _sparse(
-    inner: optax.GradientTransformation,
-    sparsity: Setting,
-    key: Array,
-    growth: Growth | None,
-    every: Any,
-    drop_fraction: Any,
-    stop_step: Any,
-    where: Where,
-    name: str,
+    inner: optax.GradientTransformation, sparsity: Setting, key: Array, where: Where, name: str, exchange: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Random masks, and if there is a ``growth``, exchanges of weights."""
-    if growth and not isinstance(every, Tracer) and not np.asarray(every) >= 1:
+    """Random masks, and if there is an :class:`Exchange`, exchanges of weights."""
+    growth, every, drop_fraction, stop_step = exchange or Exchange(None, 1, 0.0, None)
+    if not isinstance(every, Tracer) and not np.asarray(every) >= 1:
         raise ValueError(f"every must be a number of steps, 1 or more; got {every!r}")
     fraction = _drop_schedule(drop_fraction, stop_step)
     typed = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)

@@ -94,13 +94,11 @@ def straight_through(
     ranking = Ranking(as_running(saliency), scope, min_keep, where, revive=True)
     decay = settings.check_setting(decay, "decay", 0.0, jnp.inf)
 
+    def drawn(mask: Array, grad: Array, weight: Array) -> Array:
+        drawn_in = grad + (decay * weight.astype(jnp.float32)).astype(grad.dtype)
+        return jnp.where(mask, grad, drawn_in) if jnp.ndim(mask) else grad
+
     def seen(grads: Any, params: Params, masks: Masks) -> Any:
-        return jax.tree.map(lambda mask, g, w: _drawn(mask, g, w, decay), masks, grads, params)
+        return jax.tree.map(drawn, masks, grads, params)
 
     return scheduled(inner, schedule, every, ranking, seen, lambda updates, *_: updates, "straight_through")
-
-
-def _drawn(mask: Array, grad: Array, weight: Array, decay: Any) -> Array:
-    if not jnp.ndim(mask):
-        return grad
-    return jnp.where(mask, grad, grad + (decay * weight.astype(jnp.float32)).astype(grad.dtype))

@@ -90,35 +90,31 @@ def shared_weights(
 
     def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> tuple[Any, SharedState]:
         selection = chosen_of(need(params, "shared_weights"), where)
-        grads = [_summed(*pair, average) for pair in _pairs(selection, updates, state.shares)]
-        steps, after = inner.update(
-            _replaced(selection, updates, grads), state.inner, _centroids(selection, state.shares), **extra
-        )
-        spread = [
-            _spread(step, share, leaf.dtype)
-            for (step, share), leaf in zip(_pairs(selection, steps, state.shares), selection.values, strict=True)
-        ]
-        return _replaced(selection, steps, spread), SharedState(state.shares, after)
+        given, shares = _like(selection, updates), state.shares
+        summed = [_summed(grad, share, average) for grad, share in zip(given.values, shares, strict=True)]
+        steps, after = inner.update(given.replace(summed), state.inner, _centroids(selection, shares), **extra)
+        found = _like(selection, steps)
+        triples = zip(found.values, shares, selection.values, strict=True)
+        spread = [_spread(step, share, leaf.dtype) for step, share, leaf in triples]
+        return found.replace(spread), SharedState(shares, after)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _shares_of(selection: tree.Selection, k: Setting, keep_zeros: bool) -> tuple[Shares, ...]:
     """The clusters of equal weights of each chosen leaf."""
-    chosen = set(selection.names)
-    params = selection.treedef.unflatten(selection.leaves)
+    chosen, params = set(selection.names), selection.treedef.unflatten(selection.leaves)
     encoded = codebook.encode(params, k, iterations=0, keep_zeros=keep_zeros, where=lambda path, _: path in chosen)
-    records = selection.treedef.flatten_up_to(encoded)
-    found = []
-    for i, path, leaf in zip(selection.chosen, selection.names, selection.values, strict=True):
-        if not isinstance(leaf, Tracer) and not _is_shared(leaf, records[i]):
-            size = records[i].centroids.size
+    every = selection.treedef.flatten_up_to(encoded)
+    records = [every[i] for i in selection.chosen]
+    for path, leaf, record in zip(selection.names, selection.values, records, strict=True):
+        if not isinstance(leaf, Tracer) and not _is_shared(leaf, record):
+            size = record.centroids.size
             raise ValueError(
                 f"leaf {tree.show(path)} has more than {size} distinct values; share them first, "
                 f"with jaxprune.codebook.kmeans(params, {size})"
             )
-        found.append(_shares(records[i]))
-    return tuple(found)
+    return tuple(map(_shares, records))
 
 
 def _is_shared(leaf: Array, record: CodebookArray) -> bool:
@@ -137,29 +133,17 @@ def _shares(record: CodebookArray) -> Shares:
 
 def _centroids(selection: tree.Selection, shares: tuple[Shares, ...]) -> Params:
     """The parameters, with the float32 values that weights share in place of each chosen leaf."""
-    values = [_values(leaf, share.member) for leaf, share in zip(selection.values, shares, strict=True)]
-    return selection.replace(values)
 
-
-def _values(leaf: Array, member: Array) -> Array:
     def values(leaf: Array, member: Array) -> Array:
         return leaf.reshape(-1).at[member].get(mode="fill", fill_value=0).astype(jnp.float32)
 
-    return automatic(values, leaf, member)
+    pairs = zip(selection.values, shares, strict=True)
+    return selection.replace([automatic(values, leaf, share.member) for leaf, share in pairs])
 
 
-def _pairs(selection: tree.Selection, values: Any, shares: tuple[Shares, ...]) -> list[tuple[Array, Shares]]:
-    """What ``values``, a tree like the parameters, has for each chosen leaf, with the leaf's clusters."""
-    leaves = selection.treedef.flatten_up_to(values)
-    return [(leaves[i], share) for i, share in zip(selection.chosen, shares, strict=True)]
-
-
-def _replaced(selection: tree.Selection, values: Any, chosen: list[Array]) -> Any:
-    """``values`` with others in place of the chosen leaves."""
-    leaves = list(selection.treedef.flatten_up_to(values))
-    for i, leaf in zip(selection.chosen, chosen, strict=True):
-        leaves[i] = leaf
-    return selection.treedef.unflatten(leaves)
+def _like(selection: tree.Selection, values: Any) -> tree.Selection:
+    """The same selection of ``values``, a tree like the parameters."""
+    return selection._replace(leaves=selection.treedef.flatten_up_to(values))
 
 
 def _summed(grad: Array, share: Shares, average: bool) -> Array:
