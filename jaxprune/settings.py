@@ -8,6 +8,7 @@ from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Setting
+from jaxprune.paths import follow_paths
 
 
 def per_leaf(setting: Setting, selection: tree.Selection, name: str, low: float, high: float) -> list[Any]:
@@ -18,7 +19,7 @@ def per_leaf(setting: Setting, selection: tree.Selection, name: str, low: float,
     """
     if is_scalar(setting) or selection.paths == [""]:
         return [check_setting(setting, name, low, high)] * len(selection.chosen)
-    by_path = tree.follow_paths(setting, selection.paths, selection.names, name)
+    by_path = follow_paths(setting, selection.paths, selection.names, name)
     return [check_setting(by_path[path], f"{name} of {tree.show(path)}", low, high) for path in selection.names]
 
 

@@ -5,7 +5,6 @@ or an equal pattern never recompiles, and leaves that take no part come back as 
 """
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 from jax import tree_util
 
 from jaxprune.base import Array, Masks, Params, Where
-from jaxprune.paths import is_box, paths_of, within
+from jaxprune.paths import follow_paths, is_box, matching, paths_of, within
 
 # Names under which frameworks keep vectors that may be stacked (scanned layers) or reshaped (attention heads), and so
 # reach rank 2 without being kernels.
@@ -96,48 +95,6 @@ def select(tree: Params, where: Where = None) -> Selection:
             kind = getattr(leaves[i], "dtype", type(leaves[i]).__name__)
             raise TypeError(f"leaf {show(paths[i])} has dtype {kind}; only floating-point leaves can be selected")
     return flat._replace(chosen=chosen)
-
-
-def follow_paths(values: Any, paths: Sequence[str], wanted: Sequence[str], name: str) -> dict[str, Any]:
-    """Looks up each wanted path in a tree of values, or in the longest prefix of it that the tree holds."""
-    keyed, _ = tree_util.tree_flatten_with_path(values)
-    given = dict(zip(paths_of(values, keyed)[0], (value for _, value in keyed), strict=True))
-    unknown = [path for path in given if not any(within(leaf, path) for leaf in paths)]
-    if unknown:
-        raise ValueError(f"{name} names {unknown[0]!r}, which is not in the tree; its paths are {list(paths)}")
-    found = {path: [prefix for prefix in given if within(path, prefix)] for path in wanted}
-    missing = [path for path, prefixes in found.items() if not prefixes]
-    if missing:
-        raise ValueError(f"{name} has no value for leaf {missing[0]!r}; it has {list(given)}")
-    return {path: given[max(prefixes, key=len)] for path, prefixes in found.items()}
-
-
-def matching(patterns: Sequence[str], things: Sequence[Sequence[str]], complaint: Callable[[str], str]) -> list[bool]:
-    """Which of some things, each known by one or more names, glob patterns choose.
-
-    Args:
-      patterns: a leading ``!`` excludes; where all exclude, everything else is chosen.
-      things: the names of each.
-      complaint: what is wrong, of a pattern that matches none.
-
-    Raises:
-      ValueError: a pattern matches none.
-
-    >>> matching(["!a*"], [["a1"], ["b", "c"]], str)
-    [False, True]
-    """
-
-    def flags(pattern: str) -> list[bool]:
-        found = [any(fnmatchcase(name, pattern.removeprefix("!")) for name in names) for names in things]
-        if not any(found):
-            raise ValueError(complaint(pattern))
-        return found
-
-    wanted = [flags(pattern) for pattern in patterns if not pattern.startswith("!")]
-    excluded = [flags(pattern) for pattern in patterns if pattern.startswith("!")]
-    if excluded and not wanted:
-        wanted = [[True] * len(things)]
-    return [any(f[i] for f in wanted) and not any(f[i] for f in excluded) for i in range(len(things))]
 
 
 def same_paths(left: Selection, right: Selection, left_name: str, right_name: str) -> None:

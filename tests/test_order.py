@@ -14,7 +14,7 @@ from jax import lax
 from jaxprs import equations, primitives
 
 from jaxprune import masks
-from jaxprune.kernels import bisection, order, radix
+from jaxprune.kernels import bisection, many_ranks, order, radix
 from jaxprune.kernels.counts import removed_count, removed_of
 from jaxprune.kernels.float_keys import Cut, common_dtype, flat_index, to_keys
 
@@ -293,7 +293,7 @@ def test_bisection_and_radix_find_the_same(dtype, guarded):
     leaves = [jnp.asarray(normals(5 * CHUNK + 1, dtype, ties=True)), jnp.asarray(normals((40, 50), dtype, seed=1))]
     guards = [Cut(to_keys(jnp.zeros((), dtype), dtype), np.uint32(40_000)), None] if guarded else [None, None]
     ranks = jnp.asarray([0, 1, 777, 30_000, 41_000, 83_920], jnp.uint32)
-    keys, equals = jax.jit(lambda *a: radix.keys_at(*a[:2], dtype, a[2]))(leaves, guards, ranks)
+    keys, equals = jax.jit(lambda *a: many_ranks.keys_at(*a[:2], dtype, a[2]))(leaves, guards, ranks)
 
     def one_by_one(leaves, guards, dtype, ranks):
         found = [radix.key_at(leaves, guards, dtype, rank) for rank in ranks]
@@ -314,7 +314,7 @@ def test_bisection_and_radix_find_the_same(dtype, guarded):
 
     leaf, guard = leaves[0], guards[0]
     ranks = jnp.asarray([0, 1, 777, 30_000, 81_919], jnp.uint32)
-    keys, equals = jax.jit(lambda *a: radix.keys_at(*a[:2], dtype, a[2]))([leaf], [guard], ranks)
+    keys, equals = jax.jit(lambda *a: many_ranks.keys_at(*a[:2], dtype, a[2]))([leaf], [guard], ranks)
     for rank, key, equal in zip(ranks, keys, equals, strict=True):
         first, *others = masks_below(leaf, guard, rank, key, equal)
         assert int((~first).sum()) == int(rank)

@@ -16,17 +16,16 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array
-from jaxprune.kernels import bisection, radix
+from jaxprune.kernels import bisection, many_ranks, radix
 from jaxprune.kernels.batching import batch_axes, one_at_a_time
 from jaxprune.kernels.float_keys import Cut, common_dtype, flat_index, from_keys, highest_key, key_type, to_keys
 from jaxprune.kernels.histogram import Weigh
+from jaxprune.kernels.ties import after_ties, positions, search
 
 #: Above this many elements in a leaf, positions no longer fit the signed indices of XLA.
 MAX_LEAF = 2**31 - 1
 #: Above this many elements in leaves that are ranked together, counts no longer fit 32 bits.
 MAX_TREE = 2**32 - 1
-
-_SMALL = 1 << 16  # elements up to which a bisection is as fast as a histogram; it compiles sooner
 
 
 def keep_from(leaves: Sequence[Array], removed: Array, min_keep: Sequence[int] = ()) -> list[Array]:
@@ -54,7 +53,7 @@ def keep_from(leaves: Sequence[Array], removed: Array, min_keep: Sequence[int] =
     # Guarded elements alone have the highest key, and they are not counted as removable.
     everything = removed >= np.uint32(total)
     key, rest = jnp.where(everything, highest_key(dtype), key), jnp.where(everything, np.uint32(0), rest)
-    found = _after_ties(leaves, guards, dtype, key, rest)
+    found = after_ties(leaves, guards, dtype, key, rest)
     rows = zip(leaves, guards, found, strict=True)
     return [keeps(leaf, guard, Cut(key, position), dtype) for leaf, guard, position in rows]
 
@@ -70,13 +69,6 @@ def keep_above(leaf: Array, removed: Array) -> Array:
     return keep_from([leaf], removed)[0]
 
 
-@partial(jax.jit, static_argnums=3)
-def count_from(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> tuple[Array, Array]:
-    """How many elements have a higher key, and how many have this one: uint32."""
-    keys = to_keys(lax.stop_gradient(leaf), dtype, flat_index(leaf.shape), guard)
-    return jnp.sum(keys > key, dtype=jnp.uint32), jnp.sum(keys == key, dtype=jnp.uint32)
-
-
 def keep_shares(
     leaves: Sequence[Array], guards: Sequence[Cut | None], key: Array, shares: Array, counts: Array, dtype: np.dtype
 ) -> list[Array]:
@@ -84,7 +76,7 @@ def keep_shares(
 
     At most one share is neither 0 nor all.
     """
-    rows = zip(leaves, guards, _positions(leaves, guards, dtype, key, shares, counts), strict=True)
+    rows = zip(leaves, guards, positions(leaves, guards, dtype, key, shares, counts), strict=True)
     return [keeps(leaf, guard, Cut(key, position), dtype) for leaf, guard, position in rows]
 
 
@@ -136,23 +128,23 @@ def smallest(leaves: Sequence[Array], counts: Array, weigh: Weigh) -> tuple[Arra
     ties = jnp.where(equals > 0, equals.astype(jnp.float32) * weigh(elements), 0.0)
     everything = counts >= total
     keys = jnp.where(everything, highest_key(dtype), keys)
-    weights = radix.weights_below(leaves, dtype, keys, weigh) + jnp.where(everything, 0.0, ties)
+    weights = many_ranks.weights_below(leaves, dtype, keys, weigh) + jnp.where(everything, 0.0, ties)
     return jnp.where(everything, jnp.asarray(jnp.inf, dtype), elements), weights
 
 
 def _cut_at(leaf: Array, guard: Any, dtype: np.dtype, rank: Array) -> Cut:
     @one_at_a_time
     def position(leaf: Array, guard: Any, key: Array, rank: Array) -> Array:
-        return _search(leaf, guard, dtype, rank, key).position
+        return search(leaf, guard, dtype, rank, key).position
 
     @custom_vmap
     def cut_at(leaf: Array, guard: Any, rank: Array) -> Cut:
-        return _search(leaf, guard, dtype, rank)
+        return search(leaf, guard, dtype, rank)
 
     @cut_at.def_vmap
     def _(axis_size: int, batched: Any, leaf: Array, guard: Any, ranks: Array) -> Any:
         if any(jax.tree.leaves(batched[:2])):
-            cuts = jax.vmap(lambda leaf, guard, rank: _search(leaf, guard, dtype, rank), batch_axes(batched))(
+            cuts = jax.vmap(lambda leaf, guard, rank: search(leaf, guard, dtype, rank), batch_axes(batched))(
                 leaf, guard, ranks
             )
         else:
@@ -162,20 +154,6 @@ def _cut_at(leaf: Array, guard: Any, dtype: np.dtype, rank: Array) -> Cut:
         return cuts, Cut(True, True)  # type: ignore
 
     return cut_at(leaf, guard, rank)
-
-
-def _search(leaf: Array, guard: Any, dtype: np.dtype, rank: Array, key: Array | None = None) -> Cut:
-    """By bisection or by histograms, as suits the size and the platform."""
-
-    def by_bisection(leaf: Array, guard: Any, rank: Array, key: Array | None) -> Cut:
-        return bisection.cut_at(leaf, guard, dtype, rank, key)
-
-    def by_radix(leaf: Array, guard: Any, rank: Array, key: Array | None) -> Cut:
-        return radix.cut_at(leaf, guard, dtype, rank, key)
-
-    if leaf.size <= _SMALL:
-        return by_bisection(leaf, guard, rank, key)
-    return lax.platform_dependent(leaf, guard, rank, key, tpu=by_bisection, default=by_radix)
 
 
 def _key_at(leaves: Any, guards: Any, dtype: np.dtype, rank: Array) -> tuple[Array, Array]:
@@ -210,7 +188,7 @@ def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[A
             return bisection.keys_at(leaves, guards, dtype, ranks)
 
         def by_radix(leaves: Any, guards: Any, ranks: Array) -> tuple[Array, Array]:
-            return radix.keys_at(leaves, guards, dtype, ranks)
+            return many_ranks.keys_at(leaves, guards, dtype, ranks)
 
         return lax.platform_dependent(leaves, guards, ranks, tpu=by_bisection, default=by_radix)
 
@@ -223,67 +201,3 @@ def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[A
         return keys_at(leaves, guards, ranks), (True, True)  # more ranks of the same leaves share the passes
 
     return keys_at(list(leaves), list(guards), ranks)
-
-
-def _after_ties(leaves: Any, guards: Any, dtype: np.dtype, key: Array, rest: Array) -> Array:
-    """For each leaf, the flat index before which its elements of this key go, if ``rest`` of them go in all leaves."""
-
-    def find(leaves: Any, guards: Any, key: Array, rest: Array) -> Array:
-        counts = jnp.stack([_equal(leaf, guard, key, dtype) for leaf, guard in zip(leaves, guards, strict=True)])
-        before = jnp.cumsum(counts, dtype=jnp.uint32) - counts
-        shares = jnp.where(before < rest, jnp.minimum(rest - before, counts), np.uint32(0))
-        return _positions(leaves, guards, dtype, key, shares, counts)
-
-    def nothing(*arguments: Any) -> Array:
-        return jnp.zeros(len(leaves), jnp.uint32)
-
-    def after_ties(leaves: Any, guards: Any, key: Array, rest: Array) -> Array:
-        return lax.cond(rest > 0, find, nothing, leaves, guards, key, rest)
-
-    return one_at_a_time(after_ties)([lax.stop_gradient(leaf) for leaf in leaves], list(guards), key, rest)
-
-
-@partial(jax.jit, static_argnums=3)
-def _equal(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> Array:
-    """How many elements have this key; of large leaves by a histogram of one bin, which needs no memory."""
-
-    def by_sum(leaf: Array, guard: Any, key: Array) -> Array:
-        return count_from(leaf, guard, key, dtype)[1]
-
-    def by_histogram(leaf: Array, guard: Any, key: Array) -> Array:
-        return radix.count_equal(leaf, guard, key, dtype)
-
-    if leaf.size <= _SMALL:
-        return by_sum(leaf, guard, key)
-    return lax.platform_dependent(leaf, guard, key, tpu=by_sum, default=by_histogram)
-
-
-def _positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, shares: Array, counts: Array) -> Array:
-    """For each leaf, a flat index that exactly ``shares[i]`` of its ``counts[i]`` elements of this key lie before.
-
-    At most one share is neither 0 nor all. Leaves of one shape share the search, which takes long to compile: it is
-    made in the one that needs it.
-    """
-    ranks = jnp.where(shares < counts, shares, np.uint32(0))
-
-    def find(leaves: Any, guards: Any, key: Array, ranks: Array) -> Array:
-        found = jnp.zeros(ranks.shape, jnp.uint32)
-        for alike in _alike(leaves):
-            leaf, guard = leaves[alike[0]], guards[alike[0]]
-            for i in alike[1:]:
-                here = partial(jnp.where, ranks[i] > 0)
-                leaf, guard = jax.tree.map(here, (leaves[i], guards[i]), (leaf, guard))
-            rank = jnp.max(ranks[np.asarray(alike)])
-            found = jnp.maximum(found, _search(leaf, guard, dtype, rank, key).position)
-        return jnp.where(ranks > 0, found, np.uint32(0))
-
-    found = lax.cond(jnp.any(ranks > 0), find, lambda *arguments: arguments[-1], leaves, guards, key, ranks)
-    return jnp.where(shares < counts, found, np.asarray([leaf.size for leaf in leaves], np.uint32))
-
-
-def _alike(leaves: Sequence[Array]) -> list[list[int]]:
-    """The leaves' numbers, by type: shape, dtype and explicit sharding."""
-    groups: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        groups.setdefault(jax.typeof(leaf), []).append(i)
-    return list(groups.values())

@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxprune.base import Array
 from jaxprune.kernels.float_keys import Cut, key_type, to_keys
-from jaxprune.kernels.histogram import Weigh, histogram
+from jaxprune.kernels.histogram import histogram
 
 _DIGIT = 16  # bits of a digit, whose histogram stays in cache
 _LARGE = 1 << 22  # elements from which a sample pays, and digits whose histogram takes 1 MiB
@@ -108,12 +108,13 @@ class _NextDigit:
 def _likely(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, width: int) -> _Digit:
     """A digit of the keys in which the rank very likely lies, by a sample."""
     left = dtype.itemsize * 8 - _DIGIT
-    counts = histogram(leaf, ((), guard), _SlotDigit(dtype, (_DIGIT,), 1), 1 << _DIGIT, every=_EVERY)
+    zero = key_type(dtype).type(0)
+    counts = histogram(leaf, (zero, digit_shifts(dtype)[0], guard), _OneDigit(dtype), 1 << _DIGIT, every=_EVERY)
     size = counts.sum(dtype=jnp.uint32).astype(jnp.float32)
     middle = rank.astype(jnp.float32) * (size / leaf.size)
     spread = 4 * jnp.sqrt(middle * jnp.maximum(1 - middle / size, 0)) + 16
     ends = jnp.stack([middle - spread, middle + spread])
-    bins, _ = _locate(counts[None], jnp.zeros(2, jnp.int32), jnp.clip(ends, 0, size - 1).astype(jnp.uint32))
+    bins, _ = locate(counts[None], jnp.zeros(2, jnp.int32), jnp.clip(ends, 0, size - 1).astype(jnp.uint32))
     low, high = jnp.where(ends < 0, 0, jnp.where(ends >= size - 1, (1 << _DIGIT) - 1, bins)).astype(jnp.uint32)
     shift = jnp.maximum(32 - lax.clz(high - low).astype(jnp.int32) + left - width, 0)
     kind = np.promote_types(key_type(dtype), np.uint32)
@@ -164,92 +165,13 @@ class _OneDigit:
         return jnp.minimum(bins, 1 << _DIGIT).astype(jnp.uint32)
 
 
-def keys_at(
-    leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, ranks: Array
-) -> tuple[Array, Array]:
-    """For each 0-based rank (any shape): the key found there, and how many of its equals come before it.
-
-    All ranks share the passes. Each level leaves a table from (slot, digit) to the next slot, where a slot stands for
-    the distinct leading digits behind which some rank lies; the number of ranks stands for none.
-    """
-    rank = ranks.reshape(-1)
-    slot, key = jnp.zeros(rank.size, jnp.int32), jnp.zeros(rank.size, key_type(dtype))
-    tables: tuple[Array, ...] = ()
-    widths = _digit_widths(dtype.itemsize * 8, sum(leaf.size for leaf in leaves), rank.size)
-    for level, width in enumerate(widths):
-        counts = _count_slots(leaves, guards, _SlotDigit(dtype, widths[: level + 1], rank.size), tables)
-        digit, rank = _locate(counts, slot, rank)
-        key = (key << width) | digit.astype(key.dtype)
-        tables, slot = _deepen(tables, slot, digit, width)
-    return key.reshape(ranks.shape), rank.reshape(ranks.shape)
-
-
-def weights_below(leaves: Sequence[Array], dtype: np.dtype, keys: Array, weigh: Weigh) -> Array:
-    """For each of ``keys`` [K], what all elements of lower keys weigh together: float32 [K], in shared passes."""
-    slot, total, left = jnp.zeros(keys.size, jnp.int32), jnp.zeros(keys.size), dtype.itemsize * 8
-    tables: tuple[Array, ...] = ()
-    widths = _digit_widths(left, sum(leaf.size for leaf in leaves), keys.size)
-    for level, width in enumerate(widths):
-        left -= width
-        digit = ((keys >> left) & ((1 << width) - 1)).astype(jnp.int32)
-        binning = _SlotDigit(dtype, widths[: level + 1], keys.size)
-        weights = _count_slots(leaves, [None] * len(leaves), binning, tables, weigh)
-        lower = jnp.arange(1 << width, dtype=jnp.int32) < digit[:, None]
-        total += jnp.where(lower, weights[slot], 0.0).sum(1)
-        tables, slot = _deepen(tables, slot, digit, width)
-    return total
-
-
-def _count_slots(
-    leaves: Sequence[Array],
-    guards: Sequence[Cut | None],
-    binning: "_SlotDigit",
-    tables: tuple[Array, ...],
-    weigh: Weigh | None = None,
-) -> Array:
-    """The leaves' histogram, [slots, bins]."""
-    slots = binning.ranks if tables else 1
-    counts = jnp.zeros(slots << binning.widths[-1], jnp.uint32 if weigh is None else jnp.float32)
-    for leaf, guard in zip(leaves, guards, strict=True):
-        counts += histogram(leaf, (tables, guard), binning, counts.size, weigh)
-    return counts.reshape(slots, -1)
-
-
-def _deepen(tables: tuple[Array, ...], slot: Array, digit: Array, width: int) -> tuple[tuple[Array, ...], Array]:
-    """Adds the table of one more digit: a bucket's slot is the number of the first rank in it."""
-    slots = slot.size if tables else 1
-    bucket = (slot << width) + digit
-    table = jnp.full(slots << width, slot.size, jnp.int32).at[bucket].min(jnp.arange(slot.size, dtype=jnp.int32))
-    return (*tables, table), table[bucket]
-
-
-@dataclass(frozen=True)
-class _SlotDigit:
-    """Sends an element to (slot of its leading digits, next digit); beyond all bins if no rank lies behind those."""
-
-    dtype: np.dtype
-    widths: tuple[int, ...]
-    ranks: int
-
-    def __call__(self, values: Array, index: Array, tables: tuple[Array, ...], guard: Cut | None) -> Array:
-        keys = to_keys(values, self.dtype, index, guard)
-        slot = jnp.zeros(values.shape, jnp.uint32)
-        left = self.dtype.itemsize * 8
-        for level, width in enumerate(self.widths):
-            if level:
-                slot = tables[level - 1].at[slot].get(mode="fill", fill_value=self.ranks).astype(jnp.uint32)
-            left -= width
-            slot = (slot << width) + ((keys >> left) & ((1 << width) - 1)).astype(jnp.uint32)
-        return slot
-
-
 def _find(counts: Array, rank: Array) -> tuple[Array, Array]:
     """The bin in which a rank falls, and the rank within it."""
-    bins, rest = _locate(counts[None], jnp.zeros(1, jnp.int32), rank[None])
+    bins, rest = locate(counts[None], jnp.zeros(1, jnp.int32), rank[None])
     return bins[0], rest[0]
 
 
-def _locate(counts: Array, slot: Array, rank: Array) -> tuple[Array, Array]:
+def locate(counts: Array, slot: Array, rank: Array) -> tuple[Array, Array]:
     """In row ``slot`` of ``counts`` [slots, bins], the bin in which each rank falls, and the rank within it.
 
     In two steps, blocks of bins and then bins, so that nothing as long as the histogram is summed up cumulatively.
@@ -263,15 +185,3 @@ def _locate(counts: Array, slot: Array, rank: Array) -> tuple[Array, Array]:
 def _walk(rows: Array, rank: Array) -> tuple[Array, Array]:
     passed = jnp.cumsum(rows, axis=1, dtype=jnp.uint32) <= rank[:, None]
     return passed.sum(1, dtype=jnp.int32), rank - jnp.where(passed, rows, 0).sum(1, dtype=jnp.uint32)
-
-
-def _digit_width(total: int, ranks: int = 1) -> int:
-    """Digits as wide as pays: a histogram no longer than the data, in at most 2**16 bins a slot."""
-    return min(max(total // max(ranks, 1), 1 << 8), 1 << 16).bit_length() - 1
-
-
-def _digit_widths(width: int, total: int, ranks: int) -> tuple[int, ...]:
-    widths = [min(_digit_width(total), width)]
-    while sum(widths) < width:
-        widths.append(min(_digit_width(total, ranks), width - sum(widths)))
-    return tuple(widths)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Array
-from jaxprune.kernels import by_shape, order, radix
+from jaxprune.kernels import by_shape, order, radix, ties
 from jaxprune.kernels.float_keys import Cut, common_dtype, highest_key, key_type
 
 
@@ -66,7 +66,7 @@ def _count_digit(leaves: list[Array], guards: list[Any], above: Array, shift: Ar
 @partial(jax.jit, static_argnums=3)
 def _count(leaves: list[Array], guards: list[Any], key: Array, dtype: np.dtype) -> Array:
     """Elements of a higher key and of this one: uint32 [2, leaves]."""
-    return jnp.stack([jnp.stack(order.count_from(*row, key, dtype)) for row in zip(leaves, guards, strict=True)], 1)
+    return jnp.stack([jnp.stack(ties.count_from(*row, key, dtype)) for row in zip(leaves, guards, strict=True)], 1)
 
 
 @partial(jax.jit, static_argnums=5)

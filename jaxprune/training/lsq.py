@@ -19,6 +19,7 @@ from jaxprune.kernels import uniform
 from jaxprune.kernels.ranges import full_range, mean_magnitude
 from jaxprune.kernels.rounding import HUGE, TINY, divide, grid, top_code
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.paths import follow_paths
 from jaxprune.training.activation_ranges import broadcasts
 
 Axes = int | tuple[int, ...] | None
@@ -144,7 +145,7 @@ def _widths(selection: tree.Selection, bits: Setting, signed: bool) -> list[Any]
 
 def _steps_of(selection: tree.Selection, steps: Params) -> list[Array]:
     """The step of each chosen leaf, which broadcasts to it."""
-    by_path = tree.follow_paths(steps, selection.paths, selection.names, "steps")
+    by_path = follow_paths(steps, selection.paths, selection.names, "steps")
     for path, leaf in zip(selection.names, selection.values, strict=True):
         step = by_path[path]
         if not tree.is_floating(step):
