@@ -9,7 +9,6 @@ import shlex
 import types
 from pathlib import Path
 
-import jax
 import pytest
 
 import jaxprune as jp
@@ -58,15 +57,6 @@ def commands(text):
             assert cli.main([*shlex.split(line, comments=True)[1:], "--quiet"]) == 0, line
 
 
-@pytest.fixture
-def quick_compiler():
-    """The same programs, ready sooner."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize(
     "page", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in PAGES]
 )
