@@ -17,9 +17,7 @@ import pytest
 from hypothesis import settings
 
 FLAGS = "--xla_backend_optimization_level=0"
-if version("jaxlib").startswith(
-    "0.10."
-):  # the quicker of two ways to fuse; later ones stop at a flag that they do not know
+if version("jaxlib").startswith("0.10."):  # the quicker of two ways to fuse; later ones do not know the flag
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 settings.register_profile("quick", derandomize=True, deadline=None, max_examples=10)

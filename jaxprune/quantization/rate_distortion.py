@@ -178,11 +178,8 @@ def _tables(rows: _Rows, scope: str) -> list[Cuts]:
         return [made[id(count), id(penalty)] for count, penalty in zip(found, rows.penalties, strict=True)]
 
     plain = [deadzone.plain()] * len(rows.leaves)
-    some = [penalty for penalty in rows.penalties if isinstance(penalty, Tracer) or penalty > 0]
-    if not some:  # nothing would change
-        return plain
     traced = checks.any_traced(rows)
-    rounds = jnp.where(jnp.any(jnp.stack(some) > 0), _ROUNDS, 0) if traced else _ROUNDS
+    rounds = jnp.where(jnp.any(jnp.stack(rows.penalties) > 0), _ROUNDS, 0) if traced else _ROUNDS
     return _repeat(rounds, estimate, plain, traced)
 
 
@@ -218,9 +215,12 @@ def _find_step(rows: _Rows, goal: Any, to_error: bool, scope: str) -> Array:
     else:
         limit = goal * np.float32(sum(x.size for x in rows.leaves))
 
+    # Without a penalty no table would change.
+    weighed = any(isinstance(penalty, Tracer) or penalty > 0 for penalty in rows.penalties)
+
     def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         tried = rows._replace(steps=[_step_between(largest, *bracket)] * len(rows.leaves))
-        tables = _tables(tried, scope)
+        tables = _tables(tried, scope) if weighed else [deadzone.plain()] * len(rows.leaves)
         if to_error:
             return _closer(bracket, _over_leaves(_squared_errors, tried, tables), limit)
         counts = _counted(tried, tables, scope)[: 1 if scope == "global" else None]
