@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprune import saliency
-from jaxprune.kernels import unit_statistics
+from jaxprune.kernels import by_shape, unit_statistics
 
 INF, NAN = math.inf, math.nan
 KEY = jax.random.key(0)
@@ -270,7 +270,7 @@ def test_zero_size_leaves(name):
 
 
 def test_compiled_once_for_equal_structures():
-    calls = saliency._apply._each._cache_size
+    calls = by_shape._some._cache_size
     saliency.unit_entropy({"w": jnp.ones((6, 5))}, bins=11)
     before = calls()
     for i in range(4):
