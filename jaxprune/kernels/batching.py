@@ -23,7 +23,8 @@ def one_at_a_time(function: Any) -> Any:
             chosen = [next(row) if flag else value for value, flag in zip(values, flags, strict=True)]
             return alone(*jax.tree.unflatten(treedef, chosen))
 
-        return lax.map(one, [value for value, flag in zip(values, flags, strict=True) if flag]), True
+        results = lax.map(one, [value for value, flag in zip(values, flags, strict=True) if flag])
+        return results, jax.tree.map(lambda _: True, results)
 
     return alone
 

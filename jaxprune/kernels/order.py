@@ -20,7 +20,7 @@ from jaxprune.kernels import bisection, many_ranks, radix
 from jaxprune.kernels.batching import batch_axes, one_at_a_time
 from jaxprune.kernels.float_keys import Cut, common_dtype, flat_index, from_keys, highest_key, key_type, to_keys
 from jaxprune.kernels.histogram import Weigh
-from jaxprune.kernels.ties import after_ties, positions, search
+from jaxprune.kernels.ties import after_ties, search
 
 #: Above this many elements in a leaf, positions no longer fit the signed indices of XLA.
 MAX_LEAF = 2**31 - 1
@@ -46,15 +46,15 @@ def keep_from(leaves: Sequence[Array], removed: Array, min_keep: Sequence[int] =
         removed = jnp.minimum(removed, np.uint32(sum(map(int, spare))))
         guards = [cut_of(leaf, None, count, dtype) for leaf, count in zip(leaves, spare, strict=True)]
     if len(leaves) == 1:
-        return [keeps(leaves[0], guards[0], cut_of(leaves[0], guards[0], removed, dtype), dtype)]
+        cut = cut_of(leaves[0], guards[0], removed, dtype)
+        return [keeps(leaves[0], guards[0], cut, dtype)]
     if not total:
         return [jnp.ones(leaf.shape, bool) for leaf in leaves]
     key, rest = _key_at(leaves, guards, dtype, jnp.minimum(removed, np.uint32(total - 1)))
     # Guarded elements alone have the highest key, and they are not counted as removable.
     everything = removed >= np.uint32(total)
     key, rest = jnp.where(everything, highest_key(dtype), key), jnp.where(everything, np.uint32(0), rest)
-    found = after_ties(leaves, guards, dtype, key, rest)
-    rows = zip(leaves, guards, found, strict=True)
+    rows = zip(leaves, guards, after_ties(leaves, guards, dtype, key, rest), strict=True)
     return [keeps(leaf, guard, Cut(key, position), dtype) for leaf, guard, position in rows]
 
 
@@ -67,17 +67,6 @@ def keep_from_each(leaves: Sequence[Array], removed: Sequence[Array]) -> list[Ar
 def keep_above(leaf: Array, removed: Array) -> Array:
     """The mask that removes exactly the ``removed`` smallest elements of one leaf."""
     return keep_from([leaf], removed)[0]
-
-
-def keep_shares(
-    leaves: Sequence[Array], guards: Sequence[Cut | None], key: Array, shares: Array, counts: Array, dtype: np.dtype
-) -> list[Array]:
-    """Masks that remove all elements of lower keys, and of the ``counts[i]`` of this key the first ``shares[i]``.
-
-    At most one share is neither 0 nor all.
-    """
-    rows = zip(leaves, guards, positions(leaves, guards, dtype, key, shares, counts), strict=True)
-    return [keeps(leaf, guard, Cut(key, position), dtype) for leaf, guard, position in rows]
 
 
 @partial(jax.jit, static_argnums=3)

@@ -39,8 +39,11 @@ def keep_from(leaves: Sequence[Array], removed: int, min_keep: Sequence[int]) ->
     shares = np.clip(rest - (np.cumsum(equal) - equal), 0, equal)
     masks: list[Array] = [jnp.ones(leaf.shape, bool) if not leaf.size else leaf for leaf in leaves]
     for group, column in zip(groups, columns, strict=True):
-        numbers = shares[group].astype(np.uint32), equal[group].astype(np.uint32)
-        for i, mask in zip(group, _keep(*column, key, *numbers, dtype), strict=True):
+        whole = [np.uint32(sizes[i] if shares[i] == equal[i] else 0) for i in group]
+        partly = [n for n, i in enumerate(group) if 0 < shares[i] < equal[i]]
+        which, rank = (partly[0], shares[group[partly[0]]]) if partly else (-1, 0)
+        kept = _keep(*column, key, whole, np.int32(which), np.uint32(rank), dtype)
+        for i, mask in zip(group, kept, strict=True):
             masks[i] = mask
     return masks, (higher + equal - shares).tolist()
 
@@ -69,8 +72,14 @@ def _count(leaves: list[Array], guards: list[Any], key: Array, dtype: np.dtype) 
     return jnp.stack([jnp.stack(ties.count_from(*row, key, dtype)) for row in zip(leaves, guards, strict=True)], 1)
 
 
-@partial(jax.jit, static_argnums=5)
+@partial(jax.jit, static_argnums=6)
 def _keep(
-    leaves: list[Array], guards: list[Any], key: Array, shares: Array, counts: Array, dtype: np.dtype
+    leaves: list[Array], guards: list[Any], key: Array, whole: list[Array], which: Array, rank: Array, dtype: np.dtype
 ) -> list[Array]:
-    return order.keep_shares(leaves, guards, key, shares, counts, dtype)
+    """Masks: of its elements of this key, a leaf loses those before ``whole``; leaf ``which`` its ``rank`` first."""
+    found = ties.index_in(leaves, guards, dtype, key, which, rank)
+    masks = []
+    for i, (leaf, guard, position) in enumerate(zip(leaves, guards, whole, strict=True)):
+        cut = Cut(key, jnp.where(which == i, found, position))
+        masks.append(order.keeps(leaf, guard, cut, dtype))
+    return masks

@@ -24,19 +24,26 @@ def count_from(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> t
     return jnp.sum(keys > key, dtype=jnp.uint32), jnp.sum(keys == key, dtype=jnp.uint32)
 
 
-def after_ties(leaves: Any, guards: Any, dtype: np.dtype, key: Array, rest: Array) -> Array:
-    """For each leaf, the flat index before which its elements of this key go, if ``rest`` of them go in all leaves."""
+def after_ties(leaves: Any, guards: Any, dtype: np.dtype, key: Array, rest: Array) -> list[Array]:
+    """For each leaf, the flat index before which its elements of this key go, if ``rest`` of them go in all leaves.
 
-    def find(leaves: Any, guards: Any, key: Array, rest: Array) -> Array:
+    The numbers come out of the branch one by one: XLA compiles equal programs of leaves once, and those that cut a
+    number of their own out of an array, or hold it as a constant, are not equal.
+    """
+    numbers, sizes = np.arange(len(leaves)), np.asarray([leaf.size for leaf in leaves], np.uint32)
+
+    def find(leaves: Any, guards: Any, key: Array, rest: Array) -> list[Array]:
         counts = jnp.stack([_equal(leaf, guard, key, dtype) for leaf, guard in zip(leaves, guards, strict=True)])
-        before = jnp.cumsum(counts, dtype=jnp.uint32) - counts
-        shares = jnp.where(before < rest, jnp.minimum(rest - before, counts), np.uint32(0))
-        return positions(leaves, guards, dtype, key, shares, counts)
+        passed = jnp.cumsum(counts, dtype=jnp.uint32)
+        which = jnp.sum(passed <= rest, dtype=jnp.int32)
+        rank = rest - jnp.max(jnp.where(passed <= rest, passed, np.uint32(0)))
+        index = index_in(leaves, guards, dtype, key, which, rank)
+        return list(jnp.where(numbers < which, sizes, jnp.where(numbers == which, index, np.uint32(0))))
 
-    def nothing(*arguments: Any) -> Array:
-        return jnp.zeros(len(leaves), jnp.uint32)
+    def nothing(leaves: Any, *arguments: Any) -> list[Array]:
+        return [jnp.zeros((), jnp.uint32) for _ in leaves]
 
-    def needed(leaves: Any, guards: Any, key: Array, rest: Array) -> Array:
+    def needed(leaves: Any, guards: Any, key: Array, rest: Array) -> list[Array]:
         return lax.cond(rest > 0, find, nothing, leaves, guards, key, rest)
 
     return one_at_a_time(needed)([lax.stop_gradient(leaf) for leaf in leaves], list(guards), key, rest)
@@ -57,27 +64,19 @@ def _equal(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> Array
     return lax.platform_dependent(leaf, guard, key, tpu=by_sum, default=by_histogram)
 
 
-def positions(leaves: Any, guards: Any, dtype: np.dtype, key: Array, shares: Array, counts: Array) -> Array:
-    """For each leaf, a flat index that exactly ``shares[i]`` of its ``counts[i]`` elements of this key lie before.
+def index_in(leaves: Any, guards: Any, dtype: np.dtype, key: Array, which: Array, rank: Array) -> Array:
+    """The flat index in leaf ``which`` that exactly ``rank`` of its elements of this key lie before; 0 in no leaf.
 
-    At most one share is neither 0 nor all. Leaves of one shape share the search, which takes long to compile: it is
-    made in the one that needs it.
+    Leaves of one shape share the search, which takes long to compile: it is made in the one that needs it.
     """
-    ranks = jnp.where(shares < counts, shares, np.uint32(0))
-
-    def find(leaves: Any, guards: Any, key: Array, ranks: Array) -> Array:
-        found = jnp.zeros(ranks.shape, jnp.uint32)
-        for alike in _alike(leaves):
-            leaf, guard = leaves[alike[0]], guards[alike[0]]
-            for i in alike[1:]:
-                here = partial(jnp.where, ranks[i] > 0)
-                leaf, guard = jax.tree.map(here, (leaves[i], guards[i]), (leaf, guard))
-            rank = jnp.max(ranks[np.asarray(alike)])
-            found = jnp.maximum(found, search(leaf, guard, dtype, rank, key).position)
-        return jnp.where(ranks > 0, found, np.uint32(0))
-
-    found = lax.cond(jnp.any(ranks > 0), find, lambda *arguments: arguments[-1], leaves, guards, key, ranks)
-    return jnp.where(shares < counts, found, np.asarray([leaf.size for leaf in leaves], np.uint32))
+    found = jnp.zeros((), jnp.uint32)
+    for alike in _alike(leaves):
+        leaf, guard, here = leaves[alike[0]], guards[alike[0]], which == alike[0]
+        for i in alike[1:]:
+            leaf, guard = jax.tree.map(partial(jnp.where, which == i), (leaves[i], guards[i]), (leaf, guard))
+            here |= which == i
+        found |= search(leaf, guard, dtype, jnp.where(here, rank, np.uint32(0)), key).position
+    return found
 
 
 def _alike(leaves: Sequence[Array]) -> list[list[int]]:
