@@ -41,10 +41,9 @@ class Selection(NamedTuple):
 
     def replace(self, values: Sequence[Any], rest: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
         """The tree with ``values`` in the chosen places and ``rest(leaf)`` in the others."""
-        new = [rest(leaf) for leaf in self.leaves]
-        for i, value in zip(self.chosen, values, strict=True):
-            new[i] = value
-        return tree_util.tree_unflatten(self.treedef, new)
+        new = dict(zip(self.chosen, values, strict=True))
+        leaves = [new[i] if i in new else rest(leaf) for i, leaf in enumerate(self.leaves)]
+        return tree_util.tree_unflatten(self.treedef, leaves)
 
 
 def flatten(tree: Params) -> Selection:
