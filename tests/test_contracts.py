@@ -116,7 +116,9 @@ TABLE = {
     "masks.by_threshold": masks_of(jp.masks.by_threshold, LEVELS),
     "masks.by_sparsity": masks_of(jp.masks.by_sparsity, FRACTIONS[:4]),
     "masks.by_sparsity global": masks_of(jp.masks.by_sparsity, FRACTIONS[:4], scope="global", min_keep=1),
-    "masks.n_of_m": Transform(lambda p, s, **where: jp.masks.n_of_m(p, 2, 4, **where), form="masks"),
+    "masks.n_of_m": masks_of(
+        lambda p, s, **where: jp.masks.n_of_m(p, s, 4, **where), (0.0, 1.0, 2.0, 3.0, 4.0), nan=""
+    ),
     "masks.blocks": masks_of(jp.masks.blocks, nan="", block_shape=(2, 2)),
     "masks.by_unit_entropy": masks_of(jp.masks.by_unit_entropy, LEVELS, nan="", bins=5),
     "masks.by_unit_sparsity": masks_of(jp.masks.by_unit_sparsity, nan=""),

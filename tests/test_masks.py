@@ -247,7 +247,7 @@ def test_sizes_beyond_2_to_the_31():
     with pytest.raises(ValueError, match="leaf 'k' has"):
         shapes(masks.thresholds, {"k": more}, jnp.zeros(3))
     assert shapes(masks.by_threshold, more, half) == more.shape
-    assert shapes(masks.n_of_m, more, n=2, m=4) == more.shape
+    assert shapes(lambda x: masks.n_of_m(x, 2, 4), more) == more.shape
     assert shapes(masks.blocks, more, half, block_shape=(64, 64)) == more.shape
     with pytest.raises(ValueError, match=r"leaf 'k' has"):
         shapes(masks.blocks, {"k": more}, half, block_shape=(1, 1))
@@ -362,14 +362,28 @@ def test_long_groups():
 
 @pytest.mark.parametrize(("n", "m"), [(5, 4), (-1, 4), (0, 0), (1, -2), (1, 0)])
 def test_n_of_m_out_of_range(n, m):
-    with pytest.raises(ValueError, match=f"0 <= n <= m and m >= 1, got n={n}, m={m}"):
+    wanted = rf"n must be in \[0, {m}\], got {n}" if m > 0 else f"m must be 1 or more, got {m}"
+    with pytest.raises(ValueError, match=wanted):
         masks.n_of_m(jnp.ones((8, 4)), n, m)
 
 
-@pytest.mark.parametrize(("n", "m"), [(2.0, 4), (2, "4"), (True, 4), (None, 4), (1, True)])
-def test_n_of_m_must_be_integers(n, m):
-    with pytest.raises(TypeError, match="n and m must be integers"):
+@pytest.mark.parametrize(("n", "m"), [(2, 4.0), (2, "4"), (True, 4), (None, 4), (1, True)])
+def test_n_of_m_must_be_numbers(n, m):
+    with pytest.raises(TypeError, match="must be an? (real number|integer)"):
         masks.n_of_m(jnp.ones((8, 4)), n, m)
+    with pytest.raises(ValueError, match=r"n must be a whole number in \[0, 4\], got 2.5"):
+        masks.n_of_m(jnp.ones((8, 4)), 2.5, 4)
+
+
+def test_n_is_a_setting():
+    """One program for all n: traced, under vmap, one for each leaf; out of range it is clamped."""
+    scores = normals(8, 3)
+    wanted = np.stack([oracles.n_of_m(scores, min(max(n, 0), 4), 4, -2) for n in range(-1, 6)])
+    assert_mask(jax.jit(jax.vmap(lambda n: masks.n_of_m(scores, n, 4)))(jnp.arange(-1.0, 6.0)), wanted)
+    assert jax.jit(lambda n: masks.n_of_m(scores, n, 4))(jnp.nan).all()
+    each = masks.n_of_m({"a": scores, "b": {"c": scores}}, {"a": 1, "b": 3}, 4)
+    assert_mask(each["a"], wanted[2])
+    assert_mask(each["b"]["c"], wanted[4])
 
 
 def test_n_of_m_needs_its_axis():

@@ -6,22 +6,27 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from jaxprune import layout, tree
+from jaxprune import layout, settings, tree
 from jaxprune.base import Array, Masks, Scope, Scores, Setting, Where
+from jaxprune.kernels import by_shape
 from jaxprune.kernels.float_keys import common_dtype, to_keys
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.masks.selection import as_masks, keep_highest
 
 
-def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False, where: Where = None) -> Masks:
+def n_of_m(
+    scores: Scores, n: Setting, m: int, *, axis: int = layout.INPUTS, pad: bool = False, where: Where = None
+) -> Masks:
     """Keeps the ``n`` largest of every ``m`` consecutive scores along the input axis (N:M sparsity; 2:4 on GPUs).
 
     Args:
       scores: float arrays ``(..., in, out)``.
-      n: static, 0 <= n <= m, how many stay.
+      n: traced, a whole number in [0, m], how many stay; a tree of them serves too. Traced values are rounded and
+        clamped, and NaN keeps all.
       m: static, the length of a group.
-      axis: static; -2 is the contraction axis of Flax kernels.
+      axis: static; by default that of the inputs, the contraction axis of Flax kernels.
       pad: static; lets the axis end in one shorter group, which keeps what fits: min(n, its length).
       where: see :func:`jaxprune.tree.select`.
 
@@ -29,41 +34,42 @@ def n_of_m(scores: Scores, n: int, m: int, *, axis: int = -2, pad: bool = False,
       Masks in the shapes of the scores. Ties and NaN as in :func:`by_sparsity`.
 
     Raises:
-      ValueError: n or m out of range, no such axis, or a length that m does not divide (unless ``pad``).
+      ValueError: m or a concrete n out of range, no such axis, or a length that m does not divide (unless ``pad``).
+      TypeError: m is no integer, or n no number.
 
     Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021.
 
     >>> n_of_m(jnp.array([[1.0], [4.0], [3.0], [2.0]]), 2, 4)[:, 0].tolist()
     [False, True, True, False]
     """
-    if any(isinstance(number, bool) or not isinstance(number, int | np.integer) for number in (n, m)):
-        raise TypeError(f"n and m must be integers, got n={n!r}, m={m!r}")
-    if m < 1 or not 0 <= n <= m:
-        raise ValueError(f"n of m must have 0 <= n <= m and m >= 1, got n={n}, m={m}")
+    if isinstance(m, bool) or not isinstance(m, int | np.integer):
+        raise TypeError(f"m must be an integer (it is static), got {m!r}")
+    if m < 1:
+        raise ValueError(f"m must be 1 or more, got {m}")
     chosen = tree.select(scores, where)
-    for path, leaf in zip(chosen.names, chosen.values, strict=True):
+    values, counts = chosen.values, settings.per_leaf(n, chosen, "n", 0, m)
+    for path, leaf, count in zip(chosen.names, values, counts, strict=True):
+        if not isinstance(count, Tracer) and count != round(count):
+            raise ValueError(f"n must be a whole number in [0, {m}], got {count:g}")
         length = leaf.shape[layout.check_axis(path, leaf, axis)]
         if length % m and not pad:
             raise ValueError(
                 f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}; "
                 "pad=True allows a short tail"
             )
-    return as_masks(chosen, _best_of_groups(chosen.values, int(n), int(m), axis))
+    return as_masks(chosen, by_shape.each(_best_of_groups, values, counts, static=(int(m), int(axis))))
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _best_of_groups(scores: list[Array], n: int, m: int, axis: int) -> list[Array]:
-    return [_best_of_group(leaf, n, m, axis % leaf.ndim) for leaf in scores]
-
-
-def _best_of_group(scores: Array, n: int, m: int, axis: int) -> Array:
+def _best_of_groups(scores: Array, n: Array, m: int, axis: int) -> Array:
+    axis %= scores.ndim
     length = scores.shape[axis]
+    first = m - jnp.where(jnp.isnan(n), m, jnp.clip(jnp.round(n), 0, m)).astype(jnp.int32)  # rank that stays
     keys = to_keys(jax.lax.stop_gradient(scores), common_dtype([scores]))
     # No float has key 0: the padding of a short tail goes first.
     keys = jnp.pad(keys, [(0, -length % m if i == axis else 0) for i in range(keys.ndim)])
     groups = keys.reshape(*keys.shape[:axis], -1, m, *keys.shape[axis + 1 :])
     if m > 16:  # a program of m * m comparisons is fast for short groups alone
-        kept = _ranks_by_loop(groups, axis + 1) >= m - n
+        kept = _ranks_by_loop(groups, axis + 1) >= first
         return jax.lax.slice_in_dim(kept.reshape(keys.shape), 0, length, axis=axis)
     members = [jax.lax.index_in_dim(groups, i, axis + 1, keepdims=False) for i in range(m)]
     ranks = [jnp.zeros(members[0].shape, jnp.uint8) for _ in members]
@@ -72,7 +78,7 @@ def _best_of_group(scores: Array, n: int, m: int, axis: int) -> Array:
             earlier_first = members[i] <= members[j]
             ranks[j] += earlier_first.astype(ranks[j].dtype)
             ranks[i] += (~earlier_first).astype(ranks[i].dtype)
-    kept = jnp.stack([rank >= m - n for rank in ranks], axis + 1).reshape(keys.shape)
+    kept = jnp.stack([rank >= first for rank in ranks], axis + 1).reshape(keys.shape)
     return jax.lax.slice_in_dim(kept, 0, length, axis=axis)
 
 
