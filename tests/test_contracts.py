@@ -138,11 +138,13 @@ TABLE = {
     "saliency.random": scores_of(lambda p: jp.saliency.random(p, jax.random.key(3)), slope="zero"),
     "saliency.connection_entropy": scores_of(jp.saliency.connection_entropy, exact=False),
     "saliency.unit_norm": scores_of(jp.saliency.unit_norm, exact=False),
-    "saliency.unit_norm of another order": scores_of(lambda p: jp.saliency.unit_norm(p, 3), exact=False),
+    "saliency.unit_norm of another order": scores_of(lambda p: jp.saliency.unit_norm(p, ord=3), exact=False),
     "saliency.geometric_median": scores_of(jp.saliency.geometric_median, exact=False, slope="zero"),
-    "saliency.unit_entropy": scores_of(lambda p: jp.saliency.unit_entropy(p, 5), exact=False, slope="zero"),
+    "saliency.unit_entropy": scores_of(lambda p: jp.saliency.unit_entropy(p, bins=5), exact=False, slope="zero"),
     "saliency.unit_sparsity": scores_of(jp.saliency.unit_sparsity, slope="zero"),
-    "saliency.activation_entropy": scores_of(lambda p: jp.saliency.activation_entropy(p, 5), exact=False, slope="zero"),
+    "saliency.activation_entropy": scores_of(
+        lambda p: jp.saliency.activation_entropy(p, bins=5), exact=False, slope="zero"
+    ),
     "saliency.activation_taylor": scores_of(
         lambda p: jp.saliency.activation_taylor(examples(p), examples(p), normalize=True), exact=False
     ),

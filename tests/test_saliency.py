@@ -28,8 +28,8 @@ ORACLES = {
     "magnitude": (saliency.magnitude, oracles.magnitude, 0, 0),
     "connection_entropy": (saliency.connection_entropy, oracles.connection_entropy, 1e-6, 3e-7),
     "norm_1": (saliency.unit_norm, oracles.unit_norm, 1e-6, 0),
-    "norm_2": (lambda p: saliency.unit_norm(p, 2), lambda w: oracles.unit_norm(w, 2), 2e-6, 0),
-    "norm_half": (lambda p: saliency.unit_norm(p, 0.5), lambda w: oracles.unit_norm(w, 0.5), 1e-5, 0),
+    "norm_2": (lambda p: saliency.unit_norm(p, ord=2), lambda w: oracles.unit_norm(w, 2), 2e-6, 0),
+    "norm_half": (lambda p: saliency.unit_norm(p, ord=0.5), lambda w: oracles.unit_norm(w, 0.5), 1e-5, 0),
     "entropy_64": (saliency.unit_entropy, lambda w: oracles.unit_entropy(w, 64), 0, 2e-6),
     "entropy_3": (lambda p: saliency.unit_entropy(p, bins=3), lambda w: oracles.unit_entropy(w, 3), 0, 2e-6),
     "unit_sparsity": (saliency.unit_sparsity, oracles.unit_sparsity, 0, 0),
@@ -49,7 +49,7 @@ PER_WEIGHT = {
 }
 PER_UNIT = {
     "unit_norm": saliency.unit_norm,
-    "unit_norm_2": lambda p: saliency.unit_norm(p, 2),
+    "unit_norm_2": lambda p: saliency.unit_norm(p, ord=2),
     "unit_entropy": lambda p: saliency.unit_entropy(p, bins=8),
     "unit_sparsity": saliency.unit_sparsity,
 }
@@ -101,9 +101,9 @@ def test_gradient_and_fisher_equal_the_oracle(data, shape):
 )
 def test_values_on_bin_edges_fall_where_float32_puts_them(w, step, bins):
     w = w.astype(np.float32) * np.float32(step)
-    result = np.asarray(saliency.unit_entropy(w, bins))
+    result = np.asarray(saliency.unit_entropy(w, bins=bins))
     np.testing.assert_allclose(result, oracles.unit_entropy(w, bins), rtol=0, atol=2e-6)
-    batched = np.asarray(jax.vmap(lambda w: saliency.unit_entropy(w, bins))(np.stack([w, 2 * w])))
+    batched = np.asarray(jax.vmap(lambda w: saliency.unit_entropy(w, bins=bins))(np.stack([w, 2 * w])))
     np.testing.assert_allclose(batched, np.stack([result, result]), rtol=0, atol=1e-6)
 
 
@@ -152,8 +152,10 @@ def test_ranges_that_overflow_or_underflow_a_float():
     tiny = jnp.array([[1.2e-38, 1.2e-38], [1.21e-38, 1.2e-38]])  # hi - lo is subnormal
     np.testing.assert_array_equal(saliency.unit_entropy(tiny, bins=4), [[1, 0]])
     np.testing.assert_array_equal(saliency.connection_entropy(jnp.array([[3e38], [-3e38]])), [[0.5], [0.5]])
-    np.testing.assert_allclose(saliency.unit_norm(jnp.array([[2e38, 3e-30], [1e38, 4e-30]]), 2), [[2.236068e38, 5e-30]])
-    np.testing.assert_allclose(saliency.unit_norm(jnp.array([[2.0], [1.0]]), 1000), [[2]])
+    np.testing.assert_allclose(
+        saliency.unit_norm(jnp.array([[2e38, 3e-30], [1e38, 4e-30]]), ord=2), [[2.236068e38, 5e-30]]
+    )
+    np.testing.assert_allclose(saliency.unit_norm(jnp.array([[2.0], [1.0]]), ord=1000), [[2]])
     np.testing.assert_allclose(saliency.fisher(jnp.array([1e-30, 1e30]), jnp.array([1e35, 1e-35])), [5e-26, 5e24], 1e-6)
 
 
@@ -161,7 +163,7 @@ def test_values_that_are_not_finite():
     w = jnp.array([[NAN, 1.0, INF], [-INF, 2.0, INF], [1.0, 2.0, INF], [2.0, 1.0, NAN]])
     np.testing.assert_array_equal(saliency.unit_entropy(w, bins=2), [[1, 1, 0]])  # not counted; range 1 to 2
     np.testing.assert_array_equal(saliency.magnitude(w)[:2, 0], [NAN, INF])
-    np.testing.assert_array_equal(saliency.unit_norm(w, 2), [[NAN, np.float32(math.sqrt(10)), NAN]])
+    np.testing.assert_array_equal(saliency.unit_norm(w, ord=2), [[NAN, np.float32(math.sqrt(10)), NAN]])
     entropy = saliency.connection_entropy(jnp.array([[INF, 1.0], [1.0, NAN]]))
     np.testing.assert_array_equal(entropy, [[NAN, NAN], [0, NAN]])
     np.testing.assert_array_equal(saliency.unit_entropy(jnp.full((3, 2), NAN)), [[0, 0]])

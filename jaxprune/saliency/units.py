@@ -16,7 +16,7 @@ from jaxprune.layout import check_countable, within_unit
 from jaxprune.saliency._apply import floating, score
 
 
-def unit_norm(params: Params, ord: float = 1) -> Scores:
+def unit_norm(params: Params, *, ord: float = 1) -> Scores:
     """Scores each unit by the norm of its weights, ``(sum of |w|**ord) ** (1 / ord)``.
 
     With ``ord`` 1 the criterion of Li et al., "Pruning Filters for Efficient ConvNets" (2017).
@@ -57,7 +57,7 @@ def _unit_norm(w: Array, ord: float) -> Array:
     return jnp.where(total == 0, 0.0, scale * jnp.where(total == 0, 1.0, total) ** (1 / ord))
 
 
-def unit_entropy(params: Params, bins: int = 64) -> Scores:
+def unit_entropy(params: Params, *, bins: int = 64) -> Scores:
     """Scores each unit by the entropy of the histogram of its incoming weights, ``H = -sum P log2 P``.
 
     All units of a leaf share ``bins`` equal bins between ``lo`` and ``hi``, the finite minimum and maximum of the leaf:
@@ -110,7 +110,7 @@ def unit_sparsity(params: Params) -> Scores:
     return score(_countable(params), unit_statistics.sparsity)
 
 
-def activation_entropy(activations: Any, bins: int = 64) -> Any:
+def activation_entropy(activations: Any, *, bins: int = 64) -> Any:
     """Scores each unit by the entropy of the histogram of its activations over a data set, ``H = -sum P log2 P``.
 
     As :func:`unit_entropy`, with samples in the place of incoming weights: all units of one array share ``bins`` equal
