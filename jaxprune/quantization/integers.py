@@ -56,6 +56,7 @@ def choose_qparams(
       ValueError: a concrete setting out of range; an axis or block size that does not fit, with the leaf's path.
       TypeError: a selected leaf does not hold floating-point numbers.
 
+    >>> import jax.numpy as jnp
     >>> qparams = choose_qparams(jnp.array([-1.0, 0.5, 1.27]), 8)
     >>> float(qparams.scale[0] * 100), int(qparams.zero_point[0])
     (1.0, 0)
@@ -98,6 +99,7 @@ def fake_quant(
         path; both ``clip`` and ``qparams``.
       TypeError: a selected leaf does not hold floating-point numbers.
 
+    >>> import jax.numpy as jnp
     >>> print(fake_quant(jnp.array([-1.0, 0.3, 0.0, 0.8]), 2))
     [-1.  0.  0.  1.]
     """
@@ -133,6 +135,7 @@ def quantize(
       TypeError: traced ``bits``; a selected leaf that does not hold floating-point numbers.
       ValueError: as in :func:`fake_quant`; NaN under asymmetric codes of 8 or 16 bits.
 
+    >>> import jax.numpy as jnp
     >>> quantize(jnp.array([-1.0, 0.5, 1.0]), 8).codes
     Array([-127,   64,  127], dtype=int8)
     """
@@ -169,6 +172,7 @@ def fixed_point(params: Params, exponent: Setting, *, codes: bool = False, where
     Raises:
       ValueError: a concrete exponent out of range. TypeError: a selected leaf is not floating.
 
+    >>> import jax.numpy as jnp
     >>> print(fixed_point(jnp.array([0.3, 0.375, -1.2]), -2))
     [ 0.25  0.5  -1.25]
     >>> print(fixed_point(jnp.array([0.3, 0.375, -1.2]), -2, codes=True))
