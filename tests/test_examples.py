@@ -110,6 +110,7 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     assert all(map(np.array_equal, jax.tree.leaves(scope["same"]), jax.tree.leaves(small)))
 
 
+@pytest.mark.slow
 def test_shrink_cnn(tmp_path):
     lines = run(tmp_path, "shrink_cnn.py", "--short")
     narrow = next(line for line in lines if line.startswith("a CNN of widths"))
