@@ -288,7 +288,7 @@ def test_bisection_makes_the_same_masks(name, data):
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("guarded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_bisection_and_radix_find_the_same(dtype, guarded):
     leaves = [jnp.asarray(normals(5 * CHUNK + 1, dtype, ties=True)), jnp.asarray(normals((40, 50), dtype, seed=1))]
     guards = [Cut(to_keys(jnp.zeros((), dtype), dtype), np.uint32(40_000)), None] if guarded else [None, None]

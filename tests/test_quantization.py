@@ -367,7 +367,7 @@ def test_one_bit():
     np.testing.assert_allclose(choose_qparams(many, 1).scale, np.abs(np.asarray(many, np.float64)).mean(), rtol=2e-7)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extremes_stay_finite(dtype, symmetric):
     largest = jnp.finfo(dtype).max
