@@ -147,39 +147,24 @@ def _cut_at(leaf: Array, guard: Any, dtype: np.dtype, rank: Array) -> Cut:
 
 def _key_at(leaves: Any, guards: Any, dtype: np.dtype, rank: Array) -> tuple[Array, Array]:
     """The key of one rank among all leaves, and how many of its equals come before it."""
-
-    def find(leaves: Any, guards: Any, rank: Array) -> tuple[Array, Array]:
-        def by_bisection(leaves: Any, guards: Any, rank: Array) -> tuple[Array, Array]:
-            return bisection.keys_at(leaves, guards, dtype, rank)
-
-        def by_radix(leaves: Any, guards: Any, rank: Array) -> tuple[Array, Array]:
-            return radix.key_at(leaves, guards, dtype, rank)
-
-        return lax.platform_dependent(leaves, guards, rank, tpu=by_bisection, default=by_radix)
-
-    key_at = custom_vmap(find)
-
-    @key_at.def_vmap
-    def _(axis_size: int, batched: Any, leaves: Any, guards: Any, ranks: Array) -> Any:
-        if any(jax.tree.leaves(batched[:2])):
-            return jax.vmap(find, batch_axes(batched))(leaves, guards, ranks), (True, True)
-        return _keys_at(leaves, guards, dtype, ranks), (True, True)
-
-    return key_at([lax.stop_gradient(leaf) for leaf in leaves], list(guards), rank)
+    return _find_keys(radix.key_at, [lax.stop_gradient(leaf) for leaf in leaves], guards, dtype, rank)
 
 
 def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[Array, Array]:
+    """The same for ranks of any shape, which share the passes over the leaves."""
     if not ranks.size:
         return jnp.zeros(ranks.shape, key_type(dtype)), ranks
+    return _find_keys(many_ranks.keys_at, leaves, guards, dtype, ranks)
+
+
+def _find_keys(by_counts: Any, leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[Array, Array]:
+    """``by_counts`` of one rank or many, or a bisection, as suits the platform. Under ``vmap`` ranks share passes."""
 
     def find(leaves: Any, guards: Any, ranks: Array) -> tuple[Array, Array]:
-        def by_bisection(leaves: Any, guards: Any, ranks: Array) -> tuple[Array, Array]:
-            return bisection.keys_at(leaves, guards, dtype, ranks)
+        def by(method: Any) -> Any:
+            return lambda leaves, guards, ranks: method(leaves, guards, dtype, ranks)
 
-        def by_radix(leaves: Any, guards: Any, ranks: Array) -> tuple[Array, Array]:
-            return many_ranks.keys_at(leaves, guards, dtype, ranks)
-
-        return lax.platform_dependent(leaves, guards, ranks, tpu=by_bisection, default=by_radix)
+        return lax.platform_dependent(leaves, guards, ranks, tpu=by(bisection.keys_at), default=by(by_counts))
 
     keys_at = custom_vmap(find)
 
@@ -187,6 +172,6 @@ def _keys_at(leaves: Any, guards: Any, dtype: np.dtype, ranks: Array) -> tuple[A
     def _(axis_size: int, batched: Any, leaves: Any, guards: Any, ranks: Array) -> Any:
         if any(jax.tree.leaves(batched[:2])):
             return jax.vmap(find, batch_axes(batched))(leaves, guards, ranks), (True, True)
-        return keys_at(leaves, guards, ranks), (True, True)  # more ranks of the same leaves share the passes
+        return _keys_at(leaves, guards, dtype, ranks), (True, True)
 
     return keys_at(list(leaves), list(guards), ranks)
