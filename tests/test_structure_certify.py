@@ -13,8 +13,8 @@ from jax import lax
 
 from jaxprune.masks import apply_masks
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.primitives.elementwise.ties import NAMES
-from jaxprune.program.primitives.table import BOUNDS, NARROWINGS
+from jaxprune.program.primitives import BOUNDS, NARROWINGS
+from jaxprune.program.primitives.elementwise import NAMES
 from jaxprune.program.ranges import Range, between, settle
 from jaxprune.structure import certification, trace
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax import lax
 from test_structure_zoo import FAST, close, random_plan
 
-from jaxprune.program.primitives.table import NARROWINGS
+from jaxprune.program.primitives import NARROWINGS
 from jaxprune.structure import trace
 
 # Parameters by the letter of their name; all functions take an input (2, 3).

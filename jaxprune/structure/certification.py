@@ -15,8 +15,8 @@ from jaxprune import tree
 from jaxprune.base import Masks, Params
 from jaxprune.program import jaxprs, ranges
 from jaxprune.program.bounding import Bounding, Fault, Gone, Value, all_faults
-from jaxprune.program.primitives.elementwise.ties import NAMES
-from jaxprune.program.primitives.table import BOUNDS
+from jaxprune.program.primitives import BOUNDS
+from jaxprune.program.primitives.elementwise import NAMES
 from jaxprune.program.visitor import visit
 from jaxprune.structure import plans, tracing
 

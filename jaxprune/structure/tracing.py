@@ -13,7 +13,7 @@ from jaxprune.base import Params
 from jaxprune.program import jaxprs
 from jaxprune.program.evaluation import evaluate
 from jaxprune.program.labelling import STAYS, Labelling
-from jaxprune.program.primitives.table import NARROWINGS
+from jaxprune.program.primitives import NARROWINGS
 from jaxprune.program.visitor import Frame, visit
 from jaxprune.structure import groups
 from jaxprune.structure.labels import Labels

@@ -1,4 +1,4 @@
-"""Operations that arrange axes: repeat, merge, split, permute, drop them, and take them in part."""
+"""Reshapes: axes of size 1 come and go, others are merged and split, of which one at most can be cut."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,56 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.program.evaluation import Narrow, Narrowing, sizes, take
+from jaxprune.program.bounding import Bound, Step, Value
+from jaxprune.program.evaluation import Narrow, Narrowing, sizes
 from jaxprune.program.labelling import STAYS, Axes, Call
-from jaxprune.program.primitives.shapes.moves import MOVES
+from jaxprune.program.primitives.shapes import ALL, place
+from jaxprune.program.ranges import Range, choose, hull, many
 
 
-def _move(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    """Axes keep their labels; new ones get labels of their own; a part of a single entry cannot get smaller."""
-    results = []
-    for result, moves in enumerate(MOVES[call.name](call)):
-        out = []
-        for size, (source, index) in zip(call.out_shape(result), moves, strict=True):
-            labels = call.labels.fresh(size) if source is None else ins[0][source][index]
-            if source is not None and size == 1 < ins[0][source].size:
-                call.pin(labels, "picks this entry alone")
-                labels = np.zeros(1, np.int64)
-            out.append(labels)
-        results.append(tuple(out))
-    return results
+def runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """The shortest runs of axes on both sides that hold the same number of entries; axes of size 1 are left out."""
+    left = [axis for axis, size in enumerate(before) if size != 1]
+    right = [axis for axis, size in enumerate(after) if size != 1]
+    while left:
+        run, other = [left.pop(0)], [right.pop(0)]
+        while (a := math.prod(before[i] for i in run)) != (b := math.prod(after[i] for i in other)):
+            (run if a < b else other).append((left if a < b else right).pop(0))
+        yield run, other
 
 
-def _unstack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    call.pin(ins[0][call.params["axis"]], "picks each of these entries alone")
-    return _move(call, ins)
-
-
-def _run_broadcast(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    return site.bind(values, shape=sizes(site.outs[0]))
-
-
-def _run_tile(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    whole = zip(site.ins[0], sizes(site.outs[0]), site.params["reps"], strict=True)
-    return site.bind(values, reps=tuple(size if flags.size == 1 else n for flags, size, n in whole))
-
-
-def _run_slice(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    ((value,), (before,), (after,), (moves,)) = values, site.ins, site.outs, MOVES["slice"](site)
-    for axis, (_, index) in enumerate(moves):
-        part = np.zeros(before[axis].size, bool)
-        part[np.arange(part.size)[index][after[axis]]] = True
-        if not part.all():
-            value = take(value, np.flatnonzero(part[before[axis]]), axis)
-    return [value]
-
-
-def _run_split(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    axis = site.params["axis"]
-    return site.bind(values, sizes=tuple(sizes(kept)[axis] for kept in site.outs))
-
-
-def _reshape(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+def _tie_reshape(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Axes of size 1 come and go; the others are cut into runs of axes with equal products, and each run on its own."""
     shape = call.out_shape()
     if call.params.get("dimensions") is not None:
@@ -69,17 +38,6 @@ def _reshape(call: Call, ins: Sequence[Axes]) -> list[Axes]:
         for axis, labels in zip(after, parts, strict=True):
             out[axis] = labels
     return [tuple(out)]
-
-
-def runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """The shortest runs of axes on both sides that hold the same number of entries; axes of size 1 are left out."""
-    left = [axis for axis, size in enumerate(before) if size != 1]
-    right = [axis for axis, size in enumerate(after) if size != 1]
-    while left:
-        run, other = [left.pop(0)], [right.pop(0)]
-        while (a := math.prod(before[i] for i in run)) != (b := math.prod(after[i] for i in other)):
-            (run if a < b else other).append((left if a < b else right).pop(0))
-        yield run, other
 
 
 def _merge(call: Call, run: int, axes: list[np.ndarray]) -> np.ndarray:
@@ -144,12 +102,41 @@ def _run_reshape(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return site.bind(values, new_sizes=sizes(site.outs[0]))
 
 
-NARROWINGS = {
-    **{name: Narrowing(_move) for name in ("transpose", "squeeze", "rev")},
-    "broadcast_in_dim": Narrowing(_move, _run_broadcast),
-    "tile": Narrowing(_move, _run_tile),
-    "slice": Narrowing(_move, _run_slice),
-    "split": Narrowing(_move, _run_split),
-    "unstack": Narrowing(_unstack),
-    "reshape": Narrowing(_reshape, _run_reshape),
-}
+def _bound_reshape(step: Step, values: Sequence[Value]) -> list[Value]:
+    """Runs of axes are merged and split again: entry by entry, along the axes that lose some."""
+    (value,) = values
+    before, after = step.shape(0), step.out_shape()
+    if 0 in after or step.params.get("dimensions") is not None:
+        return [step.value(value.anywhere(), {i: many(value.anywhere(), after[i]) for i in step.outs[0]}, values)]
+    sources, axes = {}, {}
+    for old, new in runs(before, after):
+        if len(old) == len(new) == 1:
+            sources[new[0]] = old[0]
+        elif any(axis in step.outs[0] for axis in new):
+            flat = _flat(value, old, before)
+            for k, axis in enumerate(new):
+                if axis in step.outs[0]:
+                    grid = Range(*(part.reshape([after[i] for i in new]) for part in flat))
+                    axes[axis] = hull(grid, tuple(i for i in range(len(new)) if i != k))
+    found = place(step, value, [(sources.get(axis), ALL) for axis in range(len(after))])
+    exact = step.value(value.rest, {i: axes.get(i, found.axes[i]) for i in step.outs[0]}, values)
+    exact.largest = found.largest
+    return [exact]
+
+
+def _flat(value: Value, axes: Sequence[int], shape: Sequence[int]) -> Range:
+    """A range for each entry of several axes, merged."""
+    grid = [shape[axis] for axis in axes]
+    found = many(value.rest, math.prod(grid))
+    for k, axis in enumerate(axes):
+        if axis in value.axes:
+            wide = [-1 if i == k else 1 for i in range(len(grid))]
+            own = Range(*(np.broadcast_to(part.reshape(wide), grid).ravel() for part in value.axes[axis]))
+            gone = np.broadcast_to(value.gone[axis].reshape(wide), grid).ravel()
+            found = choose(gone, own, found)
+    return found
+
+
+NARROWINGS = {"reshape": Narrowing(_tie_reshape, _run_reshape)}
+
+BOUNDS: dict[str, Bound] = {"reshape": _bound_reshape}

@@ -1,4 +1,4 @@
-"""What is known of results of operations on each entry alone."""
+"""What is known of results of arithmetic on each entry alone."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune.program import range_arithmetic as on
 from jaxprune.program.bounding import Bound, Step, Value, unknown
-from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, between, hull, join
+from jaxprune.program.ranges import ANYTHING, Range, between, hull, join
 
 #: ``(step, ranges of the operands) -> range of the result``.
 Entrywise = Callable[..., Range]
@@ -135,6 +135,8 @@ def _remainder(a: Range, b: Range) -> Range:
 
 #: Operations on complex numbers that are followed; these are 0, or finite, or anything.
 _SIMPLE = "add add_any sub mul neg".split()
+
+
 _ODD = "abs square sin tan sinh tanh convert_element_type".split()
 
 
@@ -163,20 +165,6 @@ def finite(step: Step, values: Sequence[Value]) -> list[Value]:
 def linear(step: Step, values: Sequence[Value]) -> list[Value]:
     """The results are finite if the operands are, and 0 if they are."""
     return step.each(values, partial(on.unknown, zero=True))
-
-
-def _any_number(step: Step, values: Sequence[Value]) -> list[Value]:
-    """Random bits and keys."""
-    return step.each([Value(UNBOUNDED)], lambda a: a)
-
-
-def _iota(step: Step, values: Sequence[Value]) -> list[Value]:
-    size = step.params["shape"][step.params["dimension"]]
-    found = {}
-    for axis, gone in step.outs[0].items():
-        index = np.arange(gone.size) if axis == step.params["dimension"] else np.zeros(gone.size)
-        found[axis] = between(index, index if axis == step.params["dimension"] else size - 1)
-    return [step.value(between(0.0, max(size - 1, 0)), found, [])]
 
 
 _REAL: dict[str, Bound] = {
@@ -208,14 +196,10 @@ _REAL: dict[str, Bound] = {
     "reduce_precision": linear,
 }
 
+
 BOUNDS: dict[str, Bound] = {
     **{name: _real(rule) for name, rule in _REAL.items()},
     **{name: _same for name in ("copy", "copy_p", "device_put", "stop_gradient", "name", "optimization_barrier")},
     **{name: linear for name in ("real", "imag", "conj", "complex")},
-    **{name: _any_number for name in ("threefry2x32", "random_bits", "random_seed", "random_wrap", "random_unwrap")},
-    **{name: _any_number for name in ("random_fold_in", "shift_left", "shift_right_logical")},
-    "shift_right_arithmetic": _any_number,
     "bitcast_convert_type": unknown,
-    "iota": _iota,
-    "empty": lambda step, values: step.each([Value(ANYTHING)], lambda a: a),
 }

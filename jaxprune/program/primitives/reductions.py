@@ -1,4 +1,4 @@
-"""What is known of results of operations that combine entries along axes, and whether removed ones contribute."""
+"""Operations that combine entries along axes. Sums and extremes lose an axis; windows and orders need theirs whole."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,9 +8,81 @@ import numpy as np
 
 from jaxprune.program import range_arithmetic as on
 from jaxprune.program.bounding import Bound, Step, Value
-from jaxprune.program.primitives.elementwise.bounds import finite, linear
-from jaxprune.program.primitives.shapes.moves import ALL, same
+from jaxprune.program.evaluation import Narrowing
+from jaxprune.program.labelling import Axes, Call
+from jaxprune.program.primitives.arithmetic import finite, linear
+from jaxprune.program.primitives.shapes import ALL, same
 from jaxprune.program.ranges import UNBOUNDED, Range, between, hull, join, not_zero, pick
+
+
+def _tie_reduce(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """What is left of the reduced axis is reduced: whether that is the same is for the certificate to say."""
+    return [_without(ins[0], call.params["axes"])]
+
+
+def _tie_arg(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    for axis in call.params["axes"]:
+        call.pin(ins[0][axis], "the result is a position along this axis")
+    return [_without(ins[0], call.params["axes"])]
+
+
+def _without(axes: Axes, gone: Sequence[int]) -> Axes:
+    return tuple(labels for axis, labels in enumerate(axes) if axis not in gone)
+
+
+def _tie_cumulative(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    call.pin(ins[0][call.params["axis"]], "combined in order along this axis")
+    return [ins[0]]
+
+
+def _tie_sort(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    for axes in ins:
+        for axis, labels in enumerate(axes):
+            call.labels.tie(ins[0][axis], labels)
+    call.pin(ins[0][call.params["dimension"]], "sorted along this axis")
+    return list(ins)
+
+
+def _tie_top_k(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    ordered = call.params.get("axis", len(ins[0]) - 1)
+    call.pin(ins[0][ordered], "sorted along this axis")
+    top = call.fixed(call.out_shape()[ordered], "sorted along this axis")
+    return [tuple(top if axis == ordered else labels for axis, labels in enumerate(ins[0]))] * 2
+
+
+def _tie_window(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """Axes on which the window is a single entry, moved by one, pass on; the others stay."""
+    params, out = call.params, []
+    for axis, labels in enumerate(ins[0]):
+        moves = (params["window_dimensions"][axis], params["window_strides"][axis], *params["padding"][axis])
+        dilated = [params[name][axis] for name in ("base_dilation", "window_dilation") if params.get(name)]
+        if moves == (1, 1, 0, 0) and all(width == 1 for width in dilated):
+            out.append(labels)
+        else:
+            call.pin(labels, "combined in windows along this axis")
+            out.append(call.fixed(call.out_shape()[axis], "combined in windows along this axis"))
+    return [tuple(out)]
+
+
+def _tie_transform(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    last = len(call.params["fft_lengths"])
+    for labels in ins[0][-last:]:
+        call.pin(labels, "a Fourier transform along this axis")
+    kept = len(ins[0]) - last
+    ends = [call.fixed(size, "a Fourier transform along this axis") for size in call.out_shape()[kept:]]
+    return [(*ins[0][:kept], *ends)]
+
+
+NARROWINGS = {
+    **{name: Narrowing(_tie_reduce) for name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")},
+    **{name: Narrowing(_tie_reduce) for name in ("reduce_and", "reduce_or", "reduce_xor")},
+    **{name: Narrowing(_tie_arg) for name in ("argmax", "argmin")},
+    **{name: Narrowing(_tie_cumulative) for name in ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")},
+    **{name: Narrowing(_tie_window) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
+    "sort": Narrowing(_tie_sort),
+    "top_k": Narrowing(_tie_top_k),
+    "fft": Narrowing(_tie_transform),
+}
 
 
 def _left(step: Step, value: Value, axes: Sequence[int]) -> tuple[int, int]:
@@ -40,11 +112,11 @@ def _terms(terms: Range) -> Range:
     return terms
 
 
-def _same(step: Step, values: Sequence[Value]) -> list[Value]:
+def _bound_same(step: Step, values: Sequence[Value]) -> list[Value]:
     return step.each(values, _terms)
 
 
-def _sum(step: Step, values: Sequence[Value]) -> list[Value]:
+def _bound_sum(step: Step, values: Sequence[Value]) -> list[Value]:
     (value,), axes = values, step.params["axes"]
     for axis in axes:
         if axis in value.gone and not (removed := pick(value.axes[axis], value.gone[axis])).zero.all():
@@ -59,7 +131,7 @@ def _sum(step: Step, values: Sequence[Value]) -> list[Value]:
     return [_reduced(step, value, summed)]
 
 
-def _extreme(flip: Callable[[Range], Range]) -> Bound:
+def _bound_extreme(flip: Callable[[Range], Range]) -> Bound:
     """A maximum; with ``flip`` a minimum. Removed entries must be below one that stays, or below everything."""
 
     def rule(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -95,7 +167,7 @@ def _bounded(found: Range) -> Range:
     return found._replace(infinite=found.infinite & (found.high == np.inf))
 
 
-def _neutral(number: float, function: Callable[[Range], Range]) -> Bound:
+def _bound_neutral(number: float, function: Callable[[Range], Range]) -> Bound:
     """A reduction to which entries of one number contribute nothing."""
 
     def rule(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -110,32 +182,32 @@ def _neutral(number: float, function: Callable[[Range], Range]) -> Bound:
     return rule
 
 
-def _running(step: Step, values: Sequence[Value]) -> list[Value]:
+def _bound_running(step: Step, values: Sequence[Value]) -> list[Value]:
     """Running sums, along an axis that stays whole."""
     size = step.shape(0)[step.params["axis"]]
     return step.each(values, lambda terms: on.total(terms, 1, max(size, 1)))
 
 
-def _ordered(step: Step, values: Sequence[Value]) -> list[Value]:
+def _bound_ordered(step: Step, values: Sequence[Value]) -> list[Value]:
     """Sorted values are the same ones in another order."""
     return [step.moved(value, same(step), result) for result, value in enumerate(values)]
 
 
-def _top_k(step: Step, values: Sequence[Value]) -> list[Value]:
+def _bound_top_k(step: Step, values: Sequence[Value]) -> list[Value]:
     positions = Value(between(0.0, np.inf))
     return [step.moved(values[0], same(step)), step.moved(positions, [(None, ALL)] * len(step.shape(0)), 1)]
 
 
-def _position(step: Step, values: Sequence[Value]) -> list[Value]:
+def _bound_position(step: Step, values: Sequence[Value]) -> list[Value]:
     size = math.prod(step.shape(0)[i] for i in step.params["axes"])
     return [step.moved(Value(between(0.0, max(size - 1, 0))), [(None, ALL)] * len(step.out_shape()))]
 
 
-def _window_sum(step: Step, values: Sequence[Value]) -> list[Value]:
+def _bound_window_sum(step: Step, values: Sequence[Value]) -> list[Value]:
     return step.each(values, lambda terms: on.total(terms, 0, math.prod(step.params["window_dimensions"])))
 
 
-def _window_extreme(neutral: float) -> Bound:
+def _bound_window_extreme(neutral: float) -> Bound:
     """Entries of padding are neutral; a window may see nothing else if the padding is as wide."""
 
     def rule(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -149,24 +221,24 @@ def _window_extreme(neutral: float) -> Bound:
 
 
 BOUNDS: dict[str, Bound] = {
-    "reduce_sum": _sum,
-    "reduce_max": _extreme(_terms),
-    "reduce_min": _extreme(on.negative),
-    "reduce_prod": _neutral(1, on.unknown),
-    "reduce_and": _neutral(1, _terms),
-    "reduce_or": _neutral(0, _terms),
-    "reduce_xor": _neutral(0, lambda _: UNBOUNDED),
-    "cumsum": _running,
-    "cummax": _same,
-    "cummin": _same,
+    "reduce_sum": _bound_sum,
+    "reduce_max": _bound_extreme(_terms),
+    "reduce_min": _bound_extreme(on.negative),
+    "reduce_prod": _bound_neutral(1, on.unknown),
+    "reduce_and": _bound_neutral(1, _terms),
+    "reduce_or": _bound_neutral(0, _terms),
+    "reduce_xor": _bound_neutral(0, lambda _: UNBOUNDED),
+    "cumsum": _bound_running,
+    "cummax": _bound_same,
+    "cummin": _bound_same,
     "cumprod": finite,
     "cumlogsumexp": finite,
-    "sort": _ordered,
-    "top_k": _top_k,
-    "argmax": _position,
-    "argmin": _position,
-    "reduce_window_sum": _window_sum,
-    "reduce_window_max": _window_extreme(-np.inf),
-    "reduce_window_min": _window_extreme(np.inf),
+    "sort": _bound_ordered,
+    "top_k": _bound_top_k,
+    "argmax": _bound_position,
+    "argmin": _bound_position,
+    "reduce_window_sum": _bound_window_sum,
+    "reduce_window_max": _bound_window_extreme(-np.inf),
+    "reduce_window_min": _bound_window_extreme(np.inf),
     "fft": linear,
 }

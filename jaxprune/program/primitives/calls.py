@@ -1,0 +1,200 @@
+"""Operations that run other programs: these are visited at each place where they are called, and stay what they are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.program import jaxprs
+from jaxprune.program.bounding import Bound, Step, Value, all_faults
+from jaxprune.program.evaluation import Narrow, Narrowing
+from jaxprune.program.labelling import Axes, Call
+from jaxprune.program.ranges import Range, join
+
+INLINE = "jit pjit closed_call core_call".split()
+REMAT = "remat2 checkpoint remat".split()
+
+#: Rounds of a loop that are followed; what still changes then is taken for unknown.
+ROUNDS = 3
+
+
+def _tie_inline(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    if any(isinstance(sharding, jax.sharding.Sharding) for sharding in call.params.get("in_shardings", ())):
+        return call.unknown(ins, "a jit with shardings of its own")
+    return call.enter(call.params["jaxpr" if "jaxpr" in call.params else "call_jaxpr"], ins)
+
+
+def _run_inline(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    return site.follow(site.children[0], values)
+
+
+def _run_remat(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    params = {name: site.params[name] for name in ("prevent_cse", "policy")}
+    return jax.checkpoint(lambda *args: _run_inline(site, args), **params)(*values)
+
+
+def _scan_counts(equation: Any) -> tuple[int, int]:
+    """How many constants the body takes, and how many carried values: told by the ranks, as the stacked ones differ."""
+    jaxpr = jaxprs.body(equation.params["jaxpr"])
+    outs = zip(equation.outvars, jaxpr.outvars, strict=True)
+    carried = sum(len(whole.aval.shape) == len(part.aval.shape) for whole, part in outs)
+    ins = zip(equation.invars, jaxpr.invars, strict=True)
+    stacked = sum(len(whole.aval.shape) != len(part.aval.shape) for whole, part in ins)
+    return len(jaxpr.invars) - carried - stacked, carried
+
+
+def _tie_scan(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    constants, carried = _scan_counts(call.equation)
+    fixed, stacked = constants + carried, []
+    for axes in ins[fixed:]:
+        call.pin(axes[0], "the steps of a scan")
+        stacked.append(axes[1:])
+    outs = call.enter(call.params["jaxpr"], [*ins[:fixed], *stacked])
+    call.tie_all(ins[constants:fixed], outs[:carried])
+    steps = call.fixed(call.params["length"], "the steps of a scan")
+    return [*outs[:carried], *((steps, *axes) for axes in outs[carried:])]
+
+
+def _run_scan(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    constants, carried = _scan_counts(site.equation)
+    fixed, count = values[:constants], constants + carried
+
+    def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], list[Any]]:
+        outs = site.follow(site.children[0], [*fixed, *carry, *inputs])
+        return outs[:carried], outs[carried:]
+
+    how = {name: site.params[name] for name in ("length", "reverse", "unroll")}
+    carry, stacked = jax.lax.scan(step, list(values[constants:count]), list(values[count:]), **how)
+    return [*carry, *stacked]
+
+
+def _while_parts(params: dict[str, Any], values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """The operands of the test alone, those of the body alone, and those that are carried."""
+    tests, bodies = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    return list(values[:tests]), list(values[tests:bodies]), list(values[bodies:])
+
+
+def _tie_while(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    for_test, for_body, carry = _while_parts(call.params, ins)
+    call.enter(call.params["cond_jaxpr"], [*for_test, *carry])
+    outs = call.enter(call.params["body_jaxpr"], [*for_body, *carry])
+    call.tie_all(carry, outs)
+    return outs
+
+
+def _run_while(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    for_test, for_body, carry = _while_parts(site.params, values)
+    test, body = site.children
+    return jax.lax.while_loop(
+        lambda carry: site.follow(test, [*for_test, *carry])[0],
+        lambda carry: site.follow(body, [*for_body, *carry]),
+        carry,
+    )
+
+
+def _tie_cond(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    outs = [call.enter(branch, ins[1:]) for branch in call.params["branches"]]
+    for other in outs[1:]:
+        call.tie_all(outs[0], other)
+    return outs[0]
+
+
+def _run_cond(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    branches = [lambda *args, child=child: site.follow(child, args) for child in site.children]
+    return list(jax.lax.switch(jnp.asarray(values[0], jnp.int32), branches, *values[1:]))
+
+
+def _bound_inline(step: Step, values: Sequence[Value]) -> list[Value]:
+    return step.follow(step.children[0], values)
+
+
+def _bound_scan(step: Step, values: Sequence[Value]) -> list[Value]:
+    constants, carried = _scan_counts(step.equation)
+    fixed, carry = list(values[:constants]), list(values[constants : constants + carried])
+    inputs = [_shifted(value, -1) for value in values[constants + carried :]]
+    carry = _settled(carry, lambda carry: step.follow(step.children[0], [*fixed, *carry, *inputs])[:carried])
+    outs = step.follow(step.children[0], [*fixed, *carry, *inputs])
+    return [*carry, *(_shifted(value, 1) for value in outs[carried:])]
+
+
+def _bound_while(step: Step, values: Sequence[Value]) -> list[Value]:
+    for_test, for_body, carry = _while_parts(step.params, values)
+    test, body = step.children
+    carry = _settled(carry, lambda carry: step.follow(body, [*for_body, *carry]))
+    # How often the body runs decides on every result.
+    faults = all_faults(step.follow(test, [*for_test, *carry]))
+    return [replace(value, faults=value.faults | faults) for value in carry]
+
+
+def _bound_cond(step: Step, values: Sequence[Value]) -> list[Value]:
+    index, *operands = values
+    branches = [step.follow(scope, operands) for scope in step.children]
+    joined = [_joined(*outs) for outs in zip(*branches, strict=True)]
+    return [replace(value, faults=value.faults | index.faults) for value in joined]
+
+
+def _settled(carry: list[Value], body: Callable[[list[Value]], list[Value]]) -> list[Value]:
+    """What holds for carried values before and after every round."""
+    carry, rounds = [_joined(value) for value in carry], 0  # each its own: they may part after the first round
+    while True:
+        after = body(carry)
+        joined = [_joined(a, b) for a, b in zip(carry, after, strict=True)]
+        if all(_same(a, b) for a, b in zip(carry, joined, strict=True)):
+            return joined
+        rounds += 1
+        if rounds >= ROUNDS:
+            joined = [_grown(a, b) for a, b in zip(carry, joined, strict=True)]
+        carry = joined
+
+
+def _joined(*values: Value) -> Value:
+    """What holds for either of some values of one shape."""
+    first = values[0]
+    axes = {i: join(*(value.axes[i] for value in values)) for i in first.axes}
+    cause = next((value.cause for value in values if value.cause), "")
+    return Value(join(*(value.rest for value in values)), axes, first.gone, all_faults(values), cause=cause)
+
+
+def _same(a: Value, b: Value) -> bool:
+    pairs = zip(a.ranges(), b.ranges(), strict=True)
+    return a.faults == b.faults and all(
+        np.array_equal(x, y) for one, other in pairs for x, y in zip(one, other, strict=True)
+    )
+
+
+def _grown(before: Value, after: Value) -> Value:
+    """Bounds that still move are moved as far as they go."""
+
+    def grown(a: Range, b: Range) -> Range:
+        return Range(
+            np.where(b.low < a.low, -np.inf, b.low), np.where(b.high > a.high, np.inf, b.high), b.nan, b.infinite
+        )
+
+    axes = {i: grown(before.axes[i], after.axes[i]) for i in after.axes}
+    return replace(after, rest=grown(before.rest, after.rest), axes=axes)
+
+
+def _shifted(value: Value, by: int) -> Value:
+    """One step of a stacked value (-1), or the stack of a value at all steps (1)."""
+    axes = {i + by: found for i, found in value.axes.items()}
+    gone = {i + by: flags for i, flags in value.gone.items()}
+    return Value(value.rest, axes, gone, value.faults, cause=value.cause)
+
+
+NARROWINGS = {
+    **{name: Narrowing(_tie_inline, _run_inline, True) for name in INLINE},
+    **{name: Narrowing(_tie_inline, _run_remat, True) for name in REMAT},
+    "scan": Narrowing(_tie_scan, _run_scan, True),
+    "while": Narrowing(_tie_while, _run_while, True),
+    "cond": Narrowing(_tie_cond, _run_cond, True),
+}
+
+BOUNDS: dict[str, Bound] = {
+    **{name: _bound_inline for name in (*INLINE, *REMAT)},
+    "scan": _bound_scan,
+    "while": _bound_while,
+    "cond": _bound_cond,
+}

@@ -1,1 +1,0 @@
-"""The primitives of calls."""

@@ -1,0 +1,245 @@
+"""Operations that join entries, and pick and place them at positions known at run time: these stay."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxprune.program.bounding import Bound, Step, Value
+from jaxprune.program.evaluation import Narrow, Narrowing, sizes
+from jaxprune.program.labelling import Axes, Call
+from jaxprune.program.primitives.shapes import ALL, same
+from jaxprune.program.range_arithmetic import negative
+from jaxprune.program.ranges import ANYTHING, Range, between, choose, join, many, pick
+
+
+def _tie_concatenate(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    along = call.params["dimension"]
+    for other in ins[1:]:
+        for axis, (left, right) in enumerate(zip(ins[0], other, strict=True)):
+            if axis != along:
+                call.labels.tie(left, right)
+    joined = np.concatenate([axes[along] for axes in ins])
+    return [tuple(joined if axis == along else labels for axis, labels in enumerate(ins[0]))]
+
+
+def _tie_stack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    for other in ins[1:]:
+        for left, right in zip(ins[0], other, strict=True):
+            call.labels.tie(left, right)
+    along = call.params["axis"]
+    return [(*ins[0][:along], call.fixed(len(ins), "stacked along this axis"), *ins[0][along:])]
+
+
+def _tie_pad(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """Entries of padding get labels of their own: any number of them can be left."""
+    out = []
+    for labels, (low, high, inside), size in zip(ins[0], call.params["padding_config"], call.out_shape(), strict=True):
+        if inside or low < 0 or high < 0:
+            call.pin(labels, "padded between entries, or by a negative width")
+            out.append(call.fixed(size, "padded between entries, or by a negative width"))
+        else:
+            ends = [call.labels.fresh(width + 1)[1:] for width in (low, high)]  # one label too many: size 1 is fixed
+            out.append(np.concatenate([ends[0], labels, ends[1]]) if low or high else labels)
+    return [tuple(out)]
+
+
+def _run_pad(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    config = []
+    for after, (low, high, inside) in zip(site.outs[0], site.params["padding_config"], strict=True):
+        ends = (int(np.count_nonzero(after[:low])), int(np.count_nonzero(after[after.size - high :])))
+        config.append((low, high, inside) if inside or low < 0 or high < 0 else (*ends, 0))
+    return site.bind(values, padding_config=tuple(config))
+
+
+def _tie_dynamic_slice(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    out = []
+    for labels, size in zip(ins[0], call.params["slice_sizes"], strict=True):
+        if labels.size == size:
+            out.append(labels)
+        else:
+            call.pin(labels, "sliced at a position known at run time")
+            out.append(call.fixed(size, "sliced at a position known at run time"))
+    return [tuple(out)]
+
+
+def _run_dynamic_slice(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    return site.bind(values, slice_sizes=sizes(site.outs[0]))
+
+
+def _tie_dynamic_update_slice(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    for labels, update in zip(ins[0], ins[1], strict=True):
+        if labels.size == update.size:
+            call.labels.tie(labels, update)
+        else:
+            call.pin(labels, "written at a position known at run time")
+            call.pin(update, "written at a position known at run time")
+    return [ins[0]]
+
+
+def _tie_gather(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """Axes that are taken whole pass on; those that are indexed stay; those of the indices come in between."""
+    operand, indices = ins
+    numbers, taken = call.params["dimension_numbers"], call.params["slice_sizes"]
+    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    for axis in {*range(len(operand))} - {*numbers.operand_batching_dims}:
+        if axis in numbers.start_index_map or taken[axis] != operand[axis].size:
+            call.pin(operand[axis], "indexed by positions known at run time")
+    for axis, other in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
+        call.labels.tie(operand[axis], indices[other])
+    call.pin(indices[-1], "the coordinates of positions")
+    whole = iter([axis for axis in range(len(operand)) if axis not in dropped])
+    batch, out = iter(indices[:-1]), []
+    for axis, size in enumerate(call.out_shape()):
+        if axis not in numbers.offset_dims:
+            out.append(next(batch))
+            continue
+        source = operand[next(whole)]
+        out.append(source if source.size == size else call.fixed(size, "a window at positions known at run time"))
+    return [tuple(out)]
+
+
+def _run_gather(site: Narrow, values: Sequence[Any]) -> list[Any]:
+    whole = [
+        int(np.count_nonzero(kept)) if size == kept.size else size
+        for kept, size in zip(site.ins[0], site.params["slice_sizes"], strict=True)
+    ]
+    return site.bind(values, slice_sizes=tuple(whole))
+
+
+def _tie_scatter(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """Axes of the operand that are written whole are tied to the updates'; those that are indexed stay."""
+    operand, indices, updates = ins
+    numbers = call.params["dimension_numbers"]
+    windows = iter(numbers.update_window_dims)
+    for axis, labels in enumerate(operand):
+        if axis in numbers.operand_batching_dims:
+            continue
+        update = None if axis in numbers.inserted_window_dims else updates[next(windows)]
+        if update is not None and update.size == labels.size and axis not in numbers.scatter_dims_to_operand_dims:
+            call.labels.tie(labels, update)
+            continue
+        for side in (labels, update):
+            if side is not None:
+                call.pin(side, "written at positions known at run time")
+    for axis, other in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
+        call.labels.tie(operand[axis], indices[other])
+    call.pin(indices[-1], "the coordinates of positions")
+    rest = [axis for axis in range(len(updates)) if axis not in numbers.update_window_dims]
+    for labels, axis in zip(indices[:-1], rest, strict=True):
+        call.labels.tie(labels, updates[axis])
+    return [operand]
+
+
+SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split()
+
+NARROWINGS = {
+    "concatenate": Narrowing(_tie_concatenate),
+    "stack": Narrowing(_tie_stack),
+    "pad": Narrowing(_tie_pad, _run_pad),
+    "dynamic_slice": Narrowing(_tie_dynamic_slice, _run_dynamic_slice),
+    "dynamic_update_slice": Narrowing(_tie_dynamic_update_slice),
+    "gather": Narrowing(_tie_gather, _run_gather),
+    **{name: Narrowing(_tie_scatter) for name in SCATTERS},
+}
+
+
+def _bound_concatenate(step: Step, values: Sequence[Value]) -> list[Value]:
+    along, axes = step.params["dimension"], {}
+    for axis, gone in step.outs[0].items():
+        if axis != along:
+            axes[axis] = join(*(value.along(axis, gone) for value in values))
+            continue
+        sizes = [step.shape(i)[axis] for i in range(len(values))]
+        flags = np.split(gone, np.cumsum(sizes)[:-1])
+        parts = [value.along(axis, own) for value, own in zip(values, flags, strict=True)]
+        axes[axis] = Range(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return [step.value(join(*(value.rest for value in values)), axes, values)]
+
+
+def _bound_stack(step: Step, values: Sequence[Value]) -> list[Value]:
+    along = step.params["axis"]
+    axes = {i: join(*(value.along(i - (i > along), gone) for value in values)) for i, gone in step.outs[0].items()}
+    return [step.value(join(*(value.rest for value in values)), axes, values)]
+
+
+def _bound_pad(step: Step, values: Sequence[Value]) -> list[Value]:
+    value, filler = values
+    axes, fill = {}, filler.anywhere()
+    for axis, gone in step.outs[0].items():
+        low, high, inside = step.params["padding_config"][axis]
+        own = value.along(axis, gone[low : gone.size - high] if not inside else gone)
+        within = join(own, fill)
+        ends = [many(fill, low), many(fill, high)]
+        axes[axis] = Range(*(np.concatenate(part) for part in zip(ends[0], within, ends[1], strict=True)))
+    return [step.value(join(value.rest, fill), axes, values)]
+
+
+def _bound_dynamic_slice(step: Step, values: Sequence[Value]) -> list[Value]:
+    return [step.moved(values[0], same(step))]
+
+
+def _bound_dynamic_update(step: Step, values: Sequence[Value]) -> list[Value]:
+    return step.each(values[:2], join)
+
+
+def _bound_gather(step: Step, values: Sequence[Value]) -> list[Value]:
+    """Axes of the operand that are taken whole; positions lie within it, unless a number is written for others."""
+    numbers = step.params["dimension_numbers"]
+    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    whole = [axis for axis in range(len(step.shape(0))) if axis not in dropped]
+    sources = dict(zip(numbers.offset_dims, whole, strict=True))
+    batch = [axis for axis in range(len(step.out_shape())) if axis not in numbers.offset_dims]
+    for axis, other in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
+        sources[batch[other]] = axis
+    found = step.moved(values[0], [(sources.get(axis), ALL) for axis in range(len(step.out_shape()))])
+    for axis in found.gone.keys() - sources.keys():  # positions that are gone may lie anywhere
+        found.axes[axis] = choose(found.gone[axis], ANYTHING, found.axes[axis])
+    fill = step.params.get("fill_value")
+    if fill is None or np.isnan(fill):
+        return [found]
+    return step.each([found, Value(between(min(fill, 0.0), max(fill, 0.0)))], join)
+
+
+def _bound_scatter(step: Step, values: Sequence[Value]) -> list[Value]:
+    """What is written along axes that lose entries is a sum over them; else it is joined with what was there."""
+    operand, _, updates = values
+    numbers = step.params["dimension_numbers"]
+    for axis, gone in updates.gone.items():
+        if axis not in numbers.update_window_dims and not numbers.operand_batching_dims:
+            if step.name not in ("scatter-add", "scatter-sub") or not pick(updates.axes[axis], gone).zero.all():
+                step.fault("removed entries are written to positions known at run time")
+    windows = [
+        i for i in range(len(step.shape(0))) if i not in {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    ]
+    sources = dict(zip(windows, numbers.update_window_dims, strict=True))
+    moved = Value(
+        updates.rest,
+        {i: updates.axes[k] for i, k in sources.items() if k in updates.axes},
+        {i: updates.gone[k] for i, k in sources.items() if k in updates.gone},
+    )
+    return step.each([operand, moved], _WRITTEN.get(step.name, join))
+
+
+def _sums(a: Range, b: Range) -> Range:
+    """A number of additions that is not known: only of zeros the result is."""
+    low, high = np.where(b.low < 0, -np.inf, a.low), np.where(b.high > 0, np.inf, a.high)
+    return Range(low, high, a.nan | b.nan | (a.infinite & b.infinite), a.infinite | b.infinite)
+
+
+def _products(a: Range, b: Range) -> Range:
+    zero, bad = a.zero & b.finite, ~(a.finite & b.finite)
+    return Range(np.where(zero, 0, -np.inf), np.where(zero, 0, np.inf), bad, bad)
+
+
+_WRITTEN = {"scatter-add": _sums, "scatter-sub": lambda a, b: _sums(a, negative(b)), "scatter-mul": _products}
+
+BOUNDS: dict[str, Bound] = {
+    "concatenate": _bound_concatenate,
+    "stack": _bound_stack,
+    "pad": _bound_pad,
+    "dynamic_slice": _bound_dynamic_slice,
+    "dynamic_update_slice": _bound_dynamic_update,
+    "gather": _bound_gather,
+    **{name: _bound_scatter for name in SCATTERS},
+}
