@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 import jaxprune as jp
-from jaxprune.training import prune_at_init
+from jaxprune import training
 
 KEY = jax.random.key(0)
 
@@ -52,12 +52,12 @@ X, Y = normal(8, 3, seed=8), normal(8, 2, seed=9)
 
 def test_snip_is_the_weight_times_its_gradient():
     kernels = chain(3, 4, 2)
-    scores, grads = jax.jit(lambda p: (prune_at_init.snip(loss, p, X, Y), jax.grad(loss)(p, X, Y)))(kernels)
+    scores, grads = jax.jit(lambda p: (training.snip(loss, p, X, Y), jax.grad(loss)(p, X, Y)))(kernels)
     for score, w, g in zip(scores, kernels, grads, strict=True):
         np.testing.assert_allclose(score, np.abs(np.float64(w) * np.float64(g)), rtol=1e-6)
     w = normal(3, 2)  # by hand: of a mean square, dL/dw = x^T (x w - y) / 8
     by_hand = np.abs(w * (X.T @ (X @ w - Y)) / 8)
-    np.testing.assert_allclose(prune_at_init.snip(lambda w: jnp.mean((X @ w - Y) ** 2), w), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(training.snip(lambda w: jnp.mean((X @ w - Y) ** 2), w), by_hand, rtol=1e-5)
 
 
 def test_grasp_equals_the_explicit_hessian():
@@ -69,7 +69,7 @@ def test_grasp_equals_the_explicit_hessian():
     gradient, hessian = jax.jit(jax.grad(of_flat)), jax.jit(jax.hessian(of_flat))
     product = np.float64(hessian(flat)) @ np.float64(gradient(flat))
     expected = np.float64(flat) * product
-    result = np.asarray(jax.jit(lambda v: prune_at_init.grasp(of_flat, v))(flat))
+    result = np.asarray(jax.jit(lambda v: training.grasp(of_flat, v))(flat))
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
     assert (expected < 0).any() and (expected > 0).any()
     # Larger is more important: less of the best weight makes the gradient smaller, by as much as predicted.
@@ -81,7 +81,7 @@ def test_grasp_equals_the_explicit_hessian():
 @pytest.mark.parametrize("apply", [linear, relu])
 def test_synflow_equals_the_oracle_and_is_conserved(apply):
     kernels = chain(5, 7, 4, 3)
-    scores = jax.jit(lambda p: prune_at_init.synflow(apply, p, normal(1, 5)))(kernels)
+    scores = jax.jit(lambda p: training.synflow(apply, p, normal(1, 5)))(kernels)
     scores = [np.asarray(score) for score in scores]
     for score, expected in zip(scores, oracles_training.synflow(kernels), strict=True):
         np.testing.assert_allclose(score, expected, rtol=1e-5)
@@ -102,7 +102,7 @@ def test_synflow_of_deep_networks(factor, residual):
             x = jax.nn.relu(x @ w) + (factor * x if residual else 0)
         return x
 
-    scores = jax.jit(lambda p: prune_at_init.synflow(apply, p, jnp.zeros((1, 4))))(kernels)
+    scores = jax.jit(lambda p: training.synflow(apply, p, jnp.zeros((1, 4))))(kernels)
     kept = [np.float64(w) + (factor * np.eye(4) if residual else 0) for w in kernels]
     flows = oracles_training.synflow(kept)
     expected = [flow * w / whole for flow, w, whole in zip(flows, np.float64(kernels), kept, strict=True)]
@@ -117,7 +117,7 @@ def test_synflow_of_a_module_with_other_leaves():
     model = nn.Sequential([nn.Conv(4, (2, 2)), nn.BatchNorm(use_running_average=True), nn.relu, nn.Dense(2)])
     image = jax.ShapeDtypeStruct((1, 3, 3, 1), jnp.bfloat16)
     variables = jax.jit(model.init)(KEY, jnp.ones(image.shape))
-    score = jax.jit(lambda v: prune_at_init.synflow(lambda v, x: (model.apply(v, x), jnp.arange(3)), v, image))
+    score = jax.jit(lambda v: training.synflow(lambda v, x: (model.apply(v, x), jnp.arange(3)), v, image))
     scores = score(variables)
     assert jax.tree.structure(scores) == jax.tree.structure(variables)
     assert all(
@@ -131,25 +131,23 @@ def test_synflow_of_a_module_with_other_leaves():
 
 def test_synflow_is_computed_in_float32():
     narrow = [w.astype(jnp.float16) for w in chain(5, 7, 4)]
-    scores = jax.jit(lambda p: prune_at_init.synflow(linear, p, jax.ShapeDtypeStruct((1, 5), jnp.float16)))(narrow)
+    scores = jax.jit(lambda p: training.synflow(linear, p, jax.ShapeDtypeStruct((1, 5), jnp.float16)))(narrow)
     for score, expected in zip(scores, oracles_training.synflow(narrow), strict=True):
         np.testing.assert_allclose(score, expected, rtol=1e-6)
 
 
 def test_synflow_passes_token_ids_on():
     table, ids = jnp.asarray(normal(5, 3)), np.array([[1, 4]])
-    scores = jax.jit(lambda p: prune_at_init.synflow(lambda p, i, flag: p[i].sum() if flag else None, p, ids, True))(
-        table
-    )
+    scores = jax.jit(lambda p: training.synflow(lambda p, i, flag: p[i].sum() if flag else None, p, ids, True))(table)
     np.testing.assert_array_equal(scores, np.abs(table) * np.isin(np.arange(5), ids)[:, None])
     with pytest.raises(TypeError, match="an input of dtype int32 must be an array"):
-        prune_at_init.synflow(lambda p, ids: p[ids], table, jax.ShapeDtypeStruct((2,), jnp.int32))
+        training.synflow(lambda p, ids: p[ids], table, jax.ShapeDtypeStruct((2,), jnp.int32))
 
 
 CRITERIA = {
-    "snip": lambda p: prune_at_init.snip(of_tree, p, X),
-    "grasp": lambda p: prune_at_init.grasp(of_tree, p, X),
-    "synflow": lambda p: prune_at_init.synflow(lambda p, x: x @ p["w"].astype(jnp.float32) + p["b"], p, X),
+    "snip": lambda p: training.snip(of_tree, p, X),
+    "grasp": lambda p: training.grasp(of_tree, p, X),
+    "synflow": lambda p: training.synflow(lambda p, x: x @ p["w"].astype(jnp.float32) + p["b"], p, X),
 }
 each = pytest.mark.parametrize("name", CRITERIA)
 
@@ -173,7 +171,7 @@ def test_leaves_that_have_no_derivative(name):
 
 
 def test_losses_that_are_no_scalars():
-    for criterion in (prune_at_init.snip, prune_at_init.grasp):
+    for criterion in (training.snip, training.grasp):
         with pytest.raises(TypeError, match="scalar"):
             criterion(lambda w: w, jnp.ones(3))
 
@@ -191,11 +189,11 @@ def test_vmap_over_weights_equals_a_loop(name):
 
 
 def flow_of(kernels):
-    return prune_at_init.synflow(linear, kernels, jnp.ones((1, kernels[0].shape[0])))
+    return training.synflow(linear, kernels, jnp.ones((1, kernels[0].shape[0])))
 
 
 def all_together(*args, **kwargs):
-    return prune_at_init.prune_at_start(*args, scope="global", **kwargs)
+    return training.prune_at_start(*args, scope="global", **kwargs)
 
 
 prune = jax.jit(all_together, static_argnums=2, static_argnames="rounds")
@@ -260,7 +258,7 @@ def test_scopes_units_and_selection():
     tree = {"a": {"kernel": jnp.asarray(normal(6, 8)), "bias": jnp.ones(8)}, "b": jnp.asarray(normal(5, 4, seed=1))}
     tree |= {"n": np.arange(3), "key": KEY, "f": jnp.tanh}
     magnitude = jp.saliency.magnitude
-    masks = prune_at_init.prune_at_start(tree, {"a": 0.5, "b": 0.25}, magnitude, rounds=3)
+    masks = training.prune_at_start(tree, {"a": 0.5, "b": 0.25}, magnitude, rounds=3)
     assert jax.tree.structure(masks) == jax.tree.structure(tree)
     assert (~masks["a"]["kernel"]).sum() == 24 and (~masks["b"]).sum() == 5
     assert all(m.shape == () and m.dtype == bool and m for m in (masks["a"]["bias"], masks["n"], masks["f"]))
@@ -269,7 +267,7 @@ def test_scopes_units_and_selection():
     assert units["a"]["kernel"].any() and units["b"].any()  # by default a unit of each leaf stays
     kept = all_together(tree, 1.0, magnitude, rounds=2, min_keep=3, where="b")
     assert kept["a"]["kernel"].shape == () and kept["b"].sum() == 3
-    assert prune_at_init.prune_at_start({}, 0.5, magnitude) == {}
+    assert training.prune_at_start({}, 0.5, magnitude) == {}
 
 
 def test_ways_to_run():
@@ -288,7 +286,7 @@ def test_ways_to_run():
             calls.append(0)
             return jp.saliency.magnitude(p)
 
-        run = jax.jit(lambda s, rounds=rounds, f=saliency: prune_at_init.prune_at_start(kernels, s, f, rounds=rounds))
+        run = jax.jit(lambda s, rounds=rounds, f=saliency: training.prune_at_start(kernels, s, f, rounds=rounds))
         for s in sparsities:
             jax.eval_shape(run, s)
         counts.append(len(calls))
@@ -299,18 +297,18 @@ def test_errors():
     kernels, magnitude = {"w": jnp.ones((2, 3))}, jp.saliency.magnitude
     for rounds in (0, -1, 1.5, True, None):
         with pytest.raises(ValueError, match="rounds must be an integer of at least 1"):
-            prune_at_init.prune_at_start(kernels, 0.5, magnitude, rounds=rounds)
+            training.prune_at_start(kernels, 0.5, magnitude, rounds=rounds)
     for scope in ("leaf", "global"):
         for sparsity in (-0.1, 1.1, math.nan):
             with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\]"):
-                prune_at_init.prune_at_start(kernels, sparsity, magnitude, scope=scope)
+                training.prune_at_start(kernels, sparsity, magnitude, scope=scope)
     with pytest.raises(TypeError, match="sparsity must be a real number for scope='global'"):
         all_together(kernels, {"w": 0.5}, magnitude)
     with pytest.raises(ValueError, match="scope must be 'leaf' or 'global'"):
-        prune_at_init.prune_at_start(kernels, 0.5, magnitude, scope="layer")
+        training.prune_at_start(kernels, 0.5, magnitude, scope="layer")
     with pytest.raises(ValueError, match="pattern 'Conv' matches no leaf"):
-        prune_at_init.prune_at_start(kernels, 0.5, magnitude, where="Conv")
+        training.prune_at_start(kernels, 0.5, magnitude, where="Conv")
     with pytest.raises(ValueError, match="params and scores differ"):
-        prune_at_init.prune_at_start(kernels, 0.5, lambda p: p["w"])
+        training.prune_at_start(kernels, 0.5, lambda p: p["w"])
     with pytest.raises(TypeError, match="'w' has dtype int32"):
-        prune_at_init.prune_at_start(kernels, 0.5, lambda p: {"w": jnp.ones((2, 3), jnp.int32)})
+        training.prune_at_start(kernels, 0.5, lambda p: {"w": jnp.ones((2, 3), jnp.int32)})

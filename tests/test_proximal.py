@@ -15,10 +15,10 @@ from flax import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.training import proximal
+from jaxprune import training
 
-group_soft_threshold = partial(proximal.soft_threshold, units=True)
-STEPS = {"soft_threshold": proximal.soft_threshold, "group_soft_threshold": group_soft_threshold}
+group_soft_threshold = partial(training.soft_threshold, units=True)
+STEPS = {"soft_threshold": training.soft_threshold, "group_soft_threshold": group_soft_threshold}
 each = pytest.mark.parametrize("name", STEPS)
 
 
@@ -154,7 +154,7 @@ def test_strengths():
     zero = jax.tree.map(jnp.zeros_like, tree)
 
     def result(strength):
-        optimizer = proximal.soft_threshold(strength)
+        optimizer = training.soft_threshold(strength)
         new, state = take(optimizer, zero, optimizer.init(tree), tree)
         return float(new["a"][0, 0]), float(new["b"][0, 0]), state
 
@@ -163,7 +163,7 @@ def test_strengths():
     np.testing.assert_array_equal(jax.jit(lambda s: result_of(s))(-1.0), 1)  # traced ones below 0 count as 0
     *_, state = result(lambda count: jnp.where(count == 0, 0.25, 2.0))
     assert state.count == 1 and state.count.dtype == jnp.int32 and not state.count.weak_type
-    optimizer = proximal.soft_threshold(lambda count: {"a": jnp.where(count == 0, 0.25, 2.0), "b": 0.5})
+    optimizer = training.soft_threshold(lambda count: {"a": jnp.where(count == 0, 0.25, 2.0), "b": 0.5})
     once, state = take(optimizer, zero, optimizer.init(tree), tree)
     twice, state = take(optimizer, zero, state, once)
     assert (once["a"][0, 0], once["b"][0, 0]) == (0.75, 0.5) and (twice["a"][0, 0], twice["b"][0, 0]) == (0, 0)
@@ -172,7 +172,7 @@ def test_strengths():
 
 
 def result_of(strength):
-    return proximal.soft_threshold(strength).update(jnp.zeros(2), optax.EmptyState(), jnp.ones(2))[0] + 1
+    return training.soft_threshold(strength).update(jnp.zeros(2), optax.EmptyState(), jnp.ones(2))[0] + 1
 
 
 def test_units_of_any_magnitude():
@@ -189,7 +189,7 @@ def test_units_of_any_magnitude():
 
 def test_nan_stays():
     p = jnp.array([[math.nan, 0.1], [0.1, 0.1]])
-    new, _ = take(proximal.soft_threshold(0.5), jnp.zeros_like(p), (), p)
+    new, _ = take(training.soft_threshold(0.5), jnp.zeros_like(p), (), p)
     np.testing.assert_array_equal(new, [[math.nan, 0], [0, 0]])
     new, _ = take(group_soft_threshold(0.5), jnp.zeros_like(p), (), p)
     np.testing.assert_array_equal(new, [[math.nan, 0], [math.nan, 0]])

@@ -6,17 +6,14 @@ exactly 0 after every ``optax.apply_updates``, and settings (sparsities, step co
 """
 
 from jaxprune.training.activation_ranges import clip_activations, init_range, observe, range_qparams
-from jaxprune.training.gradual_masks import gradual_pruning, one_shot
+from jaxprune.training.criteria import RunningSaliency, grasp, movement, running_fisher, snip, synflow
+from jaxprune.training.gradual_masks import gradual_pruning, masked_forward, one_shot, straight_through
 from jaxprune.training.held_masks import hold_masks, masks_of
 from jaxprune.training.l0_gates import apply_gates, expected_l0, gate_masks, init_gates
 from jaxprune.training.lsq import init_step_sizes, learned_step_size, step_qparams
-from jaxprune.training.penalties import group_lasso, hoyer, l1
-from jaxprune.training.proximal import soft_threshold
-from jaxprune.training.prune_at_init import grasp, prune_at_start, snip, synflow
-from jaxprune.training.running_saliency import RunningSaliency, movement, running_fisher
+from jaxprune.training.penalties import group_lasso, hoyer, l1, soft_threshold
+from jaxprune.training.rounds import lottery_ticket, prune_at_start
 from jaxprune.training.sparse_training import rigl, sparse_evolution, static_sparse
-from jaxprune.training.straight_through_masks import masked_forward, straight_through
-from jaxprune.training.tickets import lottery_ticket
 from jaxprune.training.weight_sharing import shared_weights
 
 __all__ = [

@@ -1,5 +1,6 @@
 """When masks are made anew, and how: what the transformations that follow a schedule share."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
 from jaxprune import masks as masking
+from jaxprune import saliency as criteria
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Scope, Scores, Setting, Where
+from jaxprune.training.criteria import RunningSaliency
 from jaxprune.training.held_masks import chosen_of, masked, need, within
-from jaxprune.training.running_saliency import RunningSaliency
 
 #: ``(scores, sparsity) -> masks``.
 MaskFn = Callable[[Scores, Setting], Masks]
@@ -48,6 +50,22 @@ class Ranking(NamedTuple):
     min_keep: int | float | None
     where: Where
     revive: bool
+
+
+def as_running(saliency: Any, with_grads: bool = True) -> RunningSaliency:
+    """Any criterion as one with a memory; a function of (params), or of (params, grads) if there are any, has none."""
+    saliency = criteria.magnitude if saliency is None else saliency  # optax.inject_hyperparams calls what it can call
+    if with_grads and isinstance(saliency, RunningSaliency):
+        return saliency
+    if not callable(saliency):
+        allowed = "a function of the parameters" + " or a RunningSaliency" * with_grads
+        raise TypeError(f"saliency must be {allowed}, got {saliency!r}")
+    wanted = with_grads and "grads" in inspect.signature(saliency).parameters
+
+    def scores(memory: Any, params: Params, grads: Any) -> Scores:
+        return saliency(params, grads=grads) if wanted else saliency(params)
+
+    return RunningSaliency(lambda params: (), lambda memory, params, grads: (), scores)
 
 
 def scheduled(

@@ -1,6 +1,7 @@
-"""Lottery tickets: train, prune, rewind, again and again."""
+"""Pruning in rounds: before training, by criteria that look ahead, and lottery tickets: train, prune, rewind, again."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,62 @@ from jax.core import Tracer
 
 from jaxprune import saliency as criteria
 from jaxprune import settings
-from jaxprune.base import Masks, Params, Saliency, Scope, Setting, Where
+from jaxprune.base import Array, Masks, Params, Saliency, Scope, Setting, Where
 from jaxprune.masks import apply_masks, sparsity_of
-from jaxprune.training.mask_updates import MaskFn, Ranking, ranked, unpruned
-from jaxprune.training.running_saliency import as_running
+from jaxprune.training.mask_updates import MaskFn, Ranking, as_running, ranked, unpruned
+
+
+def prune_at_start(
+    params: Params,
+    sparsity: Setting,
+    saliency: Saliency,
+    *,
+    rounds: int = 1,
+    scope: Scope | MaskFn = "leaf",
+    min_keep: int | float | None = None,
+    where: Where = None,
+) -> Masks:
+    """Masks for a network before it is trained, found in rounds of scoring and removing.
+
+    Round k of n takes the sparsity to ``1 - (1 - sparsity) ** (k / n)``: each round removes the same fraction of what
+    is left. In each round the masked parameters are scored anew; what has been removed stays removed. Rounds matter to
+    criteria that depend on the other weights: :func:`synflow` takes 100.
+
+    Args:
+      params: any pytree of arrays; ``where`` chooses among its leaves.
+      sparsity: traced fraction to remove in the end, in [0, 1]; for scope "leaf" a tree of them serves too.
+      saliency: static criterion ``params -> scores``, of full shape or one score a unit; close over what else it needs:
+        ``lambda p: jaxprune.training.snip(loss, p, x, y)``.
+      rounds: static number of rounds, 1 or more; they are one compiled loop.
+      scope: static; "leaf" ranks each leaf alone, "global" all chosen leaves together, as the papers of these criteria
+        do; or a function ``(scores, sparsity) -> masks``.
+      min_keep: static, see :func:`jaxprune.masks.by_sparsity`.
+      where: see :func:`jaxprune.tree.select`; resolved on the parameters.
+
+    Returns:
+      Masks in the shapes of the scores, the 0-d ``True`` for leaves that take no part. Exactly ``round_half_up(n *
+      sparsity)`` of n entries are removed, as by :func:`jaxprune.masks.by_sparsity`, and its ties and NaN rules hold.
+
+    Raises:
+      ValueError: as :func:`jaxprune.masks.by_sparsity`; ``rounds`` below 1; scores of another structure than the
+        parameters.
+
+    Source: Tanaka et al., 2020 (arXiv:2006.05467), Algorithm 1.
+
+    >>> prune_at_start(jnp.array([4.0, -3.0, 2.0, 1.0]), 0.5, criteria.magnitude, rounds=2).tolist()
+    [True, True, False, False]
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
+        raise ValueError(f"rounds must be an integer of at least 1 (it is static), got {rounds!r}")
+    ranking = Ranking(as_running(saliency, with_grads=False), scope, min_keep, where, revive=False)
+    levels = jax.tree.map(
+        lambda value: _fractions(settings.check_setting(value, "sparsity", 0.0, 1.0), int(rounds)), sparsity
+    )
+
+    def prune(masks: Masks, level: Setting) -> tuple[Masks, None]:
+        return ranked(ranking, apply_masks(params, masks), level, (), None, masks), None
+
+    return lax.scan(prune, unpruned(ranking, params), levels)[0]
 
 
 class Tickets(NamedTuple):
@@ -110,3 +163,10 @@ def lottery_ticket(
         history, metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outcomes)
     sparsities = jax.vmap(lambda masks: sparsity_of(masks, params))(history)
     return Tickets(apply_masks(params, masks), masks, history, sparsities, metrics)
+
+
+def _fractions(sparsity: Any, rounds: int) -> Array:
+    """The sparsity after each round, never falling, the last one exactly as given."""
+    end = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
+    steps = 1 - (1 - end) ** jnp.asarray(np.arange(1, rounds + 1) / rounds, jnp.float32)
+    return jnp.minimum(lax.cummax(steps), end).at[-1].set(end)

@@ -1,26 +1,22 @@
-"""Pruning before training: criteria that look ahead, and a loop that prunes by them in rounds.
+"""Criteria that look ahead, before training, and criteria that remember, over many steps of it.
 
-The criteria differentiate a function of the parameters, so they take the function. Only floating leaves are
+Those that look ahead differentiate a function of the parameters, so they take the function. Only floating leaves are
 differentiated and scored; other leaves reach the function as they are and score the 0-d zero, as in
 :mod:`jaxprune.saliency`. Nothing is jitted here: wrap the call, ``jax.jit(lambda p: snip(loss, p, x, y))(params)``.
 """
 
 from collections.abc import Callable
-from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import masks as masking
 from jaxprune import saliency as criteria
 from jaxprune import settings, tree
-from jaxprune.base import Array, Masks, Params, Saliency, Scope, Scores, Setting, Where
+from jaxprune.base import Array, Params, Scores
 from jaxprune.kernels.rounding import power_of_two
-from jaxprune.training.mask_updates import MaskFn, Ranking, ranked, unpruned
-from jaxprune.training.running_saliency import as_running
 
 # Beyond these powers of two the sum that synflow differentiates is brought back to about 1.
 _REACH = 100
@@ -46,8 +42,9 @@ def snip(loss: Callable[..., Any], params: Params, *batch: Any) -> Scores:
     >>> snip(lambda w, x: jnp.sum(w * x), jnp.array([2.0, -3.0]), jnp.array([0.5, 1.0]))
     Array([1., 3.], dtype=float32)
     """
-    chosen, of = _differentiable(loss, params, batch)
-    return criteria.gradient(params, chosen.replace(jax.grad(of)(chosen.values)))
+    chosen = tree.select(params, lambda _, leaf: tree.is_floating(leaf))
+    grads = jax.grad(lambda values: loss(chosen.replace(values), *batch))(chosen.values)
+    return criteria.gradient(params, chosen.replace(grads))
 
 
 def grasp(loss: Callable[..., Any], params: Params, *batch: Any) -> Scores:
@@ -74,11 +71,11 @@ def grasp(loss: Callable[..., Any], params: Params, *batch: Any) -> Scores:
     >>> grasp(lambda w: jnp.sum(w**3) / 6, jnp.array([2.0, -1.0]))  # g = w**2 / 2, H = diag(w)
     Array([8. , 0.5], dtype=float32)
     """
-    chosen, of = _differentiable(loss, params, batch)
-    slope = jax.grad(of)
+    chosen = tree.select(params, lambda _, leaf: tree.is_floating(leaf))
+    slope = jax.grad(lambda values: loss(chosen.replace(values), *batch))
     _, product = jax.jvp(slope, (chosen.values,), (slope(chosen.values),))
     pairs = zip(chosen.values, product, strict=True)
-    return chosen.replace([w.astype(jnp.float32) * h.astype(jnp.float32) for w, h in pairs], _no_score)
+    return chosen.replace([w.astype(jnp.float32) * h.astype(jnp.float32) for w, h in pairs], _nothing)
 
 
 def synflow(apply_fn: Callable[..., Any], params: Params, *inputs: Any) -> Scores:
@@ -115,7 +112,7 @@ def synflow(apply_fn: Callable[..., Any], params: Params, *inputs: Any) -> Score
     >>> scores["a"].tolist(), scores["b"].tolist()
     ([[3.0, 1.0]], [[3.0], [1.0]])
     """
-    chosen = _floating(params)
+    chosen = tree.select(params, lambda _, leaf: tree.is_floating(leaf))
     sizes = [jnp.abs(value.astype(jnp.float32)) for value in chosen.values]
 
     def flow(sizes: list[Array], scale: Array) -> Array:
@@ -129,83 +126,79 @@ def synflow(apply_fn: Callable[..., Any], params: Params, *inputs: Any) -> Score
     scale = power_of_two(jnp.where(jnp.abs(exponent) > _REACH, jnp.clip(-exponent // 2, -_REACH, _REACH), 0))
     _, pullback = jax.vjp(lambda sizes: flow(sizes, scale), sizes)
     (slopes,) = pullback(scale)
-    return chosen.replace([w * slope for w, slope in zip(sizes, slopes, strict=True)], _no_score)
+    return chosen.replace([w * slope for w, slope in zip(sizes, slopes, strict=True)], _nothing)
 
 
-def prune_at_start(
-    params: Params,
-    sparsity: Setting,
-    saliency: Saliency,
-    *,
-    rounds: int = 1,
-    scope: Scope | MaskFn = "leaf",
-    min_keep: int | float | None = None,
-    where: Where = None,
-) -> Masks:
-    """Masks for a network before it is trained, found in rounds of scoring and removing.
+class RunningSaliency(NamedTuple):
+    """A criterion with a memory, as three pure functions; the memory is any pytree of arrays.
 
-    Round k of n takes the sparsity to ``1 - (1 - sparsity) ** (k / n)``: each round removes the same fraction of what
-    is left. In each round the masked parameters are scored anew; what has been removed stays removed. Rounds matter to
-    criteria that depend on the other weights: :func:`synflow` takes 100.
+    Attributes:
+      init: ``params -> memory``.
+      update: ``(memory, params, grads) -> memory``, at every step, before the parameters change.
+      scores: ``(memory, params, grads) -> scores``, when masks are made; ``params`` are those after the step.
+    """
 
-    Args:
-      params: any pytree of arrays; ``where`` chooses among its leaves.
-      sparsity: traced fraction to remove in the end, in [0, 1]; for scope "leaf" a tree of them serves too.
-      saliency: static criterion ``params -> scores``, of full shape or one score a unit; close over what else it needs:
-        ``lambda p: jaxprune.training.snip(loss, p, x, y)``.
-      rounds: static number of rounds, 1 or more; they are one compiled loop.
-      scope: static; "leaf" ranks each leaf alone, "global" all chosen leaves together, as the papers of these criteria
-        do; or a function ``(scores, sparsity) -> masks``.
-      min_keep: static, see :func:`jaxprune.masks.by_sparsity`.
-      where: see :func:`jaxprune.tree.select`; resolved on the parameters.
+    init: Callable[[Params], Any]
+    update: Callable[[Any, Params, Any], Any]
+    scores: Callable[[Any, Params, Any], Scores]
+
+
+def movement() -> RunningSaliency:
+    """Movement: weights that training moves away from zero matter, whatever their size.
+
+    ``S = -sum over steps of w * dL/dw``, in float32.
 
     Returns:
-      Masks in the shapes of the scores, the 0-d ``True`` for leaves that take no part. Exactly ``round_half_up(n *
-      sparsity)`` of n entries are removed, as by :func:`jaxprune.masks.by_sparsity`, and its ties and NaN rules hold.
+      A running criterion for :func:`gradual_pruning` or :func:`straight_through`. Only with the latter does the score
+      of a masked weight go on changing, as in the paper: under exact zeros ``w * dL/dw`` is 0.
+
+    Source: Sanh et al., "Movement Pruning", 2020 (arXiv:2005.07683), Eq. 4 and 5, without the learning rate, which is a
+    common factor.
+
+    >>> memory = movement().update(jnp.zeros(2), jnp.array([1.0, 1.0]), jnp.array([-0.5, 0.5]))
+    >>> movement().scores(memory, None, None).tolist()
+    [0.5, -0.5]
+    """
+
+    def gather(memory: Array, param: Array, grad: Array) -> Array:
+        return memory - param.astype(jnp.float32) * grad.astype(jnp.float32)
+
+    return RunningSaliency(_zeros, lambda *trees: _each(gather, *trees), lambda memory, params, grads: memory)
+
+
+def running_fisher(decay: Any = 0.99) -> RunningSaliency:
+    """The Fisher criterion with squared gradients averaged over the last steps: ``w**2 * average(g**2) / 2``.
+
+    ``average = decay * average + (1 - decay) * g**2``, divided by ``1 - decay**steps``, so that it does not start low.
+
+    Args:
+      decay: in [0, 1), traced; about ``1 / (1 - decay)`` steps count.
+
+    Returns:
+      A running criterion for :func:`gradual_pruning` or :func:`straight_through`.
 
     Raises:
-      ValueError: as :func:`jaxprune.masks.by_sparsity`; ``rounds`` below 1; scores of another structure than the
-        parameters.
+      ValueError: a concrete decay outside [0, 1).
 
-    Source: Tanaka et al., 2020 (arXiv:2006.05467), Algorithm 1.
+    Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018 (arXiv:1801.05787).
 
-    >>> prune_at_start(jnp.array([4.0, -3.0, 2.0, 1.0]), 0.5, criteria.magnitude, rounds=2).tolist()
-    [True, True, False, False]
+    >>> fisher = running_fisher(0.9)
+    >>> params, grads = jnp.array([2.0, 1.0]), jnp.array([1.0, 3.0])
+    >>> fisher.scores(fisher.update(fisher.init(params), params, grads), params, grads).tolist()
+    [2.0, 4.5]
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
-        raise ValueError(f"rounds must be an integer of at least 1 (it is static), got {rounds!r}")
-    ranking = Ranking(as_running(saliency, with_grads=False), scope, min_keep, where, revive=False)
-    levels = jax.tree.map(
-        lambda value: _fractions(settings.check_setting(value, "sparsity", 0.0, 1.0), int(rounds)), sparsity
-    )
+    decay = settings.check_setting(decay, "decay", 0.0, 1.0 - 2**-24)
 
-    def prune(masks: Masks, level: Setting) -> tuple[Masks, None]:
-        return ranked(ranking, masking.apply_masks(params, masks), level, (), None, masks), None
+    def update(memory: Any, params: Params, grads: Any) -> Any:
+        average, weight = memory
+        average = _each(lambda old, g: decay * old + (1 - decay) * jnp.square(g.astype(jnp.float32)), average, grads)
+        return average, decay * weight + (1 - decay)
 
-    return lax.scan(prune, unpruned(ranking, params), levels)[0]
+    def scores(memory: Any, params: Params, grads: Any) -> Scores:
+        average, weight = memory
+        return criteria.fisher(params, _each(lambda leaf: leaf / weight, average))
 
-
-def _fractions(sparsity: Any, rounds: int) -> Array:
-    """The sparsity after each round, never falling, the last one exactly as given."""
-    end = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
-    steps = 1 - (1 - end) ** jnp.asarray(np.arange(1, rounds + 1) / rounds, jnp.float32)
-    return jnp.minimum(lax.cummax(steps), end).at[-1].set(end)
-
-
-def _no_score(leaf: Any) -> Array:
-    return jnp.zeros((), jnp.float32)
-
-
-def _floating(params: Params) -> tree.Selection:
-    return tree.select(params, lambda _, leaf: tree.is_floating(leaf))
-
-
-def _differentiable(
-    loss: Callable[..., Any], params: Params, batch: tuple[Any, ...]
-) -> tuple[tree.Selection, Callable[[list[Array]], Any]]:
-    """The floating leaves, and the loss as a function of them alone."""
-    chosen = _floating(params)
-    return chosen, lambda values: loss(chosen.replace(values), *batch)
+    return RunningSaliency(lambda params: (_zeros(params), jnp.zeros((), jnp.float32)), update, scores)
 
 
 def _ones(x: Any, scale: Array) -> Any:
@@ -221,3 +214,24 @@ def _exponent(sums: Array, probes: Array) -> Array:
     known = jnp.isfinite(sums) & (sums > 0)
     best = jnp.argmax(known)  # the first: the one without scale if it can tell
     return jnp.where(known[best], jnp.frexp(sums[best])[1] - probes[best], 0)
+
+
+def _nothing(leaf: Any) -> Array:
+    """The 0-d zero of leaves that are not scored."""
+    return jnp.zeros((), jnp.float32)
+
+
+def _zeros(params: Params) -> Any:
+    """A float32 zero for every weight, in its sharding; 0-d for leaves that are not floating."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros_like(leaf, jnp.float32) if tree.is_floating(leaf) else _nothing(leaf), params
+    )
+
+
+def _each(kernel: Callable[..., Array], first: Any, *rest: Any) -> Any:
+    """The kernel on every leaf that has a memory of its own, other leaves of ``first`` as they are."""
+
+    def on_leaf(leaf: Any, *others: Any) -> Any:
+        return kernel(leaf, *others) if all(map(tree.is_floating, others)) else leaf
+
+    return jax.tree.map(on_leaf, first, *rest)
