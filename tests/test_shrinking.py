@@ -175,19 +175,19 @@ def test_operations_of_convolutions_scans_and_branches():
 
 
 def test_latency_is_measured(monkeypatch):
-    from jaxprune.structure import cost
+    from jaxprune.structure import shrinking
 
-    monkeypatch.setattr(cost, "seconds", lambda fn, small, *inputs: float(entries(small)))
+    monkeypatch.setattr(shrinking, "_seconds", lambda fn, small, *inputs: float(entries(small)))
     params = weights(7)
     shrunk = jp.shrink(mlp, params, X, sparsity=0.6, scope="latency")
     assert entries(shrunk.params) == entries(jp.shrink(mlp, params, X, sparsity=0.6, scope="parameters").params)
 
 
 def test_seconds_times_compiled_calls():
-    from jaxprune.structure import cost
+    from jaxprune.structure import shrinking
 
     calls = []
-    assert cost.seconds(lambda x: calls.append(1) or x + 1, X, repeats=3) > 0
+    assert shrinking._seconds(lambda x: calls.append(1) or x + 1, X, repeats=3) > 0
     assert len(calls) == 1
 
 

@@ -13,6 +13,9 @@ from jaxprune.program.labelling import Axes, Call
 #: One bool array for each axis of a value: which entries are left.
 Kept = tuple[np.ndarray, ...]
 
+#: ``(equation, shapes of the operands, shape of the first result) -> floating-point operations``.
+Count = Callable[[Any, Sequence[tuple[int, ...]], tuple[int, ...]], int]
+
 
 class Narrow(visitor.Site):
     """An equation about to run on smaller operands."""
@@ -89,6 +92,38 @@ def removes(frame: visitor.Frame, removed: np.ndarray) -> bool:
     values = (labels for axes in frame.values.values() for labels in axes)
     inner = (child for children in frame.children.values() for child in children)
     return any(removed[labels].any() for labels in values) or any(removes(child, removed) for child in inner)
+
+
+def operations(frame: visitor.Frame, removed: np.ndarray, counts: Mapping[str, Count]) -> int:
+    """Floating-point operations of a labelled program without what is gone.
+
+    Padding counts as if it were data. The steps of a scan count each; the body of a while loop, whose length is not
+    known, counts once; of the branches of a condition the dearest does.
+
+    Args:
+      frame: the program, labelled.
+      removed: for each label, whether it is gone.
+      counts: by the name of the operation; those that are missing count nothing.
+    """
+
+    def shape(axes: Axes) -> tuple[int, ...]:
+        return sizes(tuple(~removed[labels] for labels in axes))
+
+    total = 0
+    for position, equation in enumerate(jaxprs.body(frame.program).eqns):
+        name = equation.primitive.name
+        if name in counts:
+            operands = [shape(frame.read(atom)) for atom in equation.invars]
+            total += counts[name](equation, operands, shape(frame.values[equation.outvars[0]]))
+        elif children := frame.children.get(position):
+            inner = [operations(child, removed, counts) for child in children]
+            if name == "cond":
+                total += max(inner)
+            elif name == "while":
+                total += sum(inner)
+            else:  # what follows the first program is its derivative
+                total += inner[0] * (equation.params["length"] if name == "scan" else 1)
+    return total
 
 
 def sizes(kept: Kept) -> tuple[int, ...]:

@@ -1,13 +1,17 @@
-"""A visit that hands labels of axis entries from operands to results. What labels are tied by, a caller brings along.
+"""A visit that hands labels of axis entries from operands to results, and which of them can only be removed together.
 
 Every entry of every axis of every value carries a label, an integer. Rules tie entries that can only be removed
-together, and pin those that must stay, with a reason in words.
+together, and pin those that must stay, with a reason in words. They do nothing else, so they may come in any order, and
+one run of connected components at the end tells what belongs together.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from jaxprune.program import visitor
 
@@ -18,37 +22,122 @@ STAYS = 0
 Axes = tuple[np.ndarray, ...]
 
 
-class Labels(Protocol):
-    """What rules may ask and say of labels.
+class Choice(NamedTuple):
+    """A place at which one of several axes can be cut, but not more: their labels, by axis, and what is done there."""
+
+    candidates: dict[int, np.ndarray]
+    words: str
+
+
+@dataclass
+class Labels:
+    """The labels handed out so far, what ties them, and what pins them.
 
     Attributes:
-      decided: for each place that offers a choice, the axis to cut; ``None`` while choices are looked for.
-      notes: arrays of labels that a product contracts over ("in") or leaves ("out"), in the program's order.
+      trailing: of several axes that may be cut, take the last instead of the first.
+      decided: the axis to cut (or None) for each place that offers a choice; ``None`` while these are looked for.
+      count: labels handed out.
+      born: labels below it are those of parameters.
+      choices: the places that offer a choice.
+      notes: for the arrays of labels that a product contracts over ("in") or leaves ("out"), in the program's order.
     """
 
-    decided: Mapping[visitor.Place, int | None] | None
-    notes: list[tuple[np.ndarray, str]]
+    trailing: bool = False
+    decided: Mapping[visitor.Place, int | None] | None = None
+    count: int = 1
+    born: int = 1
+    choices: dict[visitor.Place, Choice] = field(default_factory=dict)
+    notes: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    _pins: list[tuple[np.ndarray, str, bool]] = field(default_factory=list)
+    _edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    _pending: int = 0
+    _root: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def fresh(self, size: int) -> np.ndarray:
         """New labels for an axis; an axis of size 1 stays."""
-        ...
+        if size == 1:
+            return np.zeros(1, np.int64)
+        self.count += size
+        return np.arange(self.count - size, self.count)
 
     def fixed(self, size: int, reason: str) -> np.ndarray:
         """One pinned label for all entries of an axis."""
-        ...
+        if size <= 1:
+            return np.zeros(size, np.int64)
+        self.count += 1
+        label = np.full(size, self.count - 1)
+        self.pin(label[:1], reason)
+        return label
 
     def pin(self, labels: np.ndarray, reason: str, passed_over: bool = False) -> None:
         """These entries stay; ``passed_over``: as others at a place that offers a choice are cut."""
+        if labels.size > 1 or (labels.size and labels[0] != STAYS):
+            self._pins.append((labels, reason, passed_over))
 
     def tie(self, left: np.ndarray, right: np.ndarray) -> None:
         """Entries at the same place of both arrays go together."""
+        if left is not right and not np.array_equal(left, right):
+            self._edges.append((left, right))
 
     def resolve(self, labels: np.ndarray) -> np.ndarray:
         """One number for all labels tied so far; ``STAYS`` for those that are pinned."""
-        ...
+        self._settle()
+        return self._root[labels]
 
     def choose(self, place: visitor.Place, candidates: dict[int, np.ndarray], words: str) -> int | None:
-        """The axis to cut, of several that cannot all be."""
+        """The axis that is cut at a place: the one decided on, else the preferred one."""
+        if self.decided is None and len(candidates) > 1:
+            self.choices[place] = Choice(candidates, words)
+        if self.decided is not None and (not candidates or self.decided.get(place) in candidates):
+            return self.decided.get(place)
+        return self.preferred(candidates)
+
+    def preferred(self, candidates: dict[int, np.ndarray]) -> int | None:
+        """Of the axes that can be cut, the first (or last); those that parameters share come before all others."""
+        live = [axis for axis, labels in candidates.items() if np.any(self.resolve(labels) != STAYS)]
+        shared = np.isin(np.arange(self._root.size + 1), self._root[: self.born]) if live else np.zeros(0, bool)
+        live = [axis for axis in live if shared[self._root[candidates[axis]]].any()] or live
+        return live[-1 if self.trailing else 0] if live else None
+
+    def decide(self) -> dict[visitor.Place, int | None]:
+        """Which axis to cut at each place that offered a choice, now that all ties and pins are known."""
+        return {place: self.preferred(choice.candidates) for place, choice in self.choices.items()}
+
+    def ambiguous(self) -> list[str]:
+        """What is done at the places where more than one axis could be cut, if the choices did not rule them out."""
+        pins = [labels for labels, _, passed_over in self._pins if not passed_over]
+        component = _components(self.count, self._edges, pins)
+
+        def free(labels: np.ndarray) -> bool:
+            return bool(np.any(component[labels] != component[STAYS]))
+
+        choices = self.choices.values()
+        return list(dict.fromkeys(words for axes, words in choices if sum(map(free, axes.values())) > 1))
+
+    def why(self, labels: np.ndarray) -> list[str]:
+        """The reasons for which entries stay, each once, in the program's order."""
+        apart = _components(self.count, self._edges, [])
+        wanted = np.unique(apart[labels])
+        reasons = [reason for pinned, reason, _ in self._pins if np.isin(apart[pinned], wanted).any()]
+        if apart[STAYS] in wanted:
+            reasons.append("it is tied to an axis of size 1")
+        return list(dict.fromkeys(reasons))
+
+    def _settle(self) -> None:
+        if self._pending == len(self._edges) + len(self._pins) and self._root.size == self.count:
+            return
+        self._pending = len(self._edges) + len(self._pins)
+        component = _components(self.count, self._edges, [labels for labels, *_ in self._pins])
+        self._root = np.where(component == component[STAYS], STAYS, component + 1)
+
+
+def _components(count: int, edges: list[tuple[np.ndarray, np.ndarray]], pinned: list[np.ndarray]) -> np.ndarray:
+    ends = [*edges, *((labels, np.zeros_like(labels)) for labels in pinned)]
+    if not ends:
+        return np.arange(count)
+    left, right = (np.concatenate(side) for side in zip(*ends, strict=True))
+    graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
 class Call(visitor.Site):

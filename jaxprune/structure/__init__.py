@@ -5,10 +5,10 @@
 ``merge_batch_norm`` folds a BatchNorm into the layer before it.
 """
 
-from jaxprune.structure.budgets import ShrinkSpec
 from jaxprune.structure.graph import Graph, trace
 from jaxprune.structure.groups import Group
 from jaxprune.structure.merging import merge_batch_norm
+from jaxprune.structure.ranking import ShrinkSpec
 from jaxprune.structure.shrinking import Shrunk, shrink
 
 __all__ = ["Graph", "Group", "ShrinkSpec", "Shrunk", "merge_batch_norm", "shrink", "trace"]

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune import tree
-from jaxprune.program.labelling import STAYS
-from jaxprune.structure.labels import Labels
+from jaxprune.program.labelling import STAYS, Labels
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,23 +1,88 @@
-"""``shrink``: scores, a budget, a plan, the cut and the smaller function in one call."""
+"""``shrink``: scores, a budget, a plan, the cut and the smaller function in one call, and a report of what is left."""
 
 import functools
 import math
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+import jax
+import numpy as np
+
+from jaxprune import host, settings, tree
 from jaxprune import saliency as criteria
-from jaxprune import settings
 from jaxprune.base import Params, Saliency, Where
-from jaxprune.structure import budgets, cost, scores
-from jaxprune.structure.budgets import ShrinkSpec
+from jaxprune.structure import ranking
+from jaxprune.structure.certification import Certificate
 from jaxprune.structure.graph import Graph, trace
 from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units
-from jaxprune.structure.summary import ShrinkReport, summarize
+from jaxprune.structure.ranking import ShrinkSpec
+from jaxprune.structure.resolved import Resolved
 from jaxprune.structure.tracing import matching
 
 #: What a sparsity is a fraction of.
 Budget = Literal["leaf", "global", "parameters", "flops", "latency"]
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group: its units before and after, and the widths of the parameters that make them.
+
+    Attributes:
+      name: of the group.
+      description: what its units are.
+      size: units before.
+      kept: units after.
+      widths: for each ``"path:axis"`` of a parameter, the size of the axis after.
+    """
+
+    name: str
+    description: str
+    size: int
+    kept: int
+    widths: dict[str, int]
+
+
+@dataclass(frozen=True, repr=False)
+class ShrinkReport:
+    """What is left. ``print`` shows a table, :meth:`to_dict` gives what is in it.
+
+    Attributes:
+      groups: a row for each group, also those that lose nothing.
+      parameters: before and after.
+      nbytes: bytes of the parameters before and after.
+      flops: operations of matrix products and convolutions for the example inputs, before and after.
+      certificate: whether the smaller function equals the masked one.
+      ambiguous: places where more than one part of an axis could be cut.
+    """
+
+    groups: tuple[GroupRow, ...]
+    parameters: tuple[int, int]
+    nbytes: tuple[int, int]
+    flops: tuple[int, int]
+    certificate: Certificate
+    ambiguous: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, ready for ``json.dumps``."""
+        pairs = {name: dict(zip(("before", "after"), getattr(self, name), strict=True)) for name in _PAIRS}
+        exact = self.certificate.exact
+        return {"groups": [*map(asdict, self.groups)], **pairs, "exact": exact, "ambiguous": list(self.ambiguous)}
+
+    def __repr__(self) -> str:
+        (before, after), (slow, fast) = self.parameters, self.flops
+        return f"ShrinkReport({after:,} of {before:,} parameters, {fast:,} of {slow:,} operations)"
+
+    def __str__(self) -> str:
+        rows = [(row.name, row.description, f"{row.size:,}", f"{row.kept:,}") for row in self.groups]
+        sums = [(label, "", *(f"{n:,}" for n in getattr(self, name))) for name, label in _PAIRS.items()]
+        table = host.table(("group", "units", "before", "after"), [*rows, *sums], left=2)
+        return "\n".join([table, str(self.certificate), *(f"ambiguous: {place}" for place in self.ambiguous)])
+
+
+_PAIRS = {"parameters": "parameters", "nbytes": "bytes", "flops": "operations of products"}
 
 
 class Shrunk(NamedTuple):
@@ -90,11 +155,11 @@ def shrink(
     amount = float(settings.check_setting(sparsity, "sparsity", 0.0, 1.0))
     graph = trace(apply_fn, params, *inputs, split=spec.split, free_output=spec.free_output)
     groups = _chosen(graph, spec.groups)
-    units = scores.of_groups(groups, params, saliency, where)
+    units = ranking.of_groups(groups, params, saliency, where)
     if scope == "leaf":
-        plan = budgets.each(groups, units, amount, spec)
+        plan = ranking.each(groups, units, amount, spec)
     else:
-        without = functools.partial(budgets.together, groups, units, spec)
+        without = functools.partial(ranking.together, groups, units, spec)
         total = sum(group.size for group in groups)
         plan = without(_count(graph, without, total, amount, scope, (params, *inputs)))
     smaller = graph.at(plan)
@@ -120,19 +185,57 @@ def _count(
 ) -> int:
     """How many of all units have to go until a budget is met."""
     if scope == "global":
-        return budgets.count(total, amount)
+        return ranking.count(total, amount)
     params, *inputs = example
     costs: dict[str, Callable[[Any], float]] = {
         "parameters": lambda smaller: sum(map(math.prod, smaller.shapes.values())),
         "flops": lambda smaller: smaller.flops,
-        "latency": lambda smaller: cost.seconds(smaller.apply, smaller.cut(params), *inputs),
+        "latency": lambda smaller: _seconds(smaller.apply, smaller.cut(params), *inputs),
     }
     if scope not in costs:
         raise ValueError(f"scope must be 'leaf', 'global', 'parameters', 'flops' or 'latency', got {scope!r}")
     spent = functools.cache(lambda removed: costs[scope](graph.at(without(removed))))
-    needed = budgets.least(spent, total, (1 - amount) * spent(0))
+    needed = ranking.least(spent, total, (1 - amount) * spent(0))
     if (left := spent(needed) / spent(0)) > 1 - amount:
         raise ValueError(
             f"the {scope} cannot be cut by {amount:g}: with the fewest units that may stay {left:.3g} of them are left"
         )
     return needed
+
+
+def summarize(graph: Graph, params: Params, smaller: Resolved) -> ShrinkReport:
+    """The report of a plan."""
+    selection, whole = tree.flatten(params), graph.at({})
+    itemsize = {path: leaf.dtype.itemsize for path, leaf in zip(selection.paths, selection.leaves, strict=True)}
+
+    def row(group: Any) -> GroupRow:
+        kept = int(np.count_nonzero(smaller.units.get(group.name, np.ones(group.size, bool))))
+        cut = [(path, axis) for path, axis in group.members if (path, axis) in smaller.kept]
+        widths = {f"{path}:{axis}": smaller.shapes[path][axis] for path, axis in cut}
+        return GroupRow(group.name, group.description, group.size, kept, widths)
+
+    def size(of: Resolved) -> tuple[int, int]:
+        counts = {path: math.prod(shape) for path, shape in of.shapes.items()}
+        return sum(counts.values()), sum(itemsize[path] * count for path, count in counts.items())
+
+    (before, bytes_before), (after, bytes_after) = size(whole), size(smaller)
+    return ShrinkReport(
+        tuple(map(row, graph.groups)),
+        (before, after),
+        (bytes_before, bytes_after),
+        (whole.flops, smaller.flops),
+        smaller.certificate,
+        tuple(graph.ambiguous),
+    )
+
+
+def _seconds(function: Callable[..., Any], *args: Any, repeats: int = 15) -> float:
+    """The shortest time of a call, compiled, in seconds; the first call does not count."""
+    compiled = jax.jit(function)
+    jax.block_until_ready(compiled(*args))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*args))
+        times.append(time.perf_counter() - start)
+    return min(times)

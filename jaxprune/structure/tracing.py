@@ -12,11 +12,10 @@ from jaxprune import tree
 from jaxprune.base import Params
 from jaxprune.program import jaxprs
 from jaxprune.program.evaluation import evaluate
-from jaxprune.program.labelling import STAYS, Labelling
+from jaxprune.program.labelling import STAYS, Labelling, Labels
 from jaxprune.program.primitives import NARROWINGS
 from jaxprune.program.visitor import Frame, visit
 from jaxprune.structure import groups
-from jaxprune.structure.labels import Labels
 
 #: Which outputs may lose entries: glob patterns over their paths, or a predicate ``(path, output) -> bool``.
 FreeOutput = str | Sequence[str] | Callable[[str, Any], bool] | None

@@ -1,7 +1,7 @@
 """What is known of each operation, from all families, by its name as it is printed in a jaxpr."""
 
 from jaxprune.program.bounding import Bound
-from jaxprune.program.evaluation import Narrowing
+from jaxprune.program.evaluation import Count, Narrowing
 from jaxprune.program.primitives import (
     arithmetic,
     calls,
@@ -21,3 +21,6 @@ NARROWINGS: dict[str, Narrowing] = {name: one for family in _FAMILIES for name, 
 
 #: What is known of results. Of an operation that is missing, they may be anything.
 BOUNDS: dict[str, Bound] = {name: one for family in (arithmetic, *_FAMILIES) for name, one in family.BOUNDS.items()}
+
+#: Floating-point operations of products; others are not counted.
+OPERATIONS: dict[str, Count] = products.OPERATIONS

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune.program import range_arithmetic as on
 from jaxprune.program.bounding import Bound, Step, Value
-from jaxprune.program.evaluation import Narrow, Narrowing
+from jaxprune.program.evaluation import Count, Narrow, Narrowing
 from jaxprune.program.labelling import Axes, Call
 from jaxprune.program.ranges import Range, hull, not_zero, pick
 
@@ -132,3 +132,17 @@ def _bound_convolution(step: Step, values: Sequence[Value]) -> list[Value]:
 
 
 BOUNDS: dict[str, Bound] = {"dot_general": _bound_dot_general, "conv_general_dilated": _bound_convolution}
+
+
+def _count_dot_general(equation: Any, operands: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    return 2 * math.prod(out) * math.prod(operands[0][axis] for axis in contracted)
+
+
+def _count_convolution(equation: Any, operands: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
+    kernel, outputs = operands[1], equation.params["dimension_numbers"].rhs_spec[0]
+    return 2 * math.prod(out) * math.prod(size for axis, size in enumerate(kernel) if axis != outputs)
+
+
+#: Floating-point operations, by the shapes of operands and result; a multiplication and an addition count 2.
+OPERATIONS: dict[str, Count] = {"dot_general": _count_dot_general, "conv_general_dilated": _count_convolution}
