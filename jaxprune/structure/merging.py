@@ -97,23 +97,12 @@ def _epsilons(epsilon: Setting, pairs: Mapping[str, str]) -> dict[str, Any]:
 
 def _entries(variables: Mapping[Any, Any], path: str) -> dict[str, _Leaf]:
     """The leaves of a module by name, from all collections."""
-    collections = list(variables) if "params" in variables else [None]
-    found: dict[str, _Leaf] = {}
-    for collection in collections:
-        keys: Path = () if collection is None else (collection,)
-        node = variables if collection is None else _children(variables)[collection]
-        for part in path.split("/"):
-            names = {str(key): key for key in node} if isinstance(node, Mapping) else {}
-            if part not in names:
-                node = None
-                break
-            keys, node = (*keys, names[part]), _children(node)[names[part]]
-        if isinstance(node, Mapping):
-            for key, child in _children(node).items():
-                if not isinstance(child, Mapping) and child is not None:
-                    found[str(key)] = _leaf((*keys, key), child)
+    below = 1 if "params" in variables else 0
+    nodes = tree_util.tree_leaves_with_path(variables, is_leaf=lambda node: not isinstance(node, Mapping))
+    held = [(tuple(key.key for key in keys), node) for keys, node in nodes if node is not None]
+    found = {str(keys[-1]): _leaf(keys, node) for keys, node in held if "/".join(map(str, keys[below:-1])) == path}
     if not found:
-        top = sorted({str(key) for c in collections for key in (variables if c is None else variables[c])})
+        top = sorted({str(keys[below]) for keys, _ in held if len(keys) > below})
         raise ValueError(f"there is no module {path!r} with arrays in the variables; at the top are {top}")
     return found
 
