@@ -49,9 +49,9 @@ def integer_scores(draw, shape=None, largest=4):
 
 
 @st.composite
-def layers(draw, dtypes=DTYPES, special=True):
+def layers(draw, dtypes=DTYPES, special=True, kernels=None):
     """One layer, {"kernel": (in, out) or (h, w, in, out), "bias": (out,)}, the bias sometimes left out."""
-    kernel_shape = st.one_of(shapes(2, 2, 1, 5), shapes(4, 4, 1, 3))
+    kernel_shape = st.one_of(shapes(2, 2, 1, 5), shapes(4, 4, 1, 3)) if kernels is None else st.sampled_from(kernels)
     kernel = draw(float_arrays(dtypes, kernel_shape, special))
     if draw(st.booleans()):
         return {"kernel": kernel}
@@ -59,9 +59,12 @@ def layers(draw, dtypes=DTYPES, special=True):
 
 
 @st.composite
-def param_trees(draw, dtypes=DTYPES, special=True):
-    """Small parameter trees: one layer, or a dict, nested dict, list or tuple of one to three layers."""
-    drawn = draw(st.lists(layers(dtypes, special), min_size=1, max_size=3))
+def param_trees(draw, dtypes=DTYPES, special=True, kernels=None):
+    """Small parameter trees: one layer, or a dict, nested dict, list or tuple of one to three layers.
+
+    ``kernels``: the shapes to take; what runs eagerly compiles for each of them.
+    """
+    drawn = draw(st.lists(layers(dtypes, special, kernels), min_size=1, max_size=3))
     named = {f"Dense_{i}": layer for i, layer in enumerate(drawn)}
     containers = (drawn[0], named, {"params": named}, {"encoder": {"block": named}}, drawn, tuple(drawn))
     return draw(st.sampled_from(containers))
