@@ -203,24 +203,24 @@ def test_only_selected_leaves_count(scope):
 def test_33_sparsities_in_chunks_of_8():
     scores, sparsities = normals(6, 10), jnp.linspace(0, 1, 33)
     of = partial(masks.by_sparsity, scores)
-    chunked, mapped = jax.jit(lambda s: (jax.lax.map(of, s, batch_size=8), jax.vmap(of)(s)))(sparsities)
+    chunked = jax.jit(lambda s: jax.lax.map(of, s, batch_size=8))(sparsities)
     expected = np.stack([oracles.mask_by_sparsity(scores, s) for s in sparsities])
     assert_mask(chunked, expected)
-    assert_mask(mapped, expected)
-    assert_mask(jnp.stack([of(s) for s in sparsities]), expected)
+    assert_mask(np.stack([of(s) for s in sparsities]), expected)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_counts_beyond_2_to_the_24(dtype):
     """More elements than float32 can count, four values, so that the cut falls among millions of ties."""
     size = 2**24 + 3
     pattern = np.arange(size, dtype=np.uint32) % 5
     scores = jnp.asarray(pattern, dtype)
+    value_at = np.cumsum(np.bincount(pattern))
     for sparsity in (0.3, 1 - 2.0**-24):
         removed = oracles.count_removed(size, sparsity)
         mask = np.asarray(masks.by_sparsity(scores, sparsity))
         assert int((~mask).sum()) == removed
-        value = np.searchsorted(np.cumsum(np.bincount(pattern)), removed, side="right")
+        value = np.searchsorted(value_at, removed, side="right")
         assert not mask[pattern < value].any() and mask[pattern > value].all()
         among = mask[pattern == value]
         assert not among[: among.size - int(among.sum())].any()  # the lower indices went

@@ -74,6 +74,7 @@ def normals(size, dtype=F32, ties=False, seed=0):
 # ---------------------------------------------------------------------------------------------------------------------
 # Counts
 
+slow = pytest.mark.slow
 SIZES = (0, 1, 2, 3, 40, 1000, 2**16 + 1, 2**24 - 1, 2**24 + 1, 2**24 + 3, 2**31 - 1, 2**31, 2**32 - 1)
 bit_patterns = st.integers(0, np.float32(1).view(np.uint32).item()).map(lambda b: np.uint32(b).view(np.float32))
 
@@ -188,14 +189,14 @@ def test_every_kind_of_float_in_order(dtype):
     ("size", "dtype"),
     [
         (600, F32),
-        (1500, BF16),
+        pytest.param(1500, BF16, marks=slow),
         (3000, F32),
-        (9000, F32),
+        pytest.param(9000, F32, marks=slow),
         (40_000, F16),
-        (4 * CHUNK, F32),
+        pytest.param(4 * CHUNK, F32, marks=slow),
         (4 * CHUNK + 1, F32),
         (5 * CHUNK - 1, BF16),
-        (5 * CHUNK, F32),
+        pytest.param(5 * CHUNK, F32, marks=slow),
         (7 * CHUNK + 5, F16),
     ],
 )
@@ -209,7 +210,7 @@ def test_large_leaves(size, dtype):
             assert_masks(keep_from([x], np.uint32(removed)), [wanted])
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("dtype", [F32, pytest.param(BF16, marks=slow)], ids=str)
 def test_large_leaves_together(dtype):
     leaves = [normals(70_000, dtype, ties=True), normals((300, 250), dtype, seed=1), normals(33, dtype, seed=2)]
     leaves[1][0, :3] = np.nan
@@ -259,7 +260,7 @@ def test_rankings_without_elements():
     assert [mask.shape for mask in kept] == [(0,), (50,), (0, 3)] and int(kept[1].sum()) == 30
 
 
-@pytest.mark.parametrize("size", [5 * CHUNK, 5 * CHUNK + 5])
+@pytest.mark.parametrize("size", [pytest.param(5 * CHUNK, marks=slow), 5 * CHUNK + 5])
 def test_large_leaves_on_a_mesh(size):
     """Explicit axes give a shard's counts a type of their own from the start, whether or not a tail is left."""
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
@@ -287,8 +288,11 @@ def test_bisection_makes_the_same_masks(name, data):
     assert_masks(jax.jit(by_bisection)(leaves, np.uint32(removed)), keep_from(leaves, np.uint32(removed)))
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("guarded", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dtype", "guarded"),
+    [(F32, False), *(pytest.param(*rest, marks=slow) for rest in [(F32, True), (BF16, False), (BF16, True)])],
+    ids=str,
+)
 def test_bisection_and_radix_find_the_same(dtype, guarded):
     leaves = [jnp.asarray(normals(5 * CHUNK + 1, dtype, ties=True)), jnp.asarray(normals((40, 50), dtype, seed=1))]
     guards = [Cut(to_keys(jnp.zeros((), dtype), dtype), np.uint32(40_000)), None] if guarded else [None, None]
@@ -346,7 +350,7 @@ def loop(leaves, ranks=RANKS, min_keep=0):
     return [np.stack(rows) for rows in zip(*(keep_from(leaves, rank, min_keep) for rank in ranks), strict=True)]
 
 
-@pytest.mark.parametrize("min_keep", [0, 2])
+@pytest.mark.parametrize("min_keep", [pytest.param(0, marks=slow), 2])
 def test_vmap_over_ranks(min_keep):
     leaves = [jnp.asarray(normals((2, 4), ties=True)), jnp.asarray(normals(4, ties=True, seed=1))]
     mapped = jax.jit(jax.vmap(lambda rank: order.keep_from(leaves, rank, (min_keep,) * 2)))(RANKS)
@@ -386,7 +390,7 @@ def test_vmap_over_some_of_the_leaves():
     assert_masks(mapped, [np.stack(rows) for rows in zip(*each, strict=True)])
 
 
-@pytest.mark.parametrize("outer", ["ranks", "scores"])
+@pytest.mark.parametrize("outer", [pytest.param("ranks", marks=slow), "scores"])
 def test_nested_vmaps(outer):
     rows = jnp.asarray(normals((3, 12), ties=True))
     wanted = np.array([[keep_from([row], rank)[0] for rank in RANKS] for row in rows])
@@ -410,7 +414,7 @@ def test_nested_vmaps_over_ranks_alone():
     np.testing.assert_array_equal(found.reshape(-1), np.sort(x))
 
 
-@pytest.mark.parametrize("outer", ["ranks", "scores"])
+@pytest.mark.parametrize("outer", ["ranks", pytest.param("scores", marks=slow)])
 def test_kth_smallest_under_nested_vmaps(outer):
     rows, ranks = jnp.asarray(normals((3, 12))), jnp.asarray([[0, 5], [11, 12]], jnp.uint32)
     wanted = np.concatenate([np.sort(rows, axis=1), np.full((3, 1), np.inf)], 1)[:, np.asarray(ranks)]
@@ -474,7 +478,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=slow)])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_jaxprs(name, dtype):
     """No sort, no top_k, no concatenation of leaves, no running sum as long as a leaf: anywhere in the program."""
@@ -500,9 +504,13 @@ def temporaries(function, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((4 * MEGA,), jnp.float32), ((4 * MEGA,), jnp.bfloat16), ((2 * MEGA, 2), jnp.float32)]
+    ("name", "shape", "dtype"),
+    [("by_sparsity", (2 * MEGA, 2), jnp.float32), ("thresholds", (4 * MEGA,), jnp.bfloat16)]
+    + [
+        pytest.param(name, (4 * MEGA,), dtype, marks=slow)
+        for name, dtype in [("by_sparsity", jnp.float32), ("by_sparsity", jnp.bfloat16), ("thresholds", jnp.float32)]
+    ],
 )
-@pytest.mark.parametrize("name", ["by_sparsity", "thresholds"])
 def test_temporaries_of_a_leaf(name, shape, dtype):
     leaf = jax.ShapeDtypeStruct(shape, dtype)
     function, setting = getattr(masks, name), jnp.zeros(() if name == "by_sparsity" else 64)
@@ -510,13 +518,13 @@ def test_temporaries_of_a_leaf(name, shape, dtype):
 
 
 def test_temporaries_of_a_global_ranking():
-    tree = {f"Dense_{i}": jax.ShapeDtypeStruct((1024, 512), jnp.float32) for i in range(6)}
+    tree = {f"Dense_{i}": jax.ShapeDtypeStruct((1024, 512), jnp.float32) for i in range(3)}
     size = sum(leaf.size * 4 for leaf in tree.values())
     assert temporaries(lambda tree, s: masks.by_sparsity(tree, s, scope="global"), tree, 0.5) < size
     assert temporaries(lambda tree, s: masks.by_sparsity(tree, s, scope="global", min_keep=1), tree, 0.5) < size
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=slow), jnp.bfloat16])
 def test_temporaries_of_many_sparsities(dtype):
     leaf = jax.ShapeDtypeStruct((MEGA,), dtype)
     used = temporaries(lambda x, s: jax.vmap(lambda s: masks.by_sparsity(x, s))(s), leaf, jnp.zeros(8))
