@@ -15,8 +15,8 @@ from jaxprune.base import QParams, QuantSpec
 from jaxprune.files import Compressed, compress, load, save
 from jaxprune.pruning import Pruned, prune, threshold_prune
 from jaxprune.quantization import codebook
+from jaxprune.quantization.arrays.coded import QArray
 from jaxprune.quantization.arrays.protocol import dequantize
-from jaxprune.quantization.arrays.uniform import QArray
 from jaxprune.quantization.integers import choose_qparams, fake_quant, fixed_point, quantize
 from jaxprune.reports import report
 from jaxprune.sweeps import grid, pareto_front, sweep

@@ -1,7 +1,12 @@
-"""Settings: what is swept. A scalar for all leaves, or a tree of scalars that follows the paths of the parameters."""
+"""Settings: what is swept. A scalar for all leaves, or a tree of scalars that follows the paths of the parameters.
 
+And what is looked at before a transform runs: whether concrete leaves hold what it cannot take.
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -52,3 +57,30 @@ def check_settings(values: Any, name: str, low: float, high: float) -> Array:
 def is_scalar(value: Any) -> bool:
     """Whether a setting is one value for all leaves rather than a tree of them."""
     return tree.is_array(value) or isinstance(value, int | float | str) or value is None
+
+
+def refuse(leaves: Iterable[tuple[str, Array]], test: Callable[[Array], Array], message: str) -> None:
+    """Raises ``ValueError`` for the first concrete leaf, given with its path, that ``test`` is true of."""
+    concrete = [(name, leaf) for name, leaf in leaves if not isinstance(leaf, Tracer)]
+    with jax.ensure_compile_time_eval():
+        found = jax.device_get([test(leaf) for _, leaf in concrete])
+    for (name, _), wrong in zip(concrete, found, strict=True):
+        if wrong:
+            raise ValueError(f"leaf {tree.show(name)} {message}")
+
+
+@jax.jit
+def has_nan(x: Array) -> Array:
+    """Whether an entry is NaN."""
+    return jnp.isnan(x).any()
+
+
+@jax.jit
+def not_finite(x: Array) -> Array:
+    """Whether an entry is NaN or infinite."""
+    return ~jnp.isfinite(x).all()
+
+
+def any_traced(*values: Any) -> bool:
+    """Whether any leaf of the trees is traced."""
+    return any(isinstance(value, Tracer) for value in jax.tree.leaves(values))

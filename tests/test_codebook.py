@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxprune import dequantize as decode
 from jaxprune.kernels import clustering
-from jaxprune.quantization.arrays.codebook import CodebookArray
+from jaxprune.quantization.arrays.coded import CodebookArray
 from jaxprune.quantization.codebook import encode, kmeans
 
 K = 5

@@ -14,7 +14,7 @@ from flax import serialization
 
 from jaxprune import dequantize
 from jaxprune.quantization import codebook
-from jaxprune.quantization.arrays.codebook import CodebookArray
+from jaxprune.quantization.arrays.coded import CodebookArray
 from jaxprune.training.weight_sharing import SharedState, shared_weights
 
 K = 16

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxprune.files import coders, forms
 from jaxprune.files.bytestream import FormatError, Reader, unsigned
-from jaxprune.quantization.arrays.uniform import QArray
+from jaxprune.quantization.arrays.coded import QArray
 
 RAW, INTEGERS, PALETTE, PLANES, SPARSE, GRID = range(6)
 JAX, NUMPY, PYTHON, KEY = range(4)  # where an array comes from; a key is followed by the name of its generator

@@ -13,10 +13,8 @@ from jaxprune.base import QuantSpec
 from jaxprune.files.bytestream import FormatError
 from jaxprune.kernels.viterbi import TAPS
 from jaxprune.quantization.arrays import n_of_m, protocol
-from jaxprune.quantization.arrays.codebook import CodebookArray
+from jaxprune.quantization.arrays.coded import CodebookArray, QArray, TrellisArray
 from jaxprune.quantization.arrays.n_of_m import NOfMArray
-from jaxprune.quantization.arrays.trellis import TrellisArray
-from jaxprune.quantization.arrays.uniform import QArray
 
 _DEFAULT = QuantSpec()
 

@@ -2,9 +2,8 @@
 
 from jaxprune.masks import allocation
 from jaxprune.masks.application import apply_masks, sparsity_of
-from jaxprune.masks.patterns import blocks, n_of_m
+from jaxprune.masks.patterns import blocks, by_unit_entropy, by_unit_sparsity, n_of_m
 from jaxprune.masks.selection import by_sparsity, by_threshold, thresholds
-from jaxprune.masks.units import by_unit_entropy, by_unit_sparsity
 
 __all__ = [
     "allocation",

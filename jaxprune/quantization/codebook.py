@@ -17,8 +17,7 @@ from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels import clustering
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.quantization import checks
-from jaxprune.quantization.arrays.codebook import CodebookArray
+from jaxprune.quantization.arrays.coded import CodebookArray
 
 __all__ = ["encode", "kmeans"]
 
@@ -86,7 +85,7 @@ def _encoded(
 ) -> tuple[tree.Selection, list[Array], list[CodebookArray]]:
     """The leaves that take part, and the record of each."""
     selection = tree.select(params, where)
-    if checks.any_traced(k):
+    if settings.any_traced(k):
         raise TypeError("k is static, as it sets shapes; got a traced one")
     if not all(np.issubdtype(np.asarray(size).dtype, np.integer) for size in jax.tree.leaves(k)):
         raise TypeError(f"k must be an integer or a tree of them, got {k!r}")
@@ -97,7 +96,7 @@ def _encoded(
         if leaf.size >= 2**31:
             raise ValueError(f"leaf {tree.show(path)} has {leaf.size} weights; the most are 2**31 - 1")
     message = "holds NaN or infinities, which no codebook can share"
-    checks.refuse(zip(names, leaves, strict=True), checks.not_finite, message)
+    settings.refuse(zip(names, leaves, strict=True), settings.not_finite, message)
     records = [_encode(x, int(size), steps, bool(keep_zeros)) for x, size in zip(leaves, sizes, strict=True)]
     return selection, leaves, records
 

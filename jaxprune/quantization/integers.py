@@ -29,8 +29,7 @@ from jaxprune import settings, tree
 from jaxprune.base import Array, Params, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import rounding, uniform
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.quantization import checks
-from jaxprune.quantization.arrays.uniform import QArray
+from jaxprune.quantization.arrays.coded import QArray
 
 _PLAIN = QuantSpec()
 
@@ -147,7 +146,7 @@ def quantize(
         full = [
             (name, row[0]) for name, row, width in zip(selection.names, rows, widths, strict=True) if width % 8 == 0
         ]
-        checks.refuse(full, checks.has_nan, "holds NaN, for which asymmetric codes of 8 or 16 bits leave no room")
+        settings.refuse(full, settings.has_nan, "holds NaN, for which asymmetric codes of 8 or 16 bits leave no room")
     return selection.replace([_quantize(*row, spec, width) for row, width in zip(rows, widths, strict=True)])
 
 

@@ -24,8 +24,7 @@ from jaxprune.base import Array, Params, QuantSpec, Setting, Where
 from jaxprune.kernels import deadzone
 from jaxprune.kernels.deadzone import Cuts
 from jaxprune.kernels.rounding import TINY
-from jaxprune.quantization import checks
-from jaxprune.quantization.arrays.uniform import QArray
+from jaxprune.quantization.arrays.coded import QArray
 
 _LARGEST = 2**15 - 1  # code
 _ROUNDS = 4  # after which shares hardly change any more
@@ -58,7 +57,7 @@ def quantize(
     Array([0, 0, 0, 1, 0, 0], dtype=int8)
     """
     rows = _checked(params, step, penalty, scope, where)
-    if checks.any_traced(rows.leaves, rows.steps, rows.penalties):
+    if settings.any_traced(rows.leaves, rows.steps, rows.penalties):
         raise TypeError("rate_distortion.quantize needs concrete values, which set the storage dtype; see round_to")
     tables = _tables(rows, scope)
     found = [_codes(x, s, cuts) for x, s, cuts in zip(rows.leaves, rows.steps, tables, strict=True)]
@@ -162,7 +161,7 @@ def _checked(params: Params, step: Setting, penalty: Setting, scope: str, where:
     penalties = settings.per_leaf(penalty, selection, "penalty", 0, largest)
     names, leaves = selection.names, selection.values
     message = "holds NaN or infinity, which is no multiple of a step"
-    checks.refuse(zip(names, leaves, strict=True), checks.not_finite, message)
+    settings.refuse(zip(names, leaves, strict=True), settings.not_finite, message)
     return _Rows(selection, names, leaves, steps, penalties)
 
 
@@ -178,7 +177,7 @@ def _tables(rows: _Rows, scope: str) -> list[Cuts]:
         return [made[id(count), id(penalty)] for count, penalty in zip(found, rows.penalties, strict=True)]
 
     plain = [deadzone.plain()] * len(rows.leaves)
-    traced = checks.any_traced(rows)
+    traced = settings.any_traced(rows)
     rounds = jnp.where(jnp.any(jnp.stack(rows.penalties) > 0), _ROUNDS, 0) if traced else _ROUNDS
     return _repeat(rounds, estimate, plain, traced)
 
@@ -227,7 +226,7 @@ def _find_step(rows: _Rows, goal: Any, to_error: bool, scope: str) -> Array:
         return _closer(bracket, limit, reduce(_add, map(_entropy, counts)))
 
     start = jax.device_put((np.float32(_FINEST), np.float32(2)))
-    return _step_between(largest, *_repeat(_HALVINGS, halve, start, checks.any_traced(rows, goal)))
+    return _step_between(largest, *_repeat(_HALVINGS, halve, start, settings.any_traced(rows, goal)))
 
 
 # Called eagerly, each compiles one small program for every shape, dtype and sharding among the leaves.

@@ -22,8 +22,7 @@ from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels import rotation, viterbi
 from jaxprune.kernels.rounding import TINY
-from jaxprune.quantization import checks
-from jaxprune.quantization.arrays.trellis import TrellisArray
+from jaxprune.quantization.arrays.coded import TrellisArray
 
 _LARGEST = 2.0**22  # number of steps, so that whole numbers are exact in float32
 _RARE = 2**16  # a rotated leaf has at most one zero in so many
@@ -77,7 +76,7 @@ def quantize(
     steps = settings.per_leaf(step, selection, "step", float(TINY), float(np.finfo(np.float32).max) / 4)
     penalties = settings.per_leaf(penalty, selection, "penalty", 0, float(np.finfo(np.float32).max))
     leaves = selection.values
-    if checks.any_traced(leaves, steps, penalties):
+    if settings.any_traced(leaves, steps, penalties):
         raise TypeError("trellis.quantize needs concrete values, which decide how the indices are stored")
     plans = _plans(selection.names, leaves, steps, rotate)
     indices = _search(leaves, steps, penalties, plans, states)

@@ -11,8 +11,8 @@ from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
+from jaxprune.quantization.arrays.coded import QArray
 from jaxprune.quantization.arrays.protocol import dequantize
-from jaxprune.quantization.arrays.uniform import QArray
 from jaxprune.reports import measures, sizes
 from jaxprune.reports.rows import Row
 from jaxprune.reports.summary import Report

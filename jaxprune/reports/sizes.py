@@ -19,7 +19,7 @@ import numpy as np
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, QuantSpec, Setting, Where
 from jaxprune.kernels import uniform
-from jaxprune.quantization.arrays.uniform import QArray
+from jaxprune.quantization.arrays.coded import QArray
 
 _PLAIN = QuantSpec()
 

@@ -10,7 +10,7 @@ from jaxprune.base import Array, Params, Scores
 from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.kernels.sharding import automatic
 from jaxprune.layout import unit_count, unit_shape
-from jaxprune.saliency._apply import floating, score
+from jaxprune.saliency.weights import floating, score
 
 _TILE = 128  # units whose distances to as many others are computed together
 _NEAR = 1 / 16  # of the sum of two squared norms: below it a squared distance is summed from differences

@@ -13,7 +13,7 @@ from jaxprune.base import Array, Params, Scores
 from jaxprune.kernels import unit_statistics
 from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.layout import check_countable, within_unit
-from jaxprune.saliency._apply import floating, score
+from jaxprune.saliency.weights import floating, score
 
 
 def unit_norm(params: Params, *, ord: float = 1) -> Scores:

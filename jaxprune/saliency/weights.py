@@ -1,5 +1,6 @@
-"""Criteria that score each weight."""
+"""Criteria that score each weight; and what every criterion shares: scores for all floating leaves of a tree."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,9 +10,26 @@ import numpy as np
 
 from jaxprune import tree
 from jaxprune.base import Array, Params, Scores
+from jaxprune.kernels import by_shape
 from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.layout import within_unit
-from jaxprune.saliency._apply import floating, no_score, score
+
+
+def score(
+    selection: tree.Selection, kernel: Callable[..., Array], *static: Any, partners: Sequence[list[Array]] = ()
+) -> Scores:
+    """Applies ``kernel(leaf, *partners, *static)`` to every chosen leaf."""
+    return selection.replace(by_shape.each(kernel, selection.values, *partners, static=static), no_score)
+
+
+def floating(params: Params) -> tree.Selection:
+    """The floating leaves of a tree, whatever their rank."""
+    return tree.select(params, lambda path, leaf: tree.is_floating(leaf))
+
+
+def no_score(leaf: Any) -> Array:
+    """What stands for a leaf that is not floating."""
+    return jnp.zeros((), jnp.float32)
 
 
 def magnitude(params: Params) -> Scores:

@@ -16,7 +16,7 @@ from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.kernels.rounding import divide
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.quantization import codebook
-from jaxprune.quantization.arrays.codebook import CodebookArray
+from jaxprune.quantization.arrays.coded import CodebookArray
 from jaxprune.quantization.arrays.protocol import dense
 from jaxprune.training.held_masks import chosen_of, need, within
 

@@ -1,0 +1,144 @@
+"""Arrays as codes: integers on a uniform grid, places in a table of shared values, indices of a trellis quantizer."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune.base import Array, QuantSpec
+from jaxprune.kernels import rotation, uniform, viterbi
+from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.quantization.arrays.protocol import describe
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("codes", "scale", "zero_point"),
+    meta_fields=("bits", "dtype", "spec"),
+)
+@dataclass(frozen=True, repr=False)
+class QArray:
+    """A quantized array: ``(codes - zero_point) * scale``.
+
+    Attributes:
+      codes: integers in the shape of the array; ``int8`` (``uint8`` if asymmetric) up to 8 bits, 16-bit above.
+      scale: float32 step, as ``QParams.scale``.
+      zero_point: int32, the code of 0.0; zeros when symmetric.
+      bits: width of a code, static.
+      dtype: dtype of the array that was quantized, static.
+      spec: the quantizer's spec, static.
+    """
+
+    codes: Array
+    scale: Array
+    zero_point: Array
+    bits: int
+    dtype: Any
+    spec: QuantSpec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array that was quantized."""
+        return self.codes.shape
+
+    def dense(self) -> Array:
+        """``(codes - zero_point) * scale``, with one rounding to float32 and one to the dtype."""
+        return uniform.dequantize(self.codes, self.scale, self.zero_point, self.bits, self.dtype, self.spec)
+
+    def __repr__(self) -> str:
+        return describe(self, f"bits={self.bits}")
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("codes", "centroids", "keeps_zeros"), meta_fields=("dtype",))
+@dataclass(frozen=True, repr=False)
+class CodebookArray:
+    """An array of shared weights: ``centroids[codes]``.
+
+    Attributes:
+      codes: ``uint8`` up to 256 centroids, else ``uint16``, in the shape of the array.
+      centroids: float32 ``(k,)``.
+      keeps_zeros: bool scalar; whether code 0 stands for the weights that were exactly 0. It then decodes to 0 and
+        takes no gradient, whatever its centroid is.
+      dtype: dtype of the array, static.
+    """
+
+    codes: Array
+    centroids: Array
+    keeps_zeros: Array
+    dtype: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.codes.shape
+
+    def dense(self) -> Array:
+        """``centroids[codes]``."""
+
+        def table(codes: Array, centroids: Array, keeps_zeros: Array) -> Array:
+            zero = keeps_zeros & (lax.iota(jnp.int32, centroids.size) == 0)
+            centroids = jnp.where(zero, 0.0, centroids)
+            # In float32 up to here and back: the transpose of the gather is the sum over each cluster.
+            return centroids.at[codes.astype(jnp.int32)].get(mode="promise_in_bounds").astype(self.dtype)
+
+        out = explicit_spec(self.codes)
+        return automatic(table, jnp.asarray(self.codes), self.centroids, self.keeps_zeros, out=out)
+
+    def __repr__(self) -> str:
+        return describe(self, f"k={getattr(self.centroids, 'size', '?')}")
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("indices", "step", "basis"),
+    meta_fields=("states", "zero", "dtype"),
+)
+@dataclass(frozen=True, repr=False)
+class TrellisArray:
+    """An array as indices of a trellis quantizer.
+
+    Entry i in C order is number i // lanes of sequence i % lanes; there are ceil(size / 512) of them.
+
+    Attributes:
+      indices: int8, int16 or int32 in the shape of the array. Index k stands for (2 k + 1/2) * step, with a sign that
+        the indices before it in its sequence decide.
+      step: float32 scalar.
+      basis: int8 [columns, columns]: rows of numbers are to be multiplied by it, and by 2**-6 (or what
+        :func:`jaxprune.kernels.rotation.exponent` says). Empty, [0, 0], if not.
+      states: of the trellis, static.
+      zero: the index that stands for 0.0, static; ``None`` if none does. If it is 0, k stands for what k - 1 would
+        otherwise, for all k above it.
+      dtype: dtype of the array that was quantized, static.
+    """
+
+    indices: Array
+    step: Array
+    basis: Array
+    states: int
+    zero: int | None
+    dtype: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array that was quantized."""
+        return self.indices.shape
+
+    def dense(self) -> Array:
+        """Whole numbers times half of ``step``, rounded once to float32 and once to the dtype: alike everywhere."""
+        shape, index = self.shape, viterbi.to_lanes(jnp.asarray(self.indices))
+        kept = None if self.zero is None else index != self.zero
+        if self.zero == 0:
+            index = index - (index > 0).astype(index.dtype)
+        numbers = viterbi.from_lanes(viterbi.numbers(index, self.states, kept), shape)
+        half = self.step * 0.5
+        if self.basis.size:
+            columns = len(self.basis)
+            numbers = rotation.back(numbers.reshape(-1, columns), self.basis).reshape(shape)
+            half = half * 2.0 ** -rotation.exponent(columns)
+        return (numbers * half).astype(self.dtype)
+
+    def __repr__(self) -> str:
+        return describe(self, f"states={self.states}")
