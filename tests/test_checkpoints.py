@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pathlib
 import zipfile
 
 import flax.serialization
@@ -16,8 +15,10 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import checkpoints
-from jaxprune.checkpoints import CheckpointError, compressed, flax_msgpack, inspection, names, npz_files, ranking
+from jaxprune.checkpoints import CheckpointError, compressed, flax_msgpack, ranking
+from jaxprune.checkpoints import leaf as names
 from jaxprune.checkpoints.leaf import of_array
+from jaxprune.cli import inspect as inspection
 from jaxprune.reports import measures
 
 SUFFIXES = (".safetensors", ".npz", ".msgpack", ".orbax", ".jp")
@@ -326,8 +327,8 @@ def test_foreign_files(tmp_path):
     with pytest.raises(CheckpointError, match="perhaps one of PyTorch"):
         checkpoints.open(tmp_path / "model.pt")
     np.savez(tmp_path / "objects.npz", a=np.array([None], object))
-    with pytest.raises(CheckpointError, match="'a' has dtype object"):
-        checkpoints.open(tmp_path / "objects.npz")
+    opened = checkpoints.open(tmp_path / "objects.npz")
+    assert not opened.leaves and "dtype object" in opened.others["a"].kind
     for step in "12":
         (tmp_path / "run" / step / "default").mkdir(parents=True)
         (tmp_path / "run" / step / "default" / "_METADATA").write_text("{")
@@ -348,12 +349,12 @@ def test_damaged_headers_of_safetensors(tmp_path):
     leaf = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     assert "has 8 bytes, not 12" in said({"a": leaf | {"shape": [3]}})
     assert "cut short" in said({"a": leaf | {"shape": [4], "data_offsets": [0, 16]}})
-    assert "dtype F4, which cannot be read" in said({"a": leaf | {"dtype": "F4"}})
-    assert "has shape [-2]" in said({"a": leaf | {"shape": [-2]}})
-    assert "has no place in it" in said({"a": leaf | {"data_offsets": [0]}})
-    assert "has no place in it" in said({"a": 3})
-    assert "header is no JSON" in said(b"{" + b"x" * 20)
-    assert "metadata make no sense" in said({"__metadata__": {"jaxprune.dtypes": "{"}, "a": leaf})
+    for wrong in ({"shape": [-2]}, {"data_offsets": [0]}, {"data_offsets": [0, 4, 8]}, {"dtype": 3}, {"shape": "ab"}):
+        assert f"leaf 'a' is {str(leaf | wrong)[:60]}" in said({"a": leaf | wrong})
+    assert "leaf 'a' is 3" in said({"a": 3})
+    assert "its header is no JSON" in said(b"{" + b"x" * 20)
+    assert "its metadata is no JSON" in said({"__metadata__": {"jaxprune.dtypes": "{"}, "a": leaf})
+    assert "its metadata make no sense" in said({"__metadata__": {"format": 3}, "a": leaf})
 
 
 def test_random_damage_is_never_another_error(files, tmp_path):
@@ -380,7 +381,7 @@ def test_names_and_trees():
     assert names.flat(5) == {"array": 5}
     with pytest.raises(CheckpointError, match="two leaves are called 'a/b'"):
         names.flat({"a/b": 1, "a": {"b": 2}})
-    assert compressed.nested_paths({"a.b": 1}) == {"a.b": 1}
+    assert compressed.stored_tree({"a.b": 1}) == {"a.b": 1}
     assert compressed.tree_order(["b/x", "a", "b.c"]) == ["a", "b/x", "b.c"]
 
 
@@ -405,8 +406,6 @@ def test_inspection_against_numpy(dtype):
         counts = np.unique(codes, return_counts=True)[1]
         bits_a_weight = -np.sum(counts / 30 * np.log2(counts / 30))
         assert facts.entropy[bits] == pytest.approx(bits_a_weight, rel=1e-12)
-        assert facts.coded_bytes(bits, 30) == np.ceil(30 * facts.entropy[bits] / 8) + 4
-        assert facts.fixed_bytes(bits, 30) == np.ceil(30 * bits / 8) + 4
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -484,9 +483,7 @@ def test_ranking_is_that_of_prune(monkeypatch, scope):
         ranking.cuts({}, 1.5)
 
 
-def test_a_format_is_one_module():
-    for module in checkpoints.FORMATS:
-        assert {"NAME", "SUFFIXES", "recognizes", "read"} <= set(vars(module)), module
-        assert bool(module.SUFFIXES) == hasattr(module, "write"), module
-    assert flax_msgpack in checkpoints.FORMATS and npz_files in checkpoints.FORMATS
-    assert len(list(pathlib.Path(checkpoints.__file__).parent.glob("*.py"))) >= len(checkpoints.FORMATS)
+def test_formats_that_are_written_have_suffixes():
+    for known in checkpoints.FORMATS:
+        assert bool(known.suffixes) == (known.write is not None), known.name
+    assert len({known.name for known in checkpoints.FORMATS}) == len(checkpoints.FORMATS)

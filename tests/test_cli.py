@@ -14,7 +14,7 @@ import jaxprune as jp
 from jaxprune import checkpoints, cli
 from jaxprune.checkpoints import compressed
 from jaxprune.checkpoints.leaf import of_array
-from jaxprune.cli import output, recipe, selection
+from jaxprune.cli import recipe, shared
 
 RNG = np.random.default_rng(0)
 KERNELS = ("model.a.weight", "model.b.weight", "model.c.weight")
@@ -139,7 +139,7 @@ def test_inspect_warns(tmp_path, call):
 
 def test_inspect_draws_a_table(model, call):
     lines = call("inspect", model).splitlines()
-    assert lines[0] == f"model.safetensors: safetensors, {output.size(os.path.getsize(model))}, 6 leaves"
+    assert lines[0] == f"model.safetensors: safetensors, {shared.size(os.path.getsize(model))}, 6 leaves"
     kernel = LEAVES["model.a.weight"]
     row = next(line for line in lines if "a.weight" in line)
     assert row.split()[:8] == ["*", "model.a.weight", "8x12", "float32", "96", "384", "8", "0"]
@@ -302,6 +302,44 @@ def test_convert_and_diff_across_formats(model, call):
     assert "model/a/bias: 12 before, 3 after" in text and "only in other.npz: new" in text
 
 
+@pytest.fixture
+def odd(model):
+    """Archives with weights and entries that are none, in both formats that may have them."""
+    note, table = np.array(["a", "note"]), np.array([(1, 2.0)], [("i", "i4"), ("f", "f4")])
+    np.savez("odd.npz", w=LEAVES["model.a.weight"], note=note, table=table, any=np.array([None, {}], object))
+    data = open(model, "rb").read()
+    length = int.from_bytes(data[:8], "little")
+    header, arrays = json.loads(data[8 : 8 + length]), data[8 + length :]
+    header["q"] = {"dtype": "F4", "shape": [2, 5], "data_offsets": [len(arrays), len(arrays) + 5]}
+    text = json.dumps(header).encode()
+    with open("odd.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + arrays + b"12345")
+
+
+def test_entries_that_are_not_known_are_named_and_copied_or_refused(odd, call, fails):
+    found = call("inspect", "odd.npz", "--json")
+    assert [row["name"] for row in found["leaves"]] == ["w"]
+    assert {row["name"]: row["kind"] for row in found["unreadable"]} == {
+        "note": "dtype <U4, which does not say what numbers it holds",
+        "table": "a table of i, f",
+        "any": "dtype object, which does not say what numbers it holds",
+    }
+    assert "not read: odd.npz: 'note' (dtype <U4" in call("inspect", "odd.npz")
+    assert "not read: odd.safetensors: 'q' (dtype F4)" in call("sweep", "odd.safetensors", "--bits", "4")
+    call("convert", "odd.npz", "again.npz")
+    with np.load("again.npz", allow_pickle=True) as again, np.load("odd.npz", allow_pickle=True) as before:
+        assert again.files == before.files and again["any"].tolist() == [None, {}]
+        assert all(again[name].tobytes() == before[name].tobytes() for name in ("w", "note", "table"))
+    call("convert", "odd.safetensors", "again.safetensors")
+    assert checkpoints.open("again.safetensors").others["q"].read() == b"12345"
+    assert call("diff", "odd.npz", "again.npz", "--json")["equal"]
+    for argv in (["convert", "odd.npz", "o.safetensors"], ["compress", "odd.safetensors", "-o", "o.jp"]):
+        assert "--skip-unreadable leaves them out" in fails(*argv)
+        assert "not read: odd." in call(*argv, "--skip-unreadable")
+    assert set(checkpoints.open("o.safetensors").leaves) == {"w"} and set(jp.load("o.jp")) == set(LEAVES)
+    assert not call("diff", "odd.safetensors", "o.jp", "--json")["equal"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # sweep, shrink
 
@@ -399,7 +437,7 @@ def test_errors_are_one_line_that_says_what_to_do(model, fails, call):
     checkpoints.write("other.npz", {"x": np.ones(3)})
     expected = {
         ("inspect", "none.npz"): "none.npz: no such file or folder",
-        ("inspect", "cut.safetensors"): "cut.safetensors: cut short: it has",
+        ("inspect", "cut.safetensors"): "cut.safetensors: cut short: leaf 'model.norm.scale' lacks 28 bytes",
         ("inspect", "notes.txt"): "notes.txt: no checkpoint that is known here",
         ("inspect", model, "--where", "x*"): "pattern 'x*' matches none of the 6 leaves that can be chosen: "
         "model.a.weight, model.a.bias, model.b.weight, ... (jaxprune inspect lists them",
@@ -477,7 +515,7 @@ def test_what_does_not_read_back_is_not_kept(model, fails, monkeypatch):
 
 
 def test_a_fault_of_the_program_is_one_line_too(model, fails, monkeypatch, capsys):
-    monkeypatch.setattr(selection, "eligible", lambda leaves: 1 / 0)
+    monkeypatch.setattr(shared, "eligible", lambda leaves: 1 / 0)
     said = fails("inspect", model)
     assert said == "jaxprune inspect: ZeroDivisionError: division by zero (JAXPRUNE_DEBUG=1 shows where)"
     monkeypatch.setenv("JAXPRUNE_DEBUG", "1")
@@ -493,9 +531,9 @@ def test_help_has_examples(capsys):
 
 
 def test_output_helpers():
-    assert output.plain({1: [np.float32(0.5), float("nan"), np.int64(3)]}) == {"1": [0.5, None, 3]}
-    assert output.smaller(10, 5) == "10 bytes before, 5 after: 2.0x smaller"
-    assert output.smaller(5, 10) == "5 bytes before, 10 after: 2.0x larger"
+    assert shared.plain({1: [np.float32(0.5), float("nan"), np.int64(3)]}) == {"1": [0.5, None, 3]}
+    assert shared.smaller(10, 5) == "10 bytes before, 5 after: 2.0x smaller"
+    assert shared.smaller(5, 10) == "5 bytes before, 10 after: 2.0x larger"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -510,11 +548,6 @@ def test_the_real_process(model):
     run = process("-m", "jaxprune.cli", "inspect", model, "--json")
     assert (run.returncode, run.stderr) == (0, "")  # no bar where no terminal is
     assert json.loads(run.stdout)["total"]["bytes"] == BYTES
-    run = process("-m", "jaxprune.cli", "inspect", "none.npz", "--json")
-    assert (run.returncode, run.stdout) == (
-        1,
-        "",
-    ) and run.stderr == "jaxprune inspect: none.npz: no such file or folder\n"
 
 
 def test_the_real_process_on_a_full_disk(model):
@@ -531,18 +564,18 @@ def test_the_real_process_on_a_full_disk(model):
     assert "nothing was written: make room" in run.stderr and sorted(os.listdir()) == before
 
 
-def test_a_request_to_end_leaves_nothing(tmp_path):
+def test_a_request_to_end_leaves_nothing(model, monkeypatch, capsys):
     """The process sends itself the signal when half a file is written."""
-    program = (
-        "import os, signal, sys, numpy as np\n"
-        "from jaxprune import checkpoints, cli\n"
-        "checkpoints.write('model.npz', {'a': np.ones(9)})\n"
-        "def stop(path, leaves):\n"
-        "    path.write_bytes(b'half')\n"
-        f"    os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
-        "checkpoints.npz_files.write = stop\n"
-        "sys.argv[1:] = ['convert', 'model.npz', 'other.npz']\n"
-        "sys.exit(cli.run())\n"
-    )
-    run = process("-c", program, cwd=tmp_path)
-    assert (run.returncode, run.stderr, os.listdir(tmp_path)) == (130, "jaxprune: interrupted\n", ["model.npz"])
+
+    def stop(file, array, **options):
+        file.write(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(np.lib.format, "write_array", stop)
+    monkeypatch.setattr(sys, "argv", ["jaxprune", "convert", model, "other.npz"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli.run() == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (capsys.readouterr().err, os.listdir()) == ("jaxprune: interrupted\n", [model])

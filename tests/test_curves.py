@@ -23,15 +23,15 @@ def weights(shape, dtype=np.float32, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(np.float32)).astype(dtype)
 
 
-@pytest.mark.parametrize(
-    ("size", "dtype"), [(7, jnp.float16), (3000, jnp.bfloat16), (3000, jnp.float16), (70_000, jnp.float32)]
-)
+SPARSITIES = np.linspace(0, 1, 21).astype(np.float32)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(5, jnp.float16), (3000, jnp.bfloat16), (70_000, jnp.float32)])
 def test_sparsity_curve_is_by_sparsity_at_every_point(size, dtype):
     w = weights(size, dtype)
-    sparsities = np.linspace(0, 1, 21).astype(np.float32)
-    curve = curves.sparsity_curve(w, sparsities)
+    curve = curves.sparsity_curve(w, SPARSITIES)
     chex.assert_shape((curve.thresholds, curve.errors), (21,))
-    for i, sparsity in enumerate(sparsities):
+    for i, sparsity in enumerate(SPARSITIES):
         kept = oracles.mask_by_sparsity(np.abs(np.asarray(w)), sparsity)
         np.testing.assert_allclose(curve.errors[i], relative(w, np.where(kept, w, 0)), rtol=2e-5, atol=1e-7)
         assert float(curve.thresholds[i]) == oracles.threshold_of(np.abs(np.asarray(w)), sparsity)
@@ -39,8 +39,8 @@ def test_sparsity_curve_is_by_sparsity_at_every_point(size, dtype):
 
 
 def test_sparsity_curve_with_ties_takes_a_part_of_them():
-    curve = curves.sparsity_curve(jnp.array([1.0, -1.0, 1.0, -1.0, 2.0]), [0.2, 0.4, 0.8])
-    np.testing.assert_allclose(curve.errors, np.sqrt(np.array([1, 2, 4]) / 8), rtol=1e-6)
+    curve = curves.sparsity_curve(jnp.array([1.0, -1.0, 1.0, -1.0, 2.0], jnp.float16), [0.2, 0.4, 0.8] * 7)
+    np.testing.assert_allclose(curve.errors, np.sqrt(np.array([1, 2, 4] * 7) / 8), rtol=1e-6)
 
 
 @pytest.mark.parametrize("spec", [QuantSpec(), QuantSpec(axis=-1), QuantSpec(symmetric=False, axis=-1, block_size=8)])
@@ -76,16 +76,11 @@ def test_structure_selection_and_empty_leaves(curve):
         assert np.isfinite(np.asarray(tree["a"]["kernel"], np.float32)).all() or float(tree["a"]["kernel"][0]) == np.inf
 
 
-def test_curves_under_jit_are_the_same():
-    w = weights((50, 20))
-    chex.assert_trees_all_equal(curves.sparsity_curve(w, [0.3, 0.6]), jax.jit(curves.sparsity_curve)(w, [0.3, 0.6]))
-
-
-def test_sparsity_curve_thresholds_are_those_of_masks():
-    w = weights((64, 32))
-    sparsities = jnp.linspace(0, 1, 9)
-    want = masks.thresholds(saliency.magnitude(w), sparsities)
-    chex.assert_trees_all_equal(curves.sparsity_curve(w, sparsities).thresholds, want)
+def test_curves_under_jit_are_the_same_and_thresholds_those_of_masks():
+    w = weights(3000, jnp.bfloat16)
+    found = curves.sparsity_curve(w, SPARSITIES)
+    chex.assert_trees_all_equal(found, jax.jit(curves.sparsity_curve)(w, SPARSITIES))
+    chex.assert_trees_all_equal(found.thresholds, masks.thresholds(saliency.magnitude(w), jnp.asarray(SPARSITIES)))
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ EXAMPLES = DOCS.parent / "examples"
 #: The pages, and those with code. The README's blocks are run by test_examples.
 ALL = [*sorted(DOCS.glob("*.md")), DOCS.parent / "CONTRIBUTING.md"]
 PAGES = [path for path in ALL if "```python" in path.read_text()]
-#: Those that train networks.
-SLOW = {"choosing", "codebooks", "from_jaxpruner", "training"}
+#: Those that train networks, or compile for long.
+SLOW = {"choosing", "codebooks", "from_jaxpruner", "training", "start", "quantization", "shrinking", "sweeps"}
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.reports import Report, axes, html_table, measures
+from jaxprune.reports import Report, frontier, measures
 from jaxprune.reports import page as pages
 from jaxprune.reports.rows import Histogram, Row
 
@@ -343,7 +343,7 @@ def luminance(color):
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_colours_have_the_contrast_of_wcag(scheme):
     """4.5 for text, 3 for what is drawn; before and after also differ in how bright they are, for all eyes."""
-    block = re.findall(r":root \{(.*?)\}", html_table.asset("page.css"), re.DOTALL)[scheme]
+    block = re.findall(r":root \{(.*?)\}", pages.asset("page.css"), re.DOTALL)[scheme]
     light = {name: luminance(color) for name, color in re.findall(r"--(\w+): (#\w{6})", block)}
 
     def contrast(a, b):
@@ -359,7 +359,7 @@ def test_reports_in_a_notebook_keep_out_of_each_others_way():
     fragment = PLAIN._repr_html_()
     page = Page(fragment + fragment)
     assert not page.all("script") and not [e for e in page.elements if "id" in e.at]
-    rules = re.sub(r"\{.*?\}", "", html_table.asset("notebook.css"), flags=re.DOTALL)
+    rules = re.sub(r"\{.*?\}", "", pages.asset("notebook.css"), flags=re.DOTALL)
     assert all(selector.strip().startswith(".jaxprune-report") for selector in re.split(r"[,\n]+", rules.strip()))
     assert len(page.tables) == 2 and page.tables[0][1][0].text == "plain"
 
@@ -470,14 +470,14 @@ def test_bad_sweeps(options, error, match, tmp_path):
 
 @given(low=st.floats(1e-9, 1e9), factor=st.floats(1.0, 1e6), log=st.booleans())
 def test_ticks_are_few_and_inside(low, factor, log):
-    axis = axes.around(np.array([low, low * factor]), log)
+    axis = frontier.around(np.array([low, low * factor]), log)
     ticks = axis.ticks()
     assert 2 <= len(ticks) <= 12 and ticks == sorted(set(ticks))
     assert all(-1e-9 <= axis.share(tick) <= 1 + 1e-9 for tick in ticks)
-    assert len({axes.brief(tick) for tick in ticks}) == len(ticks) or factor < 1.001
+    assert len({frontier.brief(tick) for tick in ticks}) == len(ticks) or factor < 1.001
     assert 0 < axis.share(low) <= axis.share(low * factor) < 1
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.85, "0.85"), (20_000, "20k"), (-1.5e6, "-1.5M"), (3e9, "3G")])
 def test_ticks_are_brief(value, text):
-    assert axes.brief(value) == text
+    assert frontier.brief(value) == text

@@ -237,7 +237,7 @@ def test_accelerators_take_as_many_settings_as_fit(monkeypatch, compiles):
     def fn(setting, w):
         return jnp.sort(w * setting)[::7].sum()
 
-    w = jnp.ones(100_000)
+    w = jnp.ones(3_000)
     settings = np.arange(1, 34, dtype=np.float32)
     want = sweep(fn, settings, w)
     one = batching._program(fn, False, None, "").lower(settings[:1], (w,)).compile().memory_analysis()

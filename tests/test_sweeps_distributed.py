@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 _COMMON = """
 import os, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -157,6 +159,7 @@ def test_eight_devices_equal_one():
     _assert_pass(_start(_EIGHT_DEVICES, 8))
 
 
+@pytest.mark.slow
 def test_two_processes_each_get_the_whole_result(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

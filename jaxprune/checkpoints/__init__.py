@@ -1,38 +1,34 @@
 """Checkpoints in several formats, leaf by leaf: opened without reading the arrays, written one array after the other.
 
-A format is one module with ``NAME``, ``SUFFIXES``, ``recognizes(path, start)``, ``read(path)`` and ``write(path,
-leaves)``, and a place in ``FORMATS``; reading goes by what is in a file, writing by the suffix. Without suffixes it is
-only read; one of several files lists them by ``files(path)``.
+A format is one :class:`Format` and a place in ``FORMATS``; reading goes by what is in a file, writing by the suffix.
 """
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxprune.checkpoints import (
-    compressed,
-    flax_msgpack,
-    npz_files,
-    orbax_folders,
-    safetensors_files,
-    sharded_safetensors,
-)
-from jaxprune.checkpoints.leaf import CheckpointError, Leaf, of_array
-from jaxprune.checkpoints.names import nested as nested
+import numpy as np
+
+from jaxprune.checkpoints import compressed, flax_msgpack, npz_files, orbax_folders, safetensors_files
+from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, Other, faults, of_array
+from jaxprune.checkpoints.leaf import nested as nested
 from jaxprune.host import written_whole
 
 #: In the order in which a file is offered to them.
-FORMATS: tuple[ModuleType, ...] = (
-    orbax_folders,
-    compressed,
-    safetensors_files,
-    sharded_safetensors,
-    npz_files,
-    flax_msgpack,
+FORMATS: tuple[Format, ...] = (
+    orbax_folders.FORMAT,
+    compressed.FORMAT,
+    safetensors_files.FORMAT,
+    safetensors_files.INDEX,
+    npz_files.FORMAT,
+    flax_msgpack.FORMAT,
 )
 
+_LEAST_LIMIT = 2**30  # bytes that any array may take
+_LEAST_RATIO = 1000  # times the size of its file that any array may take
 _PICKLE = "a pickle, which may run code when it is read: load it where it is from and save it as safetensors"
 _FOREIGN = {  # how some files begin that are not read here
     **{b"\x80" + bytes([protocol]): _PICKLE for protocol in range(2, 6)},
@@ -48,29 +44,35 @@ class Checkpoint(NamedTuple):
     Attributes:
       path: of the file or folder.
       format: "safetensors", "safetensors index", "npz", "msgpack", "orbax" or "jaxprune".
-      leaves: by name, in the order of the file; nothing of them is read yet.
       file_bytes: bytes on the disk, of all files that it is made of.
+      leaves: by name, in the order of the file; nothing of them is read yet.
+      metadata: text that belongs to the whole file, by key.
+      others: entries that are no numbers that are known here, by name.
     """
 
     path: Path
     format: str
-    leaves: Mapping[str, Leaf]
     file_bytes: int
+    leaves: Mapping[str, Leaf]
+    metadata: Mapping[str, str]
+    others: Mapping[str, Other]
 
 
-def open(path: str | os.PathLike[str]) -> Checkpoint:
+def open(path: str | os.PathLike[str], *, max_bytes: float | None = None) -> Checkpoint:
     """Opens a checkpoint: names, shapes and dtypes are there at once, each array when its ``read()`` is called.
 
     Args:
       path: a ``.safetensors`` or ``.npz`` file, a ``.safetensors.index.json`` beside the files that it names, a msgpack
         file of Flax, an Orbax folder, or a file of :func:`jaxprune.save`; told apart by what is in it.
+      max_bytes: the most bytes that one array may take in memory, for a small file may stand for large ones. None for
+        1 GiB or 1,000 times the size of the file, whichever is more.
 
     Returns:
       A :class:`Checkpoint`; the file must stay as it is as long as that is used.
 
     Raises:
-      CheckpointError: no such file; it is foreign, cut short or damaged. ImportError: a format needs a library that is
-        not installed.
+      CheckpointError: no such file; it is foreign, cut short or damaged. So does ``read()`` of a leaf. ImportError: a
+        format needs a library that is not installed.
 
     >>> import numpy as np, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,17 +93,44 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
             raise CheckpointError(f"{found}: {kind}")
     for candidate in FORMATS:
         if candidate.recognizes(found, start):
-            return Checkpoint(found, candidate.NAME, candidate.read(found), _bytes(found, candidate))
-    raise CheckpointError(f"{found}: {_why_not(found, start)}")
+            break
+    else:
+        raise CheckpointError(f"{found}: {_why_not(found, start)}")
+    with faults(str(found)):
+        size = _bytes(found, candidate)
+        limit = max(_LEAST_LIMIT, _LEAST_RATIO * size) if max_bytes is None else max_bytes
+        content = candidate.read(found, limit)
+    leaves = {name: leaf._replace(read=partial(_read, found, leaf, limit)) for name, leaf in content.leaves.items()}
+    return Checkpoint(found, candidate.name, size, leaves, content.metadata, content.others)
 
 
-def write(path: str | os.PathLike[str], leaves: Mapping[str, Any], *, force: bool = False) -> int:
+def _read(path: Path, leaf: Leaf, limit: float) -> np.ndarray:
+    """The array of a leaf, if it is not too large and is what was promised."""
+    with faults(str(path), leaf.name):
+        if leaf.nbytes > limit:
+            raise CheckpointError(f"it takes {leaf.nbytes:,} bytes; the limit is {limit:,}")
+        array = leaf.read()
+        if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+            raise CheckpointError(f"damaged: it is {array.dtype} of shape {array.shape}, not {leaf.dtype} {leaf.shape}")
+        return array
+
+
+def write(
+    path: str | os.PathLike[str],
+    leaves: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    others: Mapping[str, Other] = MappingProxyType({}),
+    force: bool = False,
+) -> int:
     """Writes leaves to a checkpoint, in the format that its suffix names, one after the other; all or nothing.
 
     Args:
       path: ends in .safetensors, .npz, .msgpack, .orbax (a folder), .jp or .jaxprune.
       leaves: by name; :class:`Leaf`, as :func:`open` gives them, or arrays. Formats of trees cut the names at ``/``, or
         at ``.`` if none has a ``/``.
+      metadata: text that belongs to the whole file, by key; left out where the format has no place for it.
+      others: of :class:`Checkpoint`, written as they are; of the same format.
       force: replace what is there.
 
     Returns:
@@ -117,19 +146,33 @@ def write(path: str | os.PathLike[str], leaves: Mapping[str, Any], *, force: boo
     [[1.0, 0.0], [0.0, 1.0]]
     """
     chosen = format_for(path)
+    assert chosen.write is not None  # as it has a suffix
     known = {name: leaf if isinstance(leaf, Leaf) else of_array(name, leaf) for name, leaf in leaves.items()}
     with written_whole(check_output(path, force=force)) as beside:
-        chosen.write(beside, known)
+        chosen.write(beside, Content(known, metadata, held(path, others)))
     return _bytes(Path(path), chosen)
 
 
-def format_for(path: str | os.PathLike[str]) -> ModuleType:
+def format_for(path: str | os.PathLike[str]) -> Format:
     """The format that a suffix names."""
     suffix = Path(path).suffix
-    known = {suffix: candidate for candidate in FORMATS for suffix in candidate.SUFFIXES}
+    known = {suffix: candidate for candidate in FORMATS for suffix in candidate.suffixes}
     if suffix not in known:
         raise CheckpointError(f"{path}: no format has the suffix {suffix!r}; there are {', '.join(sorted(known))}")
     return known[suffix]
+
+
+def held(path: str | os.PathLike[str], others: Mapping[str, Other], *, skip: bool = False) -> dict[str, Other]:
+    """Those of the entries that the format of a file can hold; the rest raises, unless they are to be skipped."""
+    chosen = format_for(path).name
+    lost = {name: other for name, other in others.items() if other.format != chosen}
+    if lost and not skip:
+        name, other = next(iter(lost.items()))
+        raise CheckpointError(
+            f"{path}: {chosen} cannot hold {len(lost)} entries that are not known here, such as {name!r} ({other.kind})"
+            ": --skip-unreadable leaves them out"
+        )
+    return {name: other for name, other in others.items() if name not in lost}
 
 
 def check_output(path: str | os.PathLike[str], *, force: bool = False) -> Path:
@@ -142,20 +185,17 @@ def check_output(path: str | os.PathLike[str], *, force: bool = False) -> Path:
     return target
 
 
-def _bytes(path: Path, chosen: ModuleType) -> int:
+def _bytes(path: Path, chosen: Format) -> int:
     """What all files of a checkpoint take on the disk."""
-    files = chosen.files(path) if hasattr(chosen, "files") else path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(file.stat().st_size for file in chosen.files(path) if file.is_file())
 
 
 def _why_not(path: Path, start: bytes) -> str:
     """What a file seems to be instead."""
     if not start:
         return "an empty file"
-    if path.suffix == ".npz" and start[:2] == b"PK":
-        return "no .npz archive, or one that was cut short; copy it again"
-    if any(path.suffix in candidate.SUFFIXES for candidate in FORMATS):
-        return f"its content is not that of a {path.suffix} file: damaged, or of another kind"
+    if any(path.suffix in candidate.suffixes for candidate in FORMATS):
+        return f"its content is not that of a {path.suffix} file: damaged, cut short or of another kind"
     if start[:4] == b"PK\x03\x04":
         return "a zip archive that is no .npz, perhaps one of PyTorch: load it there and save it as safetensors"
     return "no checkpoint that is known here: .safetensors (or its index), .npz, msgpack of Flax, Orbax or jaxprune"

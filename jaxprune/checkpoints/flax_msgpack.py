@@ -10,12 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxprune.checkpoints import names
-from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of, from_file, of_array
+from jaxprune.checkpoints.leaf import Content, Format, Leaf, dtype_of, flat, from_file, nested, of_array
 from jaxprune.host import library
 
-NAME = "msgpack"
-SUFFIXES = (".msgpack",)
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # Flax's extension types
 _PIECES = "__msgpack_chunked_array__"
 _DEEPEST = 64
@@ -23,32 +20,27 @@ _EXTENSIONS = {0xC7: 3, 0xC8: 4, 0xC9: 6} | dict.fromkeys(range(0xD4, 0xD9), 2) 
 _BLOCK = 2**20  # bytes that are read at a time; what is longer is not read
 
 
-def recognizes(path: Path, start: bytes) -> bool:
+def _recognizes(path: Path, start: bytes) -> bool:
     """Whether it may be one: it begins with a map whose first key is text, or is called so and has an extension."""
     first = start[0] if start else 0
     skipped = 1 if 0x81 <= first <= 0x8F else {0xDE: 3, 0xDF: 5}.get(first, len(start))
     key = start[skipped : skipped + 1]
     text = bool(key) and (0xA0 <= key[0] <= 0xBF or key[0] in (0xD9, 0xDA, 0xDB))
-    return path.is_file() and (text or (path.suffix in SUFFIXES and 0xC7 <= first <= 0xD8))
+    return path.is_file() and (text or (path.suffix in FORMAT.suffixes and 0xC7 <= first <= 0xD8))
 
 
-def read(path: Path) -> dict[str, Leaf]:
-    """The leaves; ``None`` entries are left out, numbers are arrays of rank 0."""
-    msgpack = library("msgpack", "flax")
+def _read(path: Path, limit: float) -> Content:
+    """``None`` entries are left out, numbers are arrays of rank 0."""
     with open(path, "rb") as file:
-        try:
-            opened = _File(path, file)
-            found = names.flat(opened.node())
-            if rest := len(opened.data) - opened.place():
-                raise ValueError(f"{rest} bytes follow its end")
-        except (IndexError, ValueError, KeyError, TypeError, AttributeError, OverflowError, msgpack.OutOfData) as error:
-            said = str(error) or "a value ends beyond it"
-            raise CheckpointError(f"{path}: no msgpack file of Flax, or one that was cut short: {said}") from error
-    return {name: leaf._replace(name=name) for name, leaf in found.items() if leaf is not None}
+        opened = _File(path, file)
+        found = flat(opened.node())
+        if rest := len(opened.data) - opened.place():
+            raise ValueError(f"{rest} bytes follow the end of a msgpack file")
+    return Content({name: leaf._replace(name=name) for name, leaf in found.items() if leaf is not None})
 
 
-def write(path: Path, leaves: Leaves) -> None:
-    """Writes one leaf after the other."""
+def _write(path: Path, content: Content) -> None:
+    """One leaf after the other."""
     flax = library("flax.serialization", "flax")
     packer = library("msgpack", "flax").Packer()
 
@@ -63,7 +55,7 @@ def write(path: Path, leaves: Leaves) -> None:
             else:
                 file.write(flax.msgpack_serialize(np.asarray(node.read())))
 
-        put(names.nested(leaves))
+        put(nested(content.leaves))
 
 
 class _File:
@@ -134,3 +126,6 @@ def _joined(node: dict[str, Any]) -> Leaf:
     if len({piece.dtype for piece in pieces}) != 1 or sum(p.size for p in pieces) != int(np.prod(shape, dtype=object)):
         raise ValueError("an array whose pieces do not fit together")
     return Leaf("", shape, pieces[0].dtype, lambda: np.concatenate([p.read() for p in pieces]).reshape(shape))
+
+
+FORMAT = Format("msgpack", (".msgpack",), _recognizes, _read, _write)

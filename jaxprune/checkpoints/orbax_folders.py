@@ -7,54 +7,41 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.checkpoints import names
-from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of
+from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, dtype_of, flat, nested
 from jaxprune.host import library
 
-NAME = "orbax"
-SUFFIXES = (".orbax",)
 _MARKS = ("_METADATA", "manifest.ocdbt")
 
 
-def recognizes(path: Path, start: bytes) -> bool:
-    """Whether it is a folder."""
-    return path.is_dir()
-
-
-def read(path: Path) -> dict[str, Leaf]:
+def _read(path: Path, limit: float) -> Content:
     """The leaves, as the metadata list them; text and empty entries are left out."""
     folder = _item(path)
     ocp = library("orbax.checkpoint", "orbax-checkpoint")
-    try:
-        tree = ocp.PyTreeCheckpointer().metadata(folder.absolute()).item_metadata
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: a damaged Orbax checkpoint: {error}") from error
+    tree = ocp.PyTreeCheckpointer().metadata(folder.absolute()).item_metadata
     if tree is None:
-        raise CheckpointError(f"{folder}: a damaged Orbax checkpoint, or one of something that is no tree of arrays")
-    tree = getattr(tree, "tree", tree)
-    found, treedef = jax.tree.flatten(tree)
-    positions = names.flat(jax.tree.unflatten(treedef, range(len(found))))
+        raise CheckpointError("a damaged Orbax checkpoint, or one of something that is no tree of arrays")
+    found, treedef = jax.tree.flatten(getattr(tree, "tree", tree))
+    positions = flat(jax.tree.unflatten(treedef, range(len(found))))
     leaves = {}
     for name, i in positions.items():
         if i is not None and getattr(found[i], "dtype", None) is not None:
-            dtype, read = dtype_of(np.dtype(found[i].dtype).name), partial(_read, folder, treedef, i)
+            dtype, read = dtype_of(np.dtype(found[i].dtype).name), partial(_array, folder, treedef, i)
             leaves[name] = Leaf(name, tuple(found[i].shape), dtype, read)
-    return leaves
+    return Content(leaves)
 
 
-def write(path: Path, leaves: Leaves) -> None:
-    """Writes all leaves at once, as Orbax does: they are in memory together."""
+def _write(path: Path, content: Content) -> None:
+    """All leaves at once, as Orbax does: they are in memory together."""
     ocp = library("orbax.checkpoint", "orbax-checkpoint")
-    empty = [name for name, leaf in leaves.items() if not leaf.size]
-    if empty:
-        raise CheckpointError(f"leaf {empty[0]!r} has no entries, which Orbax does not store; write .safetensors")
     store = library("tensorstore", "orbax-checkpoint")  # what Orbax writes with
-    for name, leaf in leaves.items():
+    for name, leaf in content.leaves.items():
+        if not leaf.size:
+            raise CheckpointError(f"leaf {name!r} has no entries, which Orbax does not store; write .safetensors")
         try:
             store.dtype(leaf.dtype.name)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"leaf {name!r}: {leaf.dtype} does not go into Orbax; write .npz") from error
-    tree = names.nested({name: np.array(leaf.read()) for name, leaf in leaves.items()})
+    tree = nested({name: np.array(leaf.read()) for name, leaf in content.leaves.items()})
     ocp.PyTreeCheckpointer().save(path.absolute(), tree)
 
 
@@ -69,22 +56,22 @@ def _item(path: Path) -> Path:
     steps = [folder.name for folder in below if any(_is_item(item) for item in folder.iterdir() if item.is_dir())]
     inside = [folder.name for folder in items] or steps
     if inside:
-        raise CheckpointError(f"{path}: holds several checkpoints; name one, such as {path / inside[-1]}")
-    raise CheckpointError(f"{path}: a folder, but no Orbax checkpoint; name the file in it")
+        raise CheckpointError(f"holds several checkpoints; name one, such as {path / inside[-1]}")
+    raise CheckpointError("a folder, but no Orbax checkpoint; name the file in it")
 
 
 def _is_item(folder: Path) -> bool:
     return any((folder / mark).exists() for mark in _MARKS)
 
 
-def _read(folder: Path, treedef: Any, position: int) -> np.ndarray:
+def _array(folder: Path, treedef: Any, position: int) -> np.ndarray:
     """One leaf."""
     ocp = library("orbax.checkpoint", "orbax-checkpoint")
     wanted = [ocp.PLACEHOLDER] * treedef.num_leaves
     wanted[position] = 0
     kinds = treedef.unflatten([ocp.RestoreArgs(restore_type=np.ndarray)] * treedef.num_leaves)
     args = ocp.args.PyTreeRestore(item=treedef.unflatten(wanted), restore_args=kinds)
-    try:
-        return np.asarray(jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder.absolute(), args=args))[position])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: an array is missing or damaged: {error}") from error
+    return np.asarray(jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder.absolute(), args=args))[position])
+
+
+FORMAT = Format("orbax", (".orbax",), lambda path, start: path.is_dir(), _read, _write)

@@ -1,22 +1,22 @@
-"""Safetensors files: a JSON header, then the arrays. Leaves are read when they are asked for.
+"""Safetensors files: a JSON header, then the arrays; and indices that say which leaf is in which of several files.
 
-The library of that name cannot give NumPy arrays of 8 bits a float, nor write without all arrays in memory; the format
-is plain enough to do both here. A dtype that it has no name for is written as integers, and named in the metadata.
+Leaves are read when they are asked for. The library of that name cannot give NumPy arrays of 8 bits a float, nor write
+without all arrays in memory; the format is plain enough to do both here. A dtype that it has no name for is written as
+integers, and named in the metadata.
 """
 
 import json
+import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.checkpoints.leaf import CheckpointError, Leaf, Leaves, dtype_of, from_file
+from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, Other, dtype_of, faults, from_file
 from jaxprune.host import chunks
 
-NAME = "safetensors"
-SUFFIXES = (".safetensors",)
 _LONGEST_HEADER = 2**27  # bytes
 _KEY = "jaxprune.dtypes"  # of the metadata: dtypes that the format has no name for, by leaf
 _NAMES = {
@@ -26,81 +26,143 @@ _NAMES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 _CODES = {name: code for code, name in _NAMES.items()}
+_MAP = "weight_map"  # of an index
 
 
-def recognizes(path: Path, start: bytes) -> bool:
-    """Whether it is one: 8 bytes of length, then a JSON object."""
+class _Entry(NamedTuple):
+    """Where the header says that an entry is, from the end of the header on."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+
+def _recognizes(path: Path, start: bytes) -> bool:
+    """8 bytes of length, then a JSON object."""
     return path.is_file() and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
 
 
-def read(path: Path) -> dict[str, Leaf]:
-    """The leaves, in the order of the file."""
-    header, begin = _header(path)
-    metadata = header.pop("__metadata__", None) or {}
-    try:
-        others = dict(json.loads(metadata.get(_KEY, "{}")))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged: its metadata make no sense") from error
+def _read(path: Path, limit: float) -> Content:
+    """In the order of the file."""
     size = os.path.getsize(path)
-    found = [_leaf(path, name, entry, others.get(name), begin, size) for name, entry in header.items()]
-    return {leaf.name: leaf for _, leaf in sorted(found, key=lambda placed: placed[0])}
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_LONGEST_HEADER, size - 8):
+            raise CheckpointError(f"cut short, or no safetensors file: its header would be {length} bytes long")
+        header = _parsed(file.read(length), "header")
+    metadata = header.pop("__metadata__", None) or {}
+    if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+        raise CheckpointError("damaged: its metadata make no sense")
+    named = _parsed(metadata.pop(_KEY, "{}"), "metadata")
+    leaves, others = {}, {}
+    entries = {name: _entry(name, told, size - length - 8) for name, told in header.items()}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].first):
+        place = 8 + length + entry.first
+        if entry.dtype in _NAMES:
+            leaves[name] = _leaf(path, name, entry, named.get(name), place)
+        else:
+            number = entry.last - entry.first
+            read = partial(_bytes, path, place, number)
+            others[name] = Other(FORMAT.name, f"dtype {entry.dtype}", number, read, entry)
+    return Content(leaves, metadata, others)
 
 
-def write(path: Path, leaves: Leaves) -> None:
-    """Writes one leaf after the other."""
-    header, others, offset = {}, {}, 0
-    for name, leaf in leaves.items():
+def _parsed(text: str | bytes, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"damaged, or no safetensors file: its {what} is no JSON") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"damaged, or no safetensors file: its {what} is no JSON object")
+    return found
+
+
+def _entry(name: str, told: Any, size: int) -> _Entry:
+    """Of the header, checked; ``size`` is that of all arrays."""
+    match told:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [first, last]} if all(
+            type(n) is int and n >= 0 for n in (*shape, first, last)
+        ):
+            if last > size:
+                raise CheckpointError(f"cut short: leaf {name[:80]!r} lacks {last - size:,} bytes; copy it again")
+            return _Entry(dtype, tuple(shape), first, last)
+    raise CheckpointError(f"damaged: leaf {name[:80]!r} is {str(told)[:80]}")
+
+
+def _leaf(path: Path, name: str, entry: _Entry, other: str | None, place: int) -> Leaf:
+    stored = dtype_of(_NAMES[entry.dtype])
+    dtype = dtype_of(other) if other else stored
+    bytes_here, wanted = entry.last - entry.first, math.prod(entry.shape) * stored.itemsize
+    if dtype.itemsize != stored.itemsize or bytes_here != wanted:
+        raise CheckpointError(f"damaged: leaf {name[:80]!r} has {bytes_here} bytes, not {wanted}, as {dtype}")
+    return Leaf(name, entry.shape, dtype, partial(from_file, path, dtype, entry.shape, place))
+
+
+def _bytes(path: Path, place: int, number: int) -> bytes:
+    return from_file(path, np.dtype(np.uint8), (number,), place).tobytes()
+
+
+def _write(path: Path, content: Content) -> None:
+    """One leaf after the other."""
+    header: dict[str, Any] = {}
+    named, offset = {}, 0
+    for name, leaf in content.leaves.items():
         stored = leaf.dtype.name if leaf.dtype.name in _CODES else f"uint{8 * leaf.dtype.itemsize}"
         if stored not in _CODES:
             raise CheckpointError(f"leaf {name!r}: {leaf.dtype} does not go into safetensors; write .npz")
         if stored != leaf.dtype.name:
-            others[name] = leaf.dtype.name
-        header[name] = {
-            "dtype": _CODES[stored], "shape": list(leaf.shape), "data_offsets": [offset, offset + leaf.nbytes],
-        }  # fmt: skip
+            named[name] = leaf.dtype.name
+        header[name] = _Entry(_CODES[stored], leaf.shape, offset, offset + leaf.nbytes)
         offset += leaf.nbytes
-    metadata = {"__metadata__": {"format": "np"} | ({_KEY: json.dumps(others)} if others else {})}
-    text = json.dumps(metadata | header, separators=(",", ":")).encode()
+    for name, other in content.others.items():
+        header[name] = other.described._replace(first=offset, last=offset + other.nbytes)
+        offset += other.nbytes
+    metadata = dict(content.metadata or {"format": "np"}) | ({_KEY: json.dumps(named)} if named else {})
+    told = {name: {"dtype": e.dtype, "shape": e.shape, "data_offsets": e[2:]} for name, e in header.items()}
+    text = json.dumps({"__metadata__": metadata, **told}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for leaf in leaves.values():
+        for leaf in content.leaves.values():
             for part in chunks(np.ascontiguousarray(leaf.read())):
                 file.write(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes())
+        for other in content.others.values():
+            file.write(other.read())
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(_LONGEST_HEADER, os.path.getsize(path) - 8):
-            raise CheckpointError(f"{path}: cut short, or no safetensors file: its header would be {length} bytes long")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no safetensors file, or a damaged one: its header is no JSON") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: no safetensors file: its header is no JSON object")
-    return header, 8 + length
+def _is_index(path: Path, start: bytes) -> bool:
+    """A JSON file that is called an index, or has the map of one."""
+    beginning = start.lstrip()[:1] == b"{"
+    return path.is_file() and beginning and (path.name.endswith(".index.json") or f'"{_MAP}"'.encode() in start)
 
 
-def _leaf(path: Path, name: str, entry: Any, other: Any, begin: int, size: int) -> tuple[int, Leaf]:
-    """Where the leaf begins, and the leaf."""
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)):
-        raise CheckpointError(f"{path}: damaged: leaf {name[:80]!r} has no place in it")
-    shape, code, (first, last) = entry.get("shape"), entry.get("dtype"), offsets
-    if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
-        raise CheckpointError(f"{path}: damaged: leaf {name[:80]!r} has shape {str(shape)[:40]}")
-    if code not in _NAMES:
-        raise CheckpointError(f"{path}: leaf {name[:80]!r} has dtype {str(code)[:20]}, which cannot be read here")
-    stored = dtype_of(_NAMES[code])
-    dtype = dtype_of(str(other)) if other else stored
-    leaf = Leaf(name, tuple(shape), dtype, lambda: np.empty(0))
-    if dtype.itemsize != stored.itemsize or last - first != leaf.nbytes:
-        raise CheckpointError(f"{path}: damaged: leaf {name[:80]!r} has {last - first} bytes, not {leaf.nbytes}")
-    if begin + last > size:
-        raise CheckpointError(
-            f"{path}: cut short: it has {size:,} bytes, and leaf {name[:80]!r} ends at {begin + last:,}; copy it again"
-        )
-    return first, leaf._replace(read=partial(from_file, path, dtype, leaf.shape, begin + first))
+def _read_index(path: Path, limit: float) -> Content:
+    """In the order of the index; metadata are those of the files."""
+    places = _places(path)
+    shards: dict[Path, Content] = {}
+    for file in dict.fromkeys(places.values()):
+        with faults(str(file)):
+            shards[file] = _read(file, limit)
+    for name, file in places.items():
+        if name not in shards[file].leaves and name not in shards[file].others:
+            raise CheckpointError(f"leaf {name[:80]!r} is not in {file.name}; copy both again")
+    leaves = {name: shards[file].leaves[name] for name, file in places.items() if name in shards[file].leaves}
+    others = {name: shards[file].others[name] for name, file in places.items() if name not in leaves}
+    metadata = {key: value for shard in reversed(shards.values()) for key, value in shard.metadata.items()}
+    return Content(leaves, metadata, others)
+
+
+def _places(path: Path) -> dict[str, Path]:
+    """The file of each leaf, beside the index."""
+    names = json.loads(path.read_bytes())[_MAP]
+    if not (isinstance(names, dict) and all(isinstance(file, str) for file in names.values())):
+        raise CheckpointError("a JSON file, but no index of safetensors files, or a damaged one")
+    for file in dict.fromkeys(names.values()):
+        if Path(file).name != file or not (path.parent / file).is_file():
+            raise CheckpointError(f"there is no {file[:80]!r} beside it, which it names; copy that too")
+    return {name: path.parent / file for name, file in names.items()}
+
+
+FORMAT = Format("safetensors", (".safetensors",), _recognizes, _read, _write, True)
+INDEX = Format("safetensors index", (), _is_index, _read_index, files=lambda path: [path, *set(_places(path).values())])

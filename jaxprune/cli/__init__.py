@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
 
+_WRITES = ("sweep", "compress", "shrink", "decompress", "convert")
 COMMANDS = ("inspect", "sweep", "compress", "shrink", "decompress", "diff", "convert")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+_LIMIT = "most bytes that an array may take in memory; default: 1 GiB or 1,000 times its file"
 _ABOUT = """\
 Looks into checkpoints and makes them small. Reads and writes .safetensors, .npz, msgpack of Flax, Orbax folders and the
 files of jaxprune.save (.jp); a format is told by what is in a file, that of an output by its suffix."""
@@ -94,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.configure(command)
+        if name in _WRITES:
+            command.add_argument("--force", action="store_true", help="replace what exists")
+            command.add_argument("--skip-unreadable", action="store_true", help="leave out entries of unknown dtypes")
+        command.add_argument("--max-bytes", type=float, metavar="N", help=_LIMIT)
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
         command.add_argument("--quiet", action="store_true", help="no progress bar (never drawn but on a terminal)")
         firsts += examples.splitlines()[1:2]

@@ -9,22 +9,26 @@ examples:
 """
 
 import argparse
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from jaxprune import checkpoints, host
-from jaxprune.checkpoints import Checkpoint, CheckpointError, compressed
-from jaxprune.cli import diff, lossy, output, recipe
-from jaxprune.files import Compressed
-from jaxprune.files import read as open_file
+import numpy as np
+
+from jaxprune import checkpoints, files, host, masks
+from jaxprune.base import QuantSpec
+from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, compressed, ranking
+from jaxprune.cli import diff, recipe, shared
+from jaxprune.cli.recipe import Recipe, Treatment
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
+_TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their leaves
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("checkpoint", help="any format")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write, such as model.jp")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--recipe", metavar="FILE", help="a TOML file of these options, with sections for patterns")
     group = parser.add_argument_group("what is lost", "Without any of these, nothing is.")
     recipe.add_options(group)
@@ -33,16 +37,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compresses, writes, verifies and prints before and after."""
     suffix = checkpoints.check_output(args.output, force=args.force).suffix
-    if suffix not in compressed.SUFFIXES:
+    if suffix not in compressed.FORMAT.suffixes:
         others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
         raise ValueError(f"{args.output}: compress writes jaxprune files, so end the name in .jp{others}")
     said = recipe.from_options(args)
     if args.recipe and said:
         raise ValueError(f"--recipe says everything: put {', '.join(said)} into {args.recipe} instead")
-    opened = checkpoints.open(args.checkpoint)
+    opened = shared.opened(args, args.checkpoint)
+    checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
-    progress = output.progress_wanted(args)
-    made = lossy.coded(opened.leaves, wanted, progress)
+    progress = shared.progress_wanted(args)
+    made = coded(opened.leaves, wanted, progress)
     with host.written_whole(checkpoints.check_output(args.output, force=args.force)) as beside:
         compressed.write_compressed(beside, made)
         rows = _verified(opened, made, str(beside), wanted, progress)
@@ -55,21 +60,84 @@ def run(args: argparse.Namespace) -> None:
         "leaves": rows,
         "total": _total(rows),
     }
-    output.show(args, found, _text(found))
+    shared.show(args, found, _text(found), opened)
+
+
+def coded(leaves: Mapping[str, Leaf], wanted: Recipe, progress: bool) -> files.Compressed:
+    """All leaves, those of the recipe with its losses, coded one by one; their arrays are never in memory together."""
+    cuts = _cuts(leaves, wanted)
+
+    def array_of(name: str) -> np.ndarray:
+        treatment, array = wanted.treatments.get(name), leaves[name].read()
+        return array if treatment is None else _masked(array, name, treatment, cuts.get(name))
+
+    def alone(name: str) -> dict[str, files.Compressed]:
+        return compressed.code({name: array_of(name)}, **_options(wanted.treatments.get(name), wanted.side))
+
+    together: dict[tuple[float, str], list[str]] = {}
+    for name, treatment in wanted.treatments.items():
+        if treatment.bits is not None and treatment.quantizer in _TOGETHER:
+            together.setdefault((treatment.bits, treatment.quantizer), []).append(name)
+    parts: dict[str, files.Compressed] = {}
+    for some in together.values():
+        options = _options(wanted.treatments[some[0]], wanted.side)
+        parts |= compressed.code({name: array_of(name) for name in some}, **options)
+    rest = [name for name in leaves if name not in parts]
+    for part in host.in_parallel(alone, rest, "leaves", progress):
+        parts |= part
+    return compressed.assemble(parts)
+
+
+def _cuts(leaves: Mapping[str, Leaf], wanted: Recipe) -> dict[str, ranking.Cut]:
+    """Where each leaf is cut that has a sparsity; leaves of one section are ranked together if the scope is global."""
+    groups: dict[tuple[Any, float], dict[str, Leaf]] = {}
+    for name in compressed.tree_order(wanted.treatments):
+        treatment = wanted.treatments[name]
+        if treatment.sparsity is not None:
+            key = treatment.section if wanted.scope == "global" else name
+            groups.setdefault((key, treatment.sparsity), {})[name] = leaves[name]
+    found: dict[str, ranking.Cut] = {}
+    for (_, sparsity), group in groups.items():
+        found |= ranking.cuts(group, sparsity)
+    return found
+
+
+def _masked(array: np.ndarray, name: str, treatment: Treatment, cut: ranking.Cut | None) -> np.ndarray:
+    """The array with 0 where the treatment removes weights."""
+    if cut is not None:
+        kept = ranking.mask(array, cut)
+    elif treatment.n_of_m is not None:
+        scores = {name: np.abs(array.astype(np.float32))}
+        found = masks.n_of_m(scores, *treatment.n_of_m, axis=treatment.n_of_m_axis, where=lambda *_: True)
+        kept = np.asarray(found[name])
+    else:
+        return array
+    return np.where(kept, array, np.zeros((), array.dtype))
+
+
+def _options(treatment: Treatment | None, side: str | None) -> dict[str, Any]:
+    """What :func:`jaxprune.compress` is told; every leaf that it is given is meant, or none."""
+    options: dict[str, Any] = {"side": side, "where": lambda *_: treatment is not None}
+    if treatment is None or (treatment.codebook is None and treatment.bits is None):
+        return options
+    if treatment.codebook is not None:
+        return options | {"codebook": treatment.codebook}
+    spec = QuantSpec(axis=treatment.axis, block_size=treatment.block_size)
+    quantizer = spec if treatment.quantizer == "uniform" else treatment.quantizer
+    return options | {"bits": treatment.bits, "quantizer": quantizer}
 
 
 def _verified(
-    opened: Checkpoint, made: Compressed, path: str, wanted: recipe.Recipe, progress: bool
+    opened: Checkpoint, made: files.Compressed, path: str, wanted: Recipe, progress: bool
 ) -> list[dict[str, Any]]:
     """Reads the file back: the bytes are those that were made, every leaf decodes, the untouched ones are equal."""
-    back = open_file(path)
-    if back.to_bytes() != made.to_bytes():
+    back, stored = checkpoints.open(path, max_bytes=math.inf), files.read(path)
+    if stored.to_bytes() != made.to_bytes():
         raise CheckpointError("the file reads back with other bytes; the disk or the memory is faulty")
-    sizes = {leaf.path: leaf.nbytes for leaf in back.leaves}
-    leaves = compressed.leaves_of(back, path)
+    sizes = dict(zip(back.leaves, (leaf.nbytes for leaf in stored.leaves), strict=True))
 
     def row(name: str) -> dict[str, Any]:
-        found = diff.measured(opened.leaves[name], leaves[name])
+        found = diff.measured(opened.leaves[name], back.leaves[name])
         if name not in wanted.treatments and not wanted.side and not found["equal"]:
             raise CheckpointError(f"leaf {name!r} reads back changed, though nothing was to happen to it")
         sized = {"bytes_before": opened.leaves[name].nbytes, "bytes_after": sizes[name]}
@@ -78,11 +146,11 @@ def _verified(
     return host.in_parallel(row, list(opened.leaves), "read back", progress)
 
 
-def _said(treatment: recipe.Treatment | None) -> dict[str, Any] | None:
+def _said(treatment: Treatment | None) -> dict[str, Any] | None:
     """The treatment without what is as usual."""
     if treatment is None:
         return None
-    usual = recipe.Treatment()._asdict() | {"section": treatment.section}
+    usual = Treatment()._asdict() | {"section": treatment.section}
     return {key: value for key, value in treatment._asdict().items() if value != usual[key]} or None
 
 
@@ -97,16 +165,16 @@ def _text(found: dict[str, Any]) -> str:
     lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
     if lost:
         lines += [
-            f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {output.few(lost)}",
+            f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {shared.few(lost)}",
             "Try a scale for each unit (--axis -1 for Flax, 0 for PyTorch), --scope leaf, more bits, or --exclude.",
             "",
         ]
-    smaller = output.smaller(found["bytes_before"], found["bytes_after"])
+    smaller = shared.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join([*lines, f"{found['path']}: {smaller}. Read back: every leaf is as it was coded."])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     size, before, after = max(row["size"], 1), row["bytes_before"], row["bytes_after"]
-    said = {"smaller": output.times(before, after), "zeros": row["zeros_after"] / size, "width": 8 * after / size}
+    said = {"smaller": shared.times(before, after), "zeros": row["zeros_after"] / size, "width": 8 * after / size}
     form = "{name} {shape} {bytes_before:,} {bytes_after:,} {smaller} {zeros:.1%} {width:.2f} {relative_error:.3g}"
-    return output.cells(form, row | said)
+    return shared.cells(form, row | said)

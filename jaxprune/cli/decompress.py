@@ -7,8 +7,7 @@ examples:
 
 import argparse
 
-from jaxprune import checkpoints
-from jaxprune.cli import convert
+from jaxprune.cli import convert, shared
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +16,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", help="ends in .safetensors, .npz, .msgpack or .orbax (a folder)"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
 
 def run(args: argparse.Namespace) -> None:
     """Decodes and writes leaf by leaf."""
-    opened = checkpoints.open(args.checkpoint)
+    opened = shared.opened(args, args.checkpoint)
     if opened.format != "jaxprune":
         raise ValueError(f"{opened.path} is dense already ({opened.format}); jaxprune convert changes formats")
     convert.copy(args, opened)

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune import checkpoints, host
-from jaxprune.checkpoints import Leaf, names
-from jaxprune.cli import output
+from jaxprune import host
+from jaxprune.checkpoints import Checkpoint, Leaf
+from jaxprune.checkpoints.leaf import paths
+from jaxprune.cli import shared
 from jaxprune.reports import measures
 
 _NOTES = """\
@@ -31,14 +32,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compares leaf by leaf."""
-    old, new = checkpoints.open(args.before), checkpoints.open(args.after)
+    old, new = shared.opened(args, args.before), shared.opened(args, args.after)
     before, after = _by_path(old.leaves), _by_path(new.leaves)
     both = [path for path in before if path in after]
     if not both:
-        sides = f"{output.few(list(before))} against {output.few(list(after))}"
+        sides = f"{shared.few(list(before))} against {shared.few(list(after))}"
         raise ValueError(f"{args.before} and {args.after} have no leaf in common: {sides}")
     rows, shapes = [], []
-    for path in output.tracked(both, "leaves", output.progress_wanted(args)):
+    for path in shared.tracked(both, "leaves", shared.progress_wanted(args)):
         if before[path].shape == after[path].shape:
             rows.append(measured(before[path], after[path]))
         else:
@@ -46,14 +47,16 @@ def run(args: argparse.Namespace) -> None:
     found = {
         "before": {"path": args.before, "format": old.format, "file_bytes": old.file_bytes},
         "after": {"path": args.after, "format": new.format, "file_bytes": new.file_bytes},
-        "equal": all(row["equal"] for row in rows) and len(rows) == len(before) == len(after),
+        "equal": all(row["equal"] for row in rows)
+        and len(rows) == len(before) == len(after)
+        and _bytes(old) == _bytes(new),
         "leaves": rows,
         "shapes": shapes,
         "only_before": [path for path in before if path not in after],
         "only_after": [path for path in after if path not in before],
         "total": total(rows),
     }
-    output.show(args, found, _text(found, args.changed))
+    shared.show(args, found, _text(found, args.changed), old, new)
 
 
 def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,8 +83,12 @@ def measured(before: Leaf, after: Leaf) -> dict[str, Any]:
 
 
 def _by_path(leaves: Any) -> dict[str, Leaf]:
-    paths = names.paths(leaves)
-    return {paths[name]: leaf for name, leaf in leaves.items()}
+    cut = paths(leaves)
+    return {cut[name]: leaf for name, leaf in leaves.items()}
+
+
+def _bytes(opened: Checkpoint) -> dict[str, bytes]:
+    return {name: other.read() for name, other in opened.others.items()}
 
 
 def _text(found: dict[str, Any], changed: bool) -> str:
@@ -89,13 +96,13 @@ def _text(found: dict[str, Any], changed: bool) -> str:
     rows = [_cells(row) for row in found["leaves"] if not (changed and row["equal"])]
     lines = [host.table(head, rows, _cells(found["total"] | {"name": "total"}), left=3), "", _NOTES, ""]
     for row in found["shapes"]:
-        lines.append("{}: {} before, {} after".format(*output.cells("{name} {before} {after}", row)))
+        lines.append("{}: {} before, {} after".format(*shared.cells("{name} {before} {after}", row)))
     for key, name in (("only_before", found["before"]["path"]), ("only_after", found["after"]["path"])):
         if found[key]:
             lines.append(f"only in {name}: {', '.join(found[key])}")
     equal = sum(row["equal"] for row in found["leaves"])
     sizes = found["before"]["file_bytes"], found["after"]["file_bytes"]
-    lines.append(f"{equal} of {len(found['leaves'])} leaves are equal to the bit. {output.smaller(*sizes)}")
+    lines.append(f"{equal} of {len(found['leaves'])} leaves are equal to the bit. {shared.smaller(*sizes)}")
     return "\n".join(lines)
 
 
@@ -103,4 +110,4 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if row.get("dtype") != row.get("dtype_after"):
         row = row | {"dtype": f"{row['dtype']} -> {row['dtype_after']}"}
     form = "{name} {shape} {dtype} {relative_error:.3g} {max_error:.3g} {zeros_before:,} {zeros_after:,} {removed:,} "
-    return output.cells(form + "{units_removed:,}", row)
+    return shared.cells(form + "{units_removed:,}", row)

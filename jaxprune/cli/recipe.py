@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxprune.checkpoints import Leaf
-from jaxprune.cli import selection
+from jaxprune.cli import shared
 
 
 class Key(NamedTuple):
@@ -105,11 +105,11 @@ def resolve(said: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> Recipe:
     base = {key: top[key] for key in KEYS if key in top}
     where, exclude = _patterns(top, "where"), _patterns(top, "exclude")
     lossless = not (base or sections or where or exclude)
-    chosen = selection.eligible(leaves) if lossless else selection.choose(leaves, where, exclude)
+    chosen = shared.eligible(leaves) if lossless else shared.choose(leaves, where, exclude)
     found: dict[str, dict[str, Any]] = {name: base | {"section": 0} for name in chosen}
     for number, (pattern, section) in enumerate(sections.items(), 1):
         _check(section, KEYS | _SECTION_KEYS, f'section ["{pattern}"]')
-        for name in selection.matching([pattern], chosen, leaves):
+        for name in shared.matching([pattern], chosen, leaves):
             below = {key: value for key, value in found[name].items() if _RIVALS.get(key) not in section}
             own = {"section": number} if "sparsity" in section else {}
             found[name] = below | {"skip": False} | section | own

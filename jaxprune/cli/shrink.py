@@ -18,9 +18,8 @@ import numpy as np
 
 import jaxprune as jp
 from jaxprune import checkpoints, host
-from jaxprune.checkpoints import names
-from jaxprune.checkpoints.leaf import dtype_of
-from jaxprune.cli import loading, output
+from jaxprune.checkpoints.leaf import dtype_of, flat, paths
+from jaxprune.cli import shared
 from jaxprune.structure import ShrinkSpec
 
 SCOPES = ("leaf", "global", "parameters", "flops", "latency")
@@ -33,7 +32,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", help="any format")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write; its suffix is the format")
-    add("--force", action="store_true", help="replace OUT if it exists")
     add("--apply", required=True, metavar="MODULE:FUNCTION", help="the forward function")
     given = parser.add_mutually_exclusive_group(required=True)
     shape = "N,N,...[:DTYPE]"
@@ -51,19 +49,20 @@ def run(args: argparse.Namespace) -> None:
     """Traces, cuts and writes."""
     checkpoints.check_output(args.output, force=args.force)
     checkpoints.format_for(args.output)
-    apply = loading.function(args.apply)
+    apply = shared.function(args.apply)
     inputs = _read(args.inputs) if args.inputs else tuple(_zeros(text) for text in args.input_shape)
-    opened = checkpoints.open(args.checkpoint)
-    by_path = {path: name for name, path in names.paths(opened.leaves).items()}
+    opened = shared.opened(args, args.checkpoint)
+    others = checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
+    by_path = {path: name for name, path in paths(opened.leaves).items()}
     params = checkpoints.nested({path: jnp.asarray(opened.leaves[name].read()) for path, name in by_path.items()})
     spec = ShrinkSpec(args.round_to, args.min_keep, args.groups, allow_inexact=args.allow_inexact)
     shrunk = jp.shrink(apply, params, *inputs, sparsity=args.sparsity, scope=args.scope, spec=spec)
-    cut = {by_path[path]: leaf for path, leaf in names.flat(shrunk.params).items()}
+    cut = {by_path[path]: leaf for path, leaf in flat(shrunk.params).items()}
     leaves = {  # what is as large as before is as before, 64-bit numbers included, which JAX would not keep
         name: leaf.read() if leaf.shape == cut[name].shape else np.asarray(cut[name])
         for name, leaf in opened.leaves.items()
     }
-    written = checkpoints.write(args.output, leaves, force=args.force)
+    written = checkpoints.write(args.output, leaves, metadata=opened.metadata, others=others, force=args.force)
     rows = [
         {"name": name, "before": list(opened.leaves[name].shape), "after": list(leaf.shape)}
         for name, leaf in leaves.items()
@@ -78,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         "leaves": rows,
         "report": shrunk.report.to_dict(),
     }
-    output.show(args, found, _text(found, str(shrunk.report)))
+    shared.show(args, found, _text(found, str(shrunk.report)), opened)
 
 
 def _number(text: str) -> int | float:
@@ -103,9 +102,9 @@ def _read(path: str) -> tuple[jax.Array, ...]:
 
 def _text(found: dict[str, Any], report: str) -> str:
     rows = [
-        (row["name"], output.shape(row["before"]), output.shape(row["after"]), f"{math.prod(row['after']):,}")
+        (row["name"], shared.shape(row["before"]), shared.shape(row["after"]), f"{math.prod(row['after']):,}")
         for row in found["leaves"]
     ]
     table = host.table(("leaf", "before", "after", "parameters"), rows, left=3)
-    sizes = output.smaller(found["bytes_before"], found["bytes_after"])
+    sizes = shared.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join([report, "", table, "", f"{found['path']}: {sizes}"])

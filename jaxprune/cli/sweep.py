@@ -9,14 +9,19 @@ examples:
 """
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
 from jaxprune import checkpoints, host
-from jaxprune.cli import loading, output, selection, trials
+from jaxprune.checkpoints import Leaf, compressed, nested, ranking
+from jaxprune.cli import shared
+from jaxprune.reports import measures
 
 _NOTES = """\
 bytes: ceil(kept * bits / 8) a leaf, and a mask of a bit a weight, and 4 a scale; other leaves as they are. Files of
@@ -36,7 +41,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--exclude", action="append", default=[], metavar="PATTERN", help="leaves to leave alone")
     add("--eval", metavar="MODULE:FUNCTION", help="called with the parameters of each setting")
     add("--png", metavar="FILE", help="draw the curves (needs matplotlib)")
-    add("--force", action="store_true", help="replace FILE if it exists")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,22 +52,23 @@ def run(args: argparse.Namespace) -> None:
     if args.png:
         checkpoints.check_output(args.png, force=args.force)
         _pyplot()
-    evaluate = loading.function(args.eval) if args.eval else None
-    opened = checkpoints.open(args.checkpoint)
-    chosen = selection.choose(opened.leaves, args.where, args.exclude)
-    trial = trials.Trial(opened.leaves, chosen, args.scope, args.axis, output.progress_wanted(args))
-    rows = trials.curves(trial, [float(s) for s in sparsities if s is not None], widths)
+    evaluate = shared.function(args.eval) if args.eval else None
+    opened = shared.opened(args, args.checkpoint)
+    chosen = shared.choose(opened.leaves, args.where, args.exclude)
+    spec, progress = jp.QuantSpec(axis=args.axis), shared.progress_wanted(args)
+    trial = Trial(opened.leaves, chosen, args.scope, spec, progress)
+    rows = curves(trial, [float(s) for s in sparsities if s is not None], widths)
     metric = "rel. error"
     if evaluate is not None:
         metric = args.eval.partition(":")[2]
-        for row, value in zip(rows, trials.evaluated(trial, rows, evaluate), strict=True):
+        for row, value in zip(rows, evaluated(trial, rows, evaluate), strict=True):
             row["metric"] = value
     _mark_front(rows)
     size = sum(leaf.nbytes for leaf in opened.leaves.values())
     found = {"path": args.checkpoint, "scope": args.scope, "bytes": size, "chosen": chosen, "settings": rows}
     if args.png:
         _draw(Path(args.png), rows, metric, args.force)
-    output.show(args, found, _text(found, metric))
+    shared.show(args, found, _text(found, metric), opened)
 
 
 def _numbers(text: str, option: str, low: float, high: float) -> list[float | None]:
@@ -95,8 +100,8 @@ def _text(found: dict[str, Any], metric: str) -> str:
     cells = []
     for row in rows:
         width = "-" if row["bits"] is None else f"{row['bits']:g}"
-        said = {"mark": "*" * row["front"], "width": width, "smaller": output.times(found["bytes"], row["bytes"])}
-        cells.append(output.cells(form, row | said))
+        said = {"mark": "*" * row["front"], "width": width, "smaller": shared.times(found["bytes"], row["bytes"])}
+        cells.append(shared.cells(form, row | said))
     title = f"{found['path']}: {len(found['chosen'])} leaves chosen, {found['bytes']:,} bytes as arrays"
     return "\n".join([title, "", host.table(head, cells), "", _NOTES.format(metric=metric)])
 
@@ -125,3 +130,66 @@ def _draw(path: Path, rows: list[dict[str, Any]], metric: str, force: bool) -> N
     with host.written_whole(checkpoints.check_output(path, force=force)) as beside:
         figure.savefig(beside, format=path.suffix[1:] or "png", dpi=150)
     plot.close(figure)
+
+
+class Trial(NamedTuple):
+    """What is tried on which leaves: a ranking of some scope, and the scales of a spec."""
+
+    leaves: Mapping[str, Leaf]
+    chosen: Sequence[str]
+    scope: str
+    spec: jp.QuantSpec
+    progress: bool
+
+    def cuts(self, sparsity: float) -> dict[str, ranking.Cut]:
+        """Where the chosen leaves are cut."""
+        ranked = {name: self.leaves[name] for name in compressed.tree_order(self.chosen)}
+        if self.scope == "global":
+            return ranking.cuts(ranked, sparsity)
+        return {name: ranking.cuts({name: leaf}, sparsity)[name] for name, leaf in ranked.items()}
+
+    def changed(self, array: np.ndarray, mask: np.ndarray, bits: float | None) -> Any:
+        """A leaf after a setting."""
+        pruned = np.where(mask, array, np.zeros((), array.dtype))
+        if bits is None:
+            return pruned
+        known = pruned if array.dtype.name in ("float16", "bfloat16") else pruned.astype(np.float32)
+        return jp.fake_quant(known, bits, spec=self.spec, where=_everything)
+
+
+def curves(trial: Trial, sparsities: Sequence[float], widths: Sequence[float | None]) -> list[dict[str, Any]]:
+    """Relative error and bytes of every combination; each leaf is read by itself, and a shape compiles once."""
+    rest = sum(leaf.nbytes for name, leaf in trial.leaves.items() if name not in set(trial.chosen))
+    rows: list[dict[str, Any]] = [{"sparsity": s, "bits": b, "bytes": rest} for s in sparsities for b in widths]
+    sums, cuts = np.zeros((len(rows), 2)), {s: trial.cuts(s) for s in sparsities}
+    for name in shared.tracked(trial.chosen, "leaves", trial.progress):
+        array = trial.leaves[name].read()
+        masks = {s: ranking.mask(array, cuts[s][name]) for s in sparsities}
+        for i, row in enumerate(rows):
+            bits, mask = row["bits"], masks[row["sparsity"]]
+            found = measures.compare(array, np.asarray(trial.changed(array, mask, bits)))
+            sums[i] += found.squared_error, found.squared_norm
+            row["bytes"] += int(jp.reports.coded_bytes(array, mask, bits, spec=trial.spec, where=_everything))
+    return [row | {"relative_error": measures.relative(*both)} for row, both in zip(rows, sums.tolist(), strict=True)]
+
+
+def evaluated(trial: Trial, rows: Sequence[dict[str, Any]], evaluate: Callable[..., Any]) -> list[float]:
+    """The metric of each row's setting, on the whole tree."""
+    cuts = {sparsity: trial.cuts(sparsity) for sparsity in {row["sparsity"] for row in rows}}
+
+    def value(name: str, leaf: Leaf, row: dict[str, Any]) -> jax.Array:
+        array, cut = leaf.read(), cuts[row["sparsity"]].get(name)
+        return jnp.asarray(array if cut is None else trial.changed(array, ranking.mask(array, cut), row["bits"]))
+
+    def metric(row: dict[str, Any]) -> float:
+        found = evaluate(nested({name: value(name, leaf, row) for name, leaf in trial.leaves.items()}))
+        try:
+            return float(found)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the function of --eval returned {str(found)[:60]}, not a number") from error
+
+    return [metric(row) for row in shared.tracked(rows, "settings", trial.progress)]
+
+
+def _everything(*_: Any) -> bool:
+    return True

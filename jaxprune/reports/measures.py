@@ -71,7 +71,7 @@ def compare(before: np.ndarray, after: np.ndarray) -> Difference:
     squared_error = squared_norm = max_error = 0.0
     for old, new in zip(chunks(before), chunks(after), strict=True):
         equal = equal and old.tobytes() == new.tobytes()
-        old, new = _wide(old), _wide(new)
+        old, new = wide(old), wide(new)
         none, gone = old == 0, new == 0
         same = (old == new) | (np.isnan(old) & np.isnan(new))
         difference = np.abs(np.subtract(old, new, where=~same, out=np.zeros(old.shape, np.result_type(old, new))))
@@ -99,7 +99,7 @@ def histogram(before: np.ndarray, after: np.ndarray) -> Histogram | None:
 
 def _range(*arrays: np.ndarray) -> tuple[float, float, bool]:
     """From the smallest to the largest shown value, unless that is far from the mean; False if there is no value."""
-    shown = (_shown(block) for array in arrays for block in map(_wide, chunks(array)))
+    shown = (_shown(block) for array in arrays for block in map(wide, chunks(array)))
     with np.errstate(over="ignore", invalid="ignore"):
         parts = np.array([(x.size, x.min(), x.max(), x.mean(), x.var()) for x in shown if x.size]).T
         if not parts.size:
@@ -118,7 +118,7 @@ def _range(*arrays: np.ndarray) -> tuple[float, float, bool]:
 def _counts(array: np.ndarray, bins: np.ndarray) -> tuple[tuple[int, ...], int, int, int]:
     """Entries in each bin, beyond them, that are 0 and that are not finite."""
     total, finite, zeros = np.zeros(len(bins) - 1, np.int64), 0, 0
-    for block in map(_wide, chunks(array)):
+    for block in map(wide, chunks(array)):
         shown = _shown(block)
         finite += shown.size
         zeros += block.size - int(np.count_nonzero(block))
@@ -132,7 +132,8 @@ def _shown(block: np.ndarray) -> np.ndarray:
     return block[np.isfinite(block) & (block != 0)]
 
 
-def _wide(part: np.ndarray) -> np.ndarray:
+def wide(part: np.ndarray) -> np.ndarray:
+    """The numbers in a dtype that NumPy computes with."""
     return part.astype(np.complex128 if jnp.issubdtype(part.dtype, jnp.complexfloating) else np.float64)
 
 

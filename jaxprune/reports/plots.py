@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.host import library
-from jaxprune.reports import axes, frontier
-from jaxprune.reports.html_table import visible
+from jaxprune.reports import frontier
+from jaxprune.reports.page import visible
 
 if TYPE_CHECKING:
     from jaxprune.reports.rows import Row
@@ -88,10 +88,10 @@ def plot_frontier(
     if chosen is not None:
         ring = {"s": 130, "facecolor": "none", "edgecolor": _CHOSEN, "lw": 2, "zorder": 4}
         ax.scatter(found.cost[chosen], found.metric[chosen], label=found.describe(chosen), **ring)
-    across = axes.around(found.cost[shown], log=True)
+    across = frontier.around(found.cost[shown], log=True)
     scale = "log" if across.log else "linear"
     ax.set(xscale=scale, xlim=(across.low, across.high), xlabel=found.cost_name, ylabel=found.metric_name)
-    ax.set_xticks(ticks := across.ticks(), map(axes.brief, ticks))
+    ax.set_xticks(ticks := across.ticks(), map(frontier.brief, ticks))
     ax.set_xticks([], minor=True)
     return _calm(ax)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune import host
-from jaxprune.reports import frontier, html_table, page, plots
+from jaxprune.reports import frontier, page, plots
 from jaxprune.reports.rows import COLUMNS, FORMULA, Row
 
 _NOTES = """\
@@ -115,7 +115,7 @@ class Report:
         return plots.plot_leaves(self, ax, most)
 
     def _repr_html_(self) -> str:
-        return html_table.fragment(self.rows, self.total, self._sizes())
+        return page.fragment(self.rows, self.total, self._sizes())
 
     def __str__(self) -> str:
         cells = [(row.name, *(column.show(row) for column in COLUMNS)) for row in (*self.rows, self.total)]

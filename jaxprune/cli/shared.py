@@ -1,0 +1,168 @@
+"""What commands share: which leaves they are about, functions of the user, and what they show.
+
+Tables and JSON go to stdout, everything else to stderr.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxprune import checkpoints, host, tree
+from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, nested
+from jaxprune.checkpoints.leaf import paths
+
+
+def eligible(leaves: Mapping[str, Leaf]) -> list[str]:
+    """The names of kernels and embeddings: the leaves that :func:`jaxprune.tree.select` takes by default."""
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+    grown = dict
+    with contextlib.suppress(CheckpointError):  # names that make no tree
+        nested(leaves)
+        grown = nested
+    order = jax.tree.leaves(grown({name: name for name in leaves}))
+    chosen = {order[i] for i in tree.select(grown(shapes)).chosen}
+    return [name for name in leaves if name in chosen]
+
+
+def choose(leaves: Mapping[str, Leaf], where: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """The eligible names that some pattern of ``where`` matches (all, without one), and none of ``exclude``.
+
+    Raises:
+      ValueError: a pattern that matches nothing, or nothing is left.
+    """
+    among = eligible(leaves)
+    if not among:
+        raise ValueError("no leaf can be chosen: only floating arrays of rank 2 and more are kernels or embeddings")
+    if not (chosen := matching([*where, *(f"!{pattern}" for pattern in exclude)], among, leaves)):
+        raise ValueError("the patterns leave no leaf: each that is chosen is excluded as well")
+    return chosen
+
+
+def matching(patterns: Sequence[str], among: Sequence[str], leaves: Mapping[str, Leaf]) -> list[str]:
+    """The names that patterns choose, all without one; they match a name as it is or with ``/`` between its parts."""
+    if not patterns:
+        return list(among)
+    cut = paths(leaves)
+
+    def complaint(pattern: str) -> str:
+        return (
+            f"pattern {pattern.removeprefix('!')!r} matches none of the {len(among)} leaves that can be chosen: "
+            f"{few(among)} (jaxprune inspect lists them; * stands for anything)"
+        )
+
+    forms = [(name, cut[name], cut[name].removeprefix("params/")) for name in among]
+    flags = tree.matching(patterns, forms, complaint)
+    return [name for name, taken in zip(among, flags, strict=True) if taken]
+
+
+def function(text: str) -> Callable[..., Any]:
+    """The function; modules are looked for in the current folder too.
+
+    Raises:
+      ValueError: the text names none, with what is wrong.
+    """
+    module, between, name = text.partition(":")
+    if not (module and between and name):
+        raise ValueError(f"{text!r} names no function; write module:function, such as my_model:accuracy")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module.removesuffix(".py").replace("/", "."))
+    except ImportError as error:
+        raise ValueError(f"module {module!r} cannot be imported from {os.getcwd()}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            raise ValueError(f"module {module!r} has no {name!r}; it has {', '.join(public[:6]) or 'nothing'}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"{text!r} is a {type(found).__name__}, not a function")
+    return found
+
+
+def opened(args: Any, path: str) -> Checkpoint:
+    """A checkpoint, with the limit that the options say."""
+    return checkpoints.open(path, max_bytes=args.max_bytes)
+
+
+def show(args: Any, facts: dict[str, Any], text: str, *read: Checkpoint) -> None:
+    """Prints the facts as JSON if that is asked for, else the text; and what of the files that were read was not."""
+    found = [(file.path, name, other.kind) for file in read for name, other in file.others.items()]
+    facts |= {"unreadable": [{"path": str(path), "name": name, "kind": kind} for path, name, kind in found]}
+    text = "\n".join([text, *(f"not read: {path}: {name!r} ({kind})" for path, name, kind in found)])
+    print(json.dumps(plain(facts), indent=1, allow_nan=False) if args.json else text)
+
+
+def progress_wanted(args: Any) -> bool:
+    """Whether bars are drawn: to people alone, and where ``rich``, which draws them, is installed."""
+    return not args.quiet and sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
+
+
+def tracked(items: Sequence[Any], what: str, progress: bool) -> Iterator[Any]:
+    """The items, with a bar that shows how many are done."""
+    with host.progress_bar(progress, what, 0, len(items)) as finished:
+        for number, item in enumerate(items, 1):
+            yield item
+            finished(number)
+
+
+def cells(form: str, row: dict[str, Any]) -> list[str]:
+    """A line of a table, by a form; what the row lacks stays empty, and a list is a shape.
+
+    >>> cells("{name} {shape} {size:,} {error:.3g}", {"name": "a", "shape": [30, 40], "size": 1200})
+    ['a', '30x40', '1,200', '']
+    """
+    said = {key: shape(value) if isinstance(value, list) else value for key, value in row.items()}
+    return [part.format_map(said) if part[1:-1].split(":")[0] in said else "" for part in form.split()]
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it; numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def size(number: int | float) -> str:
+    """Bytes for people, in powers of 1,000.
+
+    >>> size(999), size(90868376), size(12e9)
+    ('999 B', '90.9 MB', '12.0 GB')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{int(number)} B"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """A shape such as ``3x3x16``."""
+    return "x".join(map(str, sizes)) or "scalar"
+
+
+def times(before: int, after: int) -> str:
+    """How much smaller, such as ``12.3x``."""
+    return f"{before / after:.1f}x" if after else "-"
+
+
+def smaller(before: int, after: int) -> str:
+    """Both sizes, and their ratio in words."""
+    words = f"{times(before, after)} smaller" if after <= before else f"{times(after, before)} larger"
+    return f"{before:,} bytes before, {after:,} after: {words}"
