@@ -1,6 +1,7 @@
 """The small files of this library: leaves are decoded when they are read, and coded one after the other."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def _read(path: Path, limit: float) -> Content:
         while name in found:
             again += 1
             name = f"{leaf.path}#{again}"
-        found[name] = Leaf(name, leaf.shape, leaf.dtype, leaf.read)
+        found[name] = Leaf(name, leaf.shape, leaf.dtype, partial(leaf.read, limit))
     return Content(found)
 
 

@@ -57,9 +57,9 @@ class StoredLeaf(NamedTuple):
         heads = ((path, part.read(arrays.LONGEST_HEAD)) for path, part in self.parts)
         return [_named(path, lambda data=data: arrays.head(data)) for path, data in heads]
 
-    def read(self) -> np.ndarray:
-        """The dense array; of a random key its integers."""
-        array = decode_all([self], self.nbytes, None)[0]
+    def read(self, max_bytes: float | None = None) -> np.ndarray:
+        """The dense array; of a random key its integers. ``max_bytes`` as in :meth:`Compressed.decompress`."""
+        array = decode_all([self], self.nbytes, max_bytes)[0]
         if records.is_record(array):
             array = protocol.dense(array)
         if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
@@ -84,7 +84,7 @@ def leaves_of(root: Node, stored: Sequence[Stored]) -> list[StoredLeaf]:
     return list(walk(root))
 
 
-def decode_all(wanted: Sequence[StoredLeaf], coded: int, max_bytes: int | None) -> list[Any]:
+def decode_all(wanted: Sequence[StoredLeaf], coded: int, max_bytes: float | None) -> list[Any]:
     """The array or record of each leaf; ``coded`` is the number of bytes that the whole file has."""
     limit = max(_LEAST_LIMIT, _LEAST_RATIO * coded) if max_bytes is None else max_bytes
     sizes = [_decoded_bytes(leaf) for leaf in wanted]
