@@ -56,7 +56,7 @@ def each(
 def _pick(column: Sequence[Any], members: list[int]) -> Any:
     """Some of a column; numbers as one array, which is one argument."""
     chosen = [column[i] for i in members]
-    return np.stack(chosen) if isinstance(chosen[0], np.generic) else chosen
+    return np.asarray(chosen) if isinstance(chosen[0], np.generic) else chosen
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -17,7 +17,7 @@ from jaxprune.base import Array
 from jaxprune.kernels.float_keys import Cut, key_type, to_keys
 from jaxprune.kernels.histogram import histogram
 
-_DIGIT = 16  # bits of a digit, whose histogram stays in cache
+DIGIT = 16  # bits of a digit, whose histogram stays in cache
 _LARGE = 1 << 22  # elements from which a sample pays, and digits whose histogram takes 1 MiB
 _WIDE = 18  # bits of such digits
 _EVERY = 17  # of so many elements one is sampled; odd, so that every column of a matrix has its turn
@@ -32,7 +32,7 @@ def cut_at(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, key: Ar
     the key must lie, one pass finds it; if it does not lie there, the search starts anew.
     """
     large = leaf.size >= _LARGE
-    width, lanes = (_WIDE, _LANES) if large else (_DIGIT, 0)
+    width, lanes = (_WIDE, _LANES) if large else (DIGIT, 0)
     kind = np.promote_types(key_type(dtype), np.uint32)
     shifts = [kind.type(max(bits - width, 0)) for bits in (dtype.itemsize * 8, leaf.size.bit_length())]
 
@@ -107,15 +107,15 @@ class _NextDigit:
 
 def _likely(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, width: int) -> _Digit:
     """A digit of the keys in which the rank very likely lies, by a sample."""
-    left = dtype.itemsize * 8 - _DIGIT
+    left = dtype.itemsize * 8 - DIGIT
     zero = key_type(dtype).type(0)
-    counts = histogram(leaf, (zero, digit_shifts(dtype)[0], guard), _OneDigit(dtype), 1 << _DIGIT, every=_EVERY)
+    counts = histogram(leaf, (zero, digit_shifts(dtype)[0], guard), _OneDigit(dtype), 1 << DIGIT, every=_EVERY)
     size = counts.sum(dtype=jnp.uint32).astype(jnp.float32)
     middle = rank.astype(jnp.float32) * (size / leaf.size)
     spread = 4 * jnp.sqrt(middle * jnp.maximum(1 - middle / size, 0)) + 16
     ends = jnp.stack([middle - spread, middle + spread])
     bins, _ = locate(counts[None], jnp.zeros(2, jnp.int32), jnp.clip(ends, 0, size - 1).astype(jnp.uint32))
-    low, high = jnp.where(ends < 0, 0, jnp.where(ends >= size - 1, (1 << _DIGIT) - 1, bins)).astype(jnp.uint32)
+    low, high = jnp.where(ends < 0, 0, jnp.where(ends >= size - 1, (1 << DIGIT) - 1, bins)).astype(jnp.uint32)
     shift = jnp.maximum(32 - lax.clz(high - low).astype(jnp.int32) + left - width, 0)
     kind = np.promote_types(key_type(dtype), np.uint32)
     return _digit(low.astype(kind) << left, shift.astype(kind), jnp.zeros((), bool), width)
@@ -128,7 +128,7 @@ def key_at(leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtyp
     """
     key = jnp.zeros((), key_type(dtype))
     for shift in digit_shifts(dtype):
-        counts = jnp.zeros(1 << _DIGIT, jnp.uint32)
+        counts = jnp.zeros(1 << DIGIT, jnp.uint32)
         for leaf, guard in zip(leaves, guards, strict=True):
             counts += count_digit(leaf, guard, key, shift, dtype)
         digit, rank = _find(counts, rank)
@@ -138,13 +138,13 @@ def key_at(leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtyp
 
 def digit_shifts(dtype: np.dtype) -> list[Any]:
     """How far ``count_digit`` has to shift the keys in each pass, most significant digit first."""
-    return [key_type(dtype).type(shift) for shift in range(dtype.itemsize * 8 - _DIGIT, -1, -_DIGIT)]
+    return [key_type(dtype).type(shift) for shift in range(dtype.itemsize * 8 - DIGIT, -1, -DIGIT)]
 
 
 @partial(jax.jit, static_argnums=4)
 def count_digit(leaf: Array, guard: Cut | None, above: Array, shift: Array, dtype: np.dtype) -> Array:
     """Histogram of the digit at ``shift`` among the elements whose keys begin like ``above``: uint32 [2**16]."""
-    return histogram(leaf, (above, shift, guard), _OneDigit(dtype), 1 << _DIGIT)
+    return histogram(leaf, (above, shift, guard), _OneDigit(dtype), 1 << DIGIT)
 
 
 def count_equal(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> Array:
@@ -162,7 +162,7 @@ class _OneDigit:
     def __call__(self, values: Array, index: Array, above: Array, shift: Array, guard: Cut | None) -> Array:
         keys = to_keys(values, self.dtype, index, guard)
         bins = ((keys - above) >> shift).astype(np.promote_types(keys.dtype, np.uint32))
-        return jnp.minimum(bins, 1 << _DIGIT).astype(jnp.uint32)
+        return jnp.minimum(bins, 1 << DIGIT).astype(jnp.uint32)
 
 
 def _find(counts: Array, rank: Array) -> tuple[Array, Array]:

@@ -52,18 +52,22 @@ def _key_at(columns: Sequence[Any], dtype: np.dtype, rank: int) -> tuple[Any, in
     """The key of one rank among all leaves, and how many of its equals come before it."""
     key = key_type(dtype).type(0)
     for shift in radix.digit_shifts(dtype):
-        parts = [_count_digit(*column, key, shift, dtype) for column in columns]
-        passed = np.cumsum(sum(np.asarray(part, np.int64) for part in parts))
-        digit = int(np.searchsorted(passed, rank, side="right")) if parts else 0
+        counts = np.zeros(1 << radix.DIGIT, np.uint32)
+        for column in columns:
+            counts = _count_digit(counts, *column, key, shift, dtype)
+        passed = np.cumsum(np.asarray(counts), dtype=np.int64)
+        digit = int(np.searchsorted(passed, rank, side="right")) if columns else 0
         rank -= int(passed[digit - 1]) if digit else 0
         key |= key.dtype.type(digit) << shift
     return key, rank
 
 
-@partial(jax.jit, static_argnums=4)
-def _count_digit(leaves: list[Array], guards: list[Any], above: Array, shift: Array, dtype: np.dtype) -> Array:
+@partial(jax.jit, static_argnums=5)
+def _count_digit(
+    counts: Any, leaves: list[Array], guards: list[Any], above: Array, shift: Array, dtype: np.dtype
+) -> Array:
     rows = zip(leaves, guards, strict=True)
-    return sum((radix.count_digit(*row, above, shift, dtype) for row in rows), jnp.zeros((), jnp.uint32))
+    return counts + sum((radix.count_digit(*row, above, shift, dtype) for row in rows), jnp.zeros((), jnp.uint32))
 
 
 @partial(jax.jit, static_argnums=3)
@@ -77,9 +81,10 @@ def _keep(
     leaves: list[Array], guards: list[Any], key: Array, whole: list[Array], which: Array, rank: Array, dtype: np.dtype
 ) -> list[Array]:
     """Masks: of its elements of this key, a leaf loses those before ``whole``; leaf ``which`` its ``rank`` first."""
-    found = ties.index_in(leaves, guards, dtype, key, which, rank)
+    here = [which == i for i in range(len(leaves))]
+    found = ties.index_in(leaves, guards, dtype, key, here, rank)
     masks = []
     for i, (leaf, guard, position) in enumerate(zip(leaves, guards, whole, strict=True)):
-        cut = Cut(key, jnp.where(which == i, found, position))
+        cut = Cut(key, jnp.where(here[i], found, position))
         masks.append(order.keeps(leaf, guard, cut, dtype))
     return masks

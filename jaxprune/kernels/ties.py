@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxprune.kernels import bisection, radix
 from jaxprune.kernels.batching import one_at_a_time
 from jaxprune.kernels.float_keys import Cut, flat_index, to_keys
 
+_EVERY = np.uint32(2**32 - 1)  # beyond the last flat index
 _SMALL = 1 << 16  # elements up to which a bisection is as fast as a histogram; it compiles sooner
 
 
@@ -27,55 +29,62 @@ def count_from(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> t
 def after_ties(leaves: Any, guards: Any, dtype: np.dtype, key: Array, rest: Array) -> list[Array]:
     """For each leaf, the flat index before which its elements of this key go, if ``rest`` of them go in all leaves.
 
-    The numbers come out of the branch one by one: XLA compiles equal programs of leaves once, and those that cut a
-    number of their own out of an array, or hold it as a constant, are not equal.
+    All that tells one leaf from the next is how many of these elements ``passed`` before it, a number that the sum over
+    the leaf before has made: XLA compiles equal programs of leaves once, and those that hold a number of their own, or
+    cut it out of an array, are not equal.
     """
-    numbers, sizes = np.arange(len(leaves)), np.asarray([leaf.size for leaf in leaves], np.uint32)
 
-    def find(leaves: Any, guards: Any, key: Array, rest: Array) -> list[Array]:
-        counts = jnp.stack([_equal(leaf, guard, key, dtype) for leaf, guard in zip(leaves, guards, strict=True)])
-        passed = jnp.cumsum(counts, dtype=jnp.uint32)
-        which = jnp.sum(passed <= rest, dtype=jnp.int32)
-        rank = rest - jnp.max(jnp.where(passed <= rest, passed, np.uint32(0)))
-        index = index_in(leaves, guards, dtype, key, which, rank)
-        return list(jnp.where(numbers < which, sizes, jnp.where(numbers == which, index, np.uint32(0))))
+    def find(leaves: Any, guards: Any, key: Array, rest: Array) -> tuple[list[Array], Array]:
+        passed = [jnp.zeros((), jnp.uint32)]
+        for leaf, guard in zip(leaves, guards, strict=True):
+            passed.append(_pass(leaf, guard, key, passed[-1], dtype))
+        here = [(before <= rest) & (rest < after) for before, after in pairwise(passed)]
+        rank = rest - jnp.max(jnp.stack([jnp.where(before <= rest, before, np.uint32(0)) for before in passed]))
+        return passed, index_in(leaves, guards, dtype, key, here, rank)
 
-    def nothing(leaves: Any, *arguments: Any) -> list[Array]:
-        return [jnp.zeros((), jnp.uint32) for _ in leaves]
+    def nothing(leaves: Any, *arguments: Any) -> tuple[list[Array], Array]:
+        return [jnp.ones((), jnp.uint32) for _ in range(len(leaves) + 1)], jnp.zeros((), jnp.uint32)
 
-    def needed(leaves: Any, guards: Any, key: Array, rest: Array) -> list[Array]:
+    def needed(leaves: Any, guards: Any, key: Array, rest: Array) -> tuple[list[Array], Array]:
         return lax.cond(rest > 0, find, nothing, leaves, guards, key, rest)
 
-    return one_at_a_time(needed)([lax.stop_gradient(leaf) for leaf in leaves], list(guards), key, rest)
+    leaves = [lax.stop_gradient(leaf) for leaf in leaves]
+    passed, index = one_at_a_time(needed)(leaves, list(guards), key, rest)
+    partly = (jnp.where(before <= rest, index, np.uint32(0)) for before in passed[:-1])
+    return [jnp.where(after <= rest, _EVERY, some) for after, some in zip(passed[1:], partly, strict=True)]
 
 
-@partial(jax.jit, static_argnums=3)
-def _equal(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> Array:
-    """How many elements have this key; of large leaves by a histogram of one bin, which needs no memory."""
+@partial(jax.jit, static_argnums=4)
+def _pass(leaf: Array, guard: Cut | None, key: Array, passed: Array, dtype: np.dtype) -> Array:
+    """``passed`` and how many elements have this key; of large leaves by a histogram of one bin: no memory needed."""
 
-    def by_sum(leaf: Array, guard: Any, key: Array) -> Array:
-        return count_from(leaf, guard, key, dtype)[1]
+    def by_sum(leaf: Array, guard: Any, key: Array, passed: Array) -> Array:
+        index = flat_index(leaf.shape)
+        equal = to_keys(leaf, dtype, index, guard) == key
+        return jnp.sum(equal.astype(jnp.uint32) + jnp.where(index == 0, passed, np.uint32(0)), dtype=jnp.uint32)
 
-    def by_histogram(leaf: Array, guard: Any, key: Array) -> Array:
-        return radix.count_equal(leaf, guard, key, dtype)
+    def by_histogram(leaf: Array, guard: Any, key: Array, passed: Array) -> Array:
+        return passed + radix.count_equal(leaf, guard, key, dtype)
 
+    if not leaf.size:
+        return passed
     if leaf.size <= _SMALL:
-        return by_sum(leaf, guard, key)
-    return lax.platform_dependent(leaf, guard, key, tpu=by_sum, default=by_histogram)
+        return by_sum(leaf, guard, key, passed)
+    return lax.platform_dependent(leaf, guard, key, passed, tpu=by_sum, default=by_histogram)
 
 
-def index_in(leaves: Any, guards: Any, dtype: np.dtype, key: Array, which: Array, rank: Array) -> Array:
-    """The flat index in leaf ``which`` that exactly ``rank`` of its elements of this key lie before; 0 in no leaf.
+def index_in(leaves: Any, guards: Any, dtype: np.dtype, key: Array, here: Sequence[Array], rank: Array) -> Array:
+    """The flat index that exactly ``rank`` elements of this key lie before, in the leaf that is ``here``; 0 in none.
 
     Leaves of one shape share the search, which takes long to compile: it is made in the one that needs it.
     """
     found = jnp.zeros((), jnp.uint32)
     for alike in _alike(leaves):
-        leaf, guard, here = leaves[alike[0]], guards[alike[0]], which == alike[0]
+        leaf, guard, any_here = leaves[alike[0]], guards[alike[0]], here[alike[0]]
         for i in alike[1:]:
-            leaf, guard = jax.tree.map(partial(jnp.where, which == i), (leaves[i], guards[i]), (leaf, guard))
-            here |= which == i
-        found |= search(leaf, guard, dtype, jnp.where(here, rank, np.uint32(0)), key).position
+            leaf, guard = jax.tree.map(partial(jnp.where, here[i]), (leaves[i], guards[i]), (leaf, guard))
+            any_here |= here[i]
+        found |= search(leaf, guard, dtype, jnp.where(any_here, rank, np.uint32(0)), key).position
     return found
 
 
