@@ -421,3 +421,28 @@ def test_updates_need_the_parameters(name):
     optimizer = {**TABLE, **LATENT}[name](optax.sgd(0.1), before)
     with pytest.raises(ValueError, match="needs the parameters: optimizer.update.grads, state, params."):
         optimizer.update(before, optimizer.init(before))
+
+
+def test_averages_are_as_sparse_as_the_masks():
+    """The averages of optax mix what weights were before they were pruned; held masks make them sparse."""
+    params = {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]])}
+    masks = {"kernel": jnp.array([[True, False], [False, True]])}
+    averaging = optax.contrib.schedule_free(optax.sgd(0.1), 0.1)
+    trained, state = train(optax.chain(averaging, training.hold_masks(masks)), params, steps=3)
+    dense = optax.contrib.schedule_free_eval_params(state[0], trained)
+    assert dense["kernel"][0, 1] != 0
+    average = jp.masks.apply_masks(dense, training.masks_of(state, trained))
+    chex.assert_trees_all_equal(average["kernel"], jnp.where(masks["kernel"], dense["kernel"], 0.0))
+    chex.assert_trees_all_equal(trained["kernel"] != 0, masks["kernel"])
+
+
+def test_both_copies_of_lookahead_are_held():
+    params = optax.LookaheadParams.init_synced({"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]])})
+    masks = {"kernel": jnp.array([[True, False], [False, True]])}
+    both = optax.LookaheadParams(masks, masks)
+    optimizer = optax.chain(optax.lookahead(optax.sgd(0.1), 3, 0.5), training.hold_masks(both))
+    state = optimizer.init(params)
+    for _ in range(7):
+        updates, state = optimizer.update({"kernel": 2 * params.fast["kernel"]}, state, params)
+        params = optax.apply_updates(params, updates)
+        chex.assert_trees_all_equal(jax.tree.map(lambda w: w != 0, params), both)
