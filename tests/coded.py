@@ -2,26 +2,21 @@
 
 import numpy as np
 
-from jaxprune.files import classes, coders, gaps, lanes, mixing, packing, tables
-
-
-def _static(codes, number):
-    counted = tables.histogram(codes)
-    if counted is None or len(counted[0]) < 2:
-        return None
-    table = tables.from_histogram(*counted)
-    stream = lanes.write(table, codes) if number == coders.LANES else tables.write_stream([(table, codes)])
-    return None if stream is None else tables.write(table) + stream
+from jaxprune.files import classes, coders, mixing, tables
 
 
 def alone(number: int, codes: np.ndarray) -> bytes | None:
     """What that coder makes of codes; None if it does not take them."""
     if not codes.size:
         return b""
-    if number in (coders.ANS, coders.LANES):
-        return _static(codes, number)
-    others = {coders.PACKING: packing, coders.CLASSES: classes, coders.MIXING: mixing, coders.GAPS: gaps}
-    return others[number].encode(codes)
+    if number in (coders.CLASSES, coders.MIXING, coders.PACKING):
+        return {coders.PACKING: coders.pack, coders.CLASSES: classes.encode, coders.MIXING: mixing.encode}[number](codes)
+    counted = tables.histogram(codes)
+    if counted is None or (len(counted[0]) < 2 and number != coders.GAPS):
+        return None
+    if number == coders.GAPS:
+        return coders.by_gaps(codes, counted)
+    return coders.with_table(codes, counted, number == coders.LANES)
 
 
 def each(codes: np.ndarray) -> list[tuple[int, bytes]]:

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.files import coders, lanes, lists, packing, tables
-from jaxprune.files.bytestream import FormatError, Reader, unsigned
+from jaxprune.files import coders, lanes, tables
+from jaxprune.files.bytestream import FormatError, Reader, read_list, unsigned, write_list
 from jaxprune.quantization import pack, unpack
 
 LEAST, MOST = -(2**31), 2**31 - 1
@@ -126,7 +126,7 @@ def test_what_is_chosen_loses_nothing_and_is_no_longer_than_packing(case):
         number, data = coders.encode(codes, effort)
         assert (number, data) == coders.encode(codes, effort)
         np.testing.assert_array_equal(coders.decode(number, data, codes.shape), codes)
-        assert len(data) <= (len(packing.encode(codes)) if codes.size else 0)
+        assert len(data) <= (len(coders.pack(codes)) if codes.size else 0)
 
 
 @each
@@ -250,9 +250,9 @@ def test_integers_are_read_as_documented():
     rng = np.random.default_rng(0)
     for size in (1, 2, 50, 300):
         for values in (rng.integers(0, 2**32, size), rng.geometric(0.2, size), rng.integers(0, 2, size) << 20):
-            data = lists.write(values)
+            data = write_list(values)
             assert oracles.small_integers(data, 0, size) == (values.tolist(), len(data))
-            np.testing.assert_array_equal(lists.read(Reader(data), size), values)
+            np.testing.assert_array_equal(read_list(Reader(data), size), values)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxprune.files import logistic, mixing, range_bits, wavefront
+from jaxprune.files import learning, mixing, wavefront
 from jaxprune.files.bytestream import FormatError, unsigned
 
 LEAST, MOST = -(2**31), 2**31 - 1
@@ -105,21 +105,21 @@ def test_the_bytes_never_change():
 
 def test_logarithms_and_sigmoids_are_exact():
     numbers = np.concatenate([np.arange(1, 5000), 2 ** np.arange(53), 2 ** np.arange(1, 53) - 1, 3 ** np.arange(33)])
-    assert logistic.log(numbers.astype(np.float64)).tolist() == [oracles.log(int(n)) for n in numbers]
-    np.testing.assert_allclose(logistic.log(numbers.astype(np.float64)) / 2**20, np.log(numbers), atol=2.6e-4)
+    assert learning.log(numbers.astype(np.float64)).tolist() == [oracles.log(int(n)) for n in numbers]
+    np.testing.assert_allclose(learning.log(numbers.astype(np.float64)) / 2**20, np.log(numbers), atol=2.6e-4)
     steps = np.arange(-3000, 3001)
-    sigmoids = logistic.squash(steps * 2.0**18)
+    sigmoids = learning.squash(steps * 2.0**18)
     assert sigmoids.tolist() == [oracles._sigmoid(oracles.clip(int(s), 2816)) for s in steps]
     np.testing.assert_allclose(sigmoids / 2**16, 1 / (1 + np.exp(-steps / 256)), atol=2**-16)
 
 
 def test_sums_are_exact_in_float64():
-    most, longest = logistic.UNIT // 4 + 1, 2**11  # p (1 - p); the shorter side of 2**22 entries
+    most, longest = learning.UNIT // 4 + 1, 2**11  # p (1 - p); the shorter side of 2**22 entries
     assert longest**2 == mixing._MOST_ENTRIES
-    assert logistic.MOST**2 * most * longest < 2**53
+    assert learning.MOST**2 * most * longest < 2**53
     assert wavefront._NARROW**2 * most * longest * wavefront.LEVELS < 2**53
     features = mixing._LAGS + 5 + wavefront.LEVELS + 7
-    assert logistic._HEAVIEST * logistic.MOST * features < 2**53
+    assert learning._HEAVIEST * learning.MOST * features < 2**53
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_lags_are_found():
 
 
 def test_the_shortest_bytes_are_written():
-    ask, written = range_bits.writing()
+    ask, written = learning.writing()
     chances = np.random.default_rng(0).integers(1, 65536, 100).astype(np.float64)
     bits = np.random.default_rng(1).random(100) < chances / 65536
     ask(chances, bits)

@@ -1,14 +1,25 @@
-"""Numbers of any size as bytes, and a cursor that reads them back without trusting them.
+"""Numbers as bytes, alone and in lists, and a cursor that reads them back without trusting them.
 
 An unsigned number takes 7 bits a byte, low bits first, the eighth says that more follow (LEB128). A signed one is first
 folded to 0, -1, 1, -2, ... = 0, 1, 2, 3, ...
+
+A list of small integers (levels and gaps of a table, classes of rows, lengths of lanes) begins with one byte k; 32 says
+that all are 0, and nothing follows. Otherwise an integer falls into a class q: q zeros and a one in a first stretch of
+bits. With j = max(q - 2, 0), the class begins at (min(q, 2) + 2**j - 1) * 2**k, and the k + j bits of how much the
+integer is above that, the highest first, are in a second stretch. Each is filled up with zeros to a whole byte; the
+first bit is the highest of its byte. How many integers there are is known from elsewhere. The first stretch has at most
+8 bits an integer and 64 more. (Codes of Golomb, exponential from the third class on.)
 """
 
 from typing import Any
 
+import numpy as np
+
 from jaxprune.host import library
 
 _LONGEST = 10  # bytes of a number; 63 bits fit
+_ALL_ZERO = 32  # what begins a list of zeros
+_AT_ONCE = 1 << 11  # bytes of a list that are looked at together
 
 
 def unsigned(number: int) -> bytes:
@@ -85,3 +96,108 @@ class Reader:
         """Nothing may be left."""
         if self.left:
             raise FormatError(f"{self.left} bytes too many")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lists
+
+
+def write_list(values: np.ndarray) -> bytes:
+    """Integers in [0, 2**32), int64 [n], as bytes; no bytes when there are none."""
+    if not values.size:
+        return b""
+    if not values.any():
+        return bytes([_ALL_ZERO])
+    k = _cheapest(values)[1]
+    classes = _classes(values, k)
+    starts, tails = _extents(classes, k)
+    ones = np.zeros(int(classes.sum()) + len(classes), np.uint8)
+    ones[np.cumsum(classes + 1) - 1] = 1
+    above, at, bits = values - starts, np.cumsum(tails) - tails, np.zeros(int(tails.sum()), np.uint8)
+    for place in range(int(tails.max())):
+        some = tails > place
+        bits[at[some] + place] = above[some] >> (tails[some] - 1 - place) & 1
+    return bytes([k]) + np.packbits(ones).tobytes() + np.packbits(bits).tobytes()
+
+
+def read_list(reader: Reader, count: int, most: int = 2**32 - 1) -> np.ndarray:
+    """The next ``count`` integers that ``write_list`` wrote, int64 [count], none above ``most``."""
+    if not count:
+        return np.zeros(0, np.int64)
+    k = reader.take(1)[0]
+    if k == _ALL_ZERO:
+        return np.zeros(count, np.int64)
+    if k > _ALL_ZERO:
+        raise FormatError(f"no list of integers begins with {k}")
+    classes = _read_runs(reader, count).astype(np.int64)
+    if classes.max() > 34 - k:
+        raise FormatError("an integer above 2**32 in a list")
+    values, tails = _extents(classes, k)
+    total = int(tails.sum())
+    bits = np.unpackbits(np.frombuffer(reader.take(-(-total // 8)), np.uint8))
+    if bits[total:].any():
+        raise FormatError("spare bits that are not zeros")
+    at, above = np.cumsum(tails) - tails, np.zeros(count, np.int64)
+    for place in range(int(tails.max())):
+        some = tails > place
+        above[some] = 2 * above[some] + bits[at[some] + place]
+    values += above
+    if values.max() > most:
+        raise FormatError(f"a number of {values.max()}, where the most is {most}")
+    return values
+
+
+def list_cost(values: np.ndarray) -> int:
+    """How many bits ``write_list`` needs, without what fills up bytes."""
+    return 8 + (_cheapest(values)[0] if values.any() else 0)
+
+
+def fold(values: np.ndarray) -> np.ndarray:
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: signed numbers for ``write_list``."""
+    return np.where(values < 0, -2 * values - 1, 2 * values)
+
+
+def unfold(values: np.ndarray) -> np.ndarray:
+    """The inverse of ``fold``."""
+    return np.where(values % 2, -(values + 1) // 2, values // 2)
+
+
+def _classes(values: np.ndarray, k: int) -> np.ndarray:
+    units = values >> k
+    return np.minimum(units, np.frexp(np.maximum(units - 1, 1).astype(np.float64))[1] + 1)
+
+
+def _extents(classes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each class begins, and how many bits say where in it an integer is."""
+    doublings = np.maximum(classes - 2, 0)
+    return (np.minimum(classes, 2) + (1 << doublings) - 1) << k, k + doublings
+
+
+def _cheapest(values: np.ndarray) -> tuple[int, int]:
+    """(bits, k) of the code that costs least, of those whose first stretch stays short."""
+    ways = []
+    for k in range(min(int(values.max()).bit_length() + 1, _ALL_ZERO)):
+        classes = _classes(values, k)
+        first = int(classes.sum()) + len(values)
+        if first <= 8 * len(values) + 64:
+            ways.append((first + int(_extents(classes, k)[1].sum()), k))
+    return min(ways)
+
+
+def _read_runs(reader: Reader, count: int) -> np.ndarray:
+    """The next ``count`` runs of zeros that end in a one, int32 [count]."""
+    data = np.frombuffer(reader.data, np.uint8)[reader.at : reader.at + min(count + 8, reader.left)]
+    ends, found = [], 0
+    for at in range(0, len(data), _AT_ONCE):
+        ones = np.flatnonzero(np.unpackbits(data[at : at + _AT_ONCE]))[: count - found]
+        ends.append((ones + 8 * at).astype(np.int32))
+        found += len(ones)
+        if found == count:
+            break
+    else:
+        raise FormatError(f"{found} numbers, where {count} are expected: truncated or damaged")
+    place = np.concatenate(ends)
+    taken = reader.take(int(place[-1]) // 8 + 1)
+    if taken[-1] % (1 << (7 - int(place[-1]) % 8)):
+        raise FormatError("spare bits that are not zeros")
+    return np.diff(place, prepend=np.int32(-1)) - 1

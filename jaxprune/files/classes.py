@@ -4,7 +4,7 @@ Row i has a class a[i], column j a class b[j], both about four times the logarit
 classes add up to the same number are about as wide, and share a distribution. As bytes:
 
 * which sides have classes (1: rows, 2: columns, 3: both); then, for each of these, rows first, the class that serves as
-  a center (a number) and a list (:mod:`jaxprune.files.lists`) of the differences from it, folded. Classes are 0 to 127,
+  a center (a number) and a list (:mod:`jaxprune.files.bytestream`) of the differences from it, folded. Classes are 0 to 127,
   and 0 on a side without. Only rows of at least 16 entries have classes, and columns as well.
 * a table for each sum that occurs, ascending (:mod:`jaxprune.files.tables`).
 * one stream as there, over the entries of the least sum, then of the next, and so on. Within
@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.files import lists, tables
-from jaxprune.files.bytestream import FormatError, Reader, unsigned
+from jaxprune.files import tables
+from jaxprune.files.bytestream import FormatError, Reader, fold, list_cost, read_list, unfold, unsigned, write_list
 
 _LEAST = 4096  # entries, below which classes cannot pay
 _SHORTEST = 16  # entries of what has a class
@@ -60,7 +60,7 @@ def encode(codes: np.ndarray) -> bytes | None:
     for side in sides:
         if side.any():
             center = int(np.bincount(side).argmax())
-            head += unsigned(center) + lists.write(lists.fold(side - center))
+            head += unsigned(center) + write_list(fold(side - center))
 
     def stretches() -> Iterator[tables.Stretch]:
         for values in _parts(codes, _order(*sides)):
@@ -129,7 +129,7 @@ def _paying(levels: np.ndarray, length: int) -> np.ndarray:
     counts = np.bincount(levels)
     mean = counts @ np.exp2(np.arange(len(counts)) / 2) / len(levels)  # variance
     gain = len(levels) * (length / 2 * (np.log2(mean) - levels.mean() / 2) - _NOISE)
-    price = lists.cost(lists.fold(levels - int(counts.argmax()))) + 32 * (int(levels.max()) + 1)
+    price = list_cost(fold(levels - int(counts.argmax()))) + 32 * (int(levels.max()) + 1)
     return levels if gain > price else np.zeros_like(levels)
 
 
@@ -186,7 +186,7 @@ def _read_side(reader: Reader, number: int, given: int) -> np.ndarray:
     if not given:
         return np.zeros(number, np.int64)
     center = reader.unsigned(_HIGHEST)
-    levels = center + lists.unfold(lists.read(reader, number, 2 * _HIGHEST))
+    levels = center + unfold(read_list(reader, number, 2 * _HIGHEST))
     if levels.min() < 0 or levels.max() > _HIGHEST:
         raise FormatError(f"classes from {levels.min()} to {levels.max()}, where 0 to {_HIGHEST} are allowed")
     return levels

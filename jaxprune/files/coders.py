@@ -1,17 +1,30 @@
-"""The coders of integers, by number, and which of them is taken. A new one is one file, and a line or two here.
+"""The coders of integers, by number, and which of them is taken. A new one is two functions, and a line in a table here.
 
 They take int32 codes [rows, columns] and give bytes, or None where they cannot or surely do not pay; reading raises
-:class:`FormatError` for data that make no sense. A plane without entries has no data.
+:class:`FormatError` for data that make no sense. A plane without entries has no data. Three are simple and stand here:
+
+* packing: the least code (signed), one byte with the width in bits (0 to 32), and the codes less the least, packed as
+  :mod:`jaxprune.quantization.arrays.packed` says.
+* ans and lanes: a table, and a stream of all codes (:mod:`jaxprune.files.tables`, :mod:`jaxprune.files.lanes`).
+* gaps: a relative index of codes of which most are one value, how far it is to the next that is another, and which that
+  is. The commonest value (signed); the number n of the others; two tables, of their values and of their gaps, at least
+  0; one stream, of the n values and then of the n gaps. Row by row, the place in the codes moves on by a gap, and the
+  entry there takes the value; all that were passed over are the commonest. Where the others lie in clusters, gaps tell
+  it, and the frequencies of values do not. Section 2 of "Deep Compression" (Han, Mao and Dally 2016, arXiv:1510.00149)
+  has such an index with gaps of a fixed width, long ones cut by fillers.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from jaxprune.files import classes, gaps, lanes, mixing, packing, tables
-from jaxprune.files.bytestream import FormatError, Reader
+from jaxprune.files import classes, lanes, mixing, tables
+from jaxprune.files.bytestream import FormatError, Reader, signed, unsigned
 from jaxprune.host import entropy_of_counts
+from jaxprune.quantization.arrays.packed import pack_host, packed_length, unpack_host
 
 Effort = Literal["fast", "best"]
 
@@ -19,6 +32,7 @@ NAMES = ("packing", "ans", "lanes", "classes", "mixing", "gaps")
 PACKING, ANS, LANES, CLASSES, MIXING, GAPS = range(6)
 _IN_LANES = 1 << 16  # bytes of the entropy, from which on 64 lanes cost less than 0.6%
 _WORTH = 0.98  # of the bytes that a stream takes, below which classes pay: they take three times as long to read
+_RAREST = 4  # other values are at most one entry in so many, or gaps do not pay
 
 
 def encode(codes: np.ndarray, effort: Effort = "fast") -> tuple[int, bytes]:
@@ -29,21 +43,21 @@ def encode(codes: np.ndarray, effort: Effort = "fast") -> tuple[int, bytes]:
     width = (int(codes.max()) - int(codes.min())).bit_length()
     entropy = 0.0 if counted is None else entropy_of_counts(counted[1])
     if counted is None or len(counted[0]) == 1 or entropy >= codes.size * width:
-        return PACKING, packing.encode(codes)
-    table = tables.from_histogram(*counted)
-    ways = [_static(codes, table, entropy >= 8 * _IN_LANES)]
-    by_gap = gaps.encode(codes)
-    ways += [] if by_gap is None else [(GAPS, by_gap)]
+        return PACKING, pack(codes)
+    in_lanes = with_table(codes, counted, True) if entropy >= 8 * _IN_LANES else None
+    ways = [(LANES, in_lanes)]
+    if in_lanes is None or effort == "best":
+        ways.append((ANS, with_table(codes, counted, False)))
+    ways.append((GAPS, by_gaps(codes, counted)))
     by_class = classes.encode(codes)
-    if by_class is not None and (effort == "best" or len(by_class) < _WORTH * min(len(data) for _, data in ways)):
+    if by_class and (effort == "best" or len(by_class) < _WORTH * min(len(data) for _, data in ways if data)):
         ways.append((CLASSES, by_class))
     if effort == "best":
-        ways.append(_static(codes, table, False))
-        learned = mixing.encode(codes)
-        ways += [] if learned is None else [(MIXING, learned)]
-    if min(len(data) for _, data in ways) > codes.size * width // 8:
-        ways.append((PACKING, packing.encode(codes)))
-    return min(ways, key=lambda way: len(way[1]))
+        ways.append((MIXING, mixing.encode(codes)))
+    found = [(number, data) for number, data in ways if data is not None]
+    if min(len(data) for _, data in found) > codes.size * width // 8:
+        found.append((PACKING, pack(codes)))
+    return min(found, key=lambda way: len(way[1]))
 
 
 def decode(number: int, data: bytes, shape: tuple[int, int]) -> np.ndarray:
@@ -53,20 +67,88 @@ def decode(number: int, data: bytes, shape: tuple[int, int]) -> np.ndarray:
     if not math.prod(shape):
         Reader(data).end()
         return np.zeros(shape, np.int32)
-    if number in (ANS, LANES):
-        return _read_static(data, shape, number == LANES)
-    return {PACKING: packing, CLASSES: classes, MIXING: mixing, GAPS: gaps}[number].decode(data, shape)
+    return _DECODERS[number](data, shape)
 
 
-def _static(codes: np.ndarray, table: tables.Table, in_lanes: bool) -> tuple[int, bytes]:
-    head = tables.write(table)
-    stream = lanes.write(table, codes) if in_lanes else None
-    return (ANS, head + tables.write_stream([(table, codes)])) if stream is None else (LANES, head + stream)
+def pack(codes: np.ndarray) -> bytes:
+    """Codes, at least one, in equally many bits."""
+    least = int(codes.min())
+    width = (int(codes.max()) - least).bit_length()
+    head = signed(least) + bytes([width])
+    if not width:
+        return head
+    above = codes.reshape(-1).view(np.uint32) if codes.flags.c_contiguous else codes.reshape(-1).astype(np.uint32)
+    return head + pack_host(above, width, least % 2**32).tobytes()
 
 
-def _read_static(data: bytes, shape: tuple[int, int], in_lanes: bool) -> np.ndarray:
+def _unpack(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+    reader, size = Reader(data), math.prod(shape)
+    least, width = reader.signed(), reader.take(1)[0]
+    if width > 32:
+        raise FormatError(f"codes of {width} bits, where the most is 32")
+    packed = np.frombuffer(reader.take(packed_length(size, width)), np.uint8)
+    reader.end()
+    if not width:
+        return np.full(shape, least, np.int32)
+    if size * width % 8 and packed[-1] >> (size * width % 8):
+        raise FormatError("spare bits that are not zeros")
+    codes = unpack_host(packed, width, size)
+    if least + int(codes.max()) >= 2**31:
+        raise FormatError("a code above 2**31 - 1")
+    codes += np.uint32(least % 2**32)
+    return codes.view(np.int32).reshape(shape)
+
+
+def with_table(codes: np.ndarray, counted: tables.Counted, in_lanes: bool) -> bytes | None:
+    """Codes by their frequencies; None if lanes cannot have those."""
+    table = tables.from_histogram(*counted)
+    stream = lanes.write(table, codes) if in_lanes else tables.write_stream([(table, codes)])
+    return None if stream is None else tables.write(table) + stream
+
+
+def _read_with_table(data: bytes, shape: tuple[int, int], in_lanes: bool) -> np.ndarray:
     reader, size = Reader(data), math.prod(shape)
     table = tables.read(reader, size)
     rest = reader.rest()
     codes = lanes.read(rest, table, size) if in_lanes else tables.read_stream(rest, [(table, size)])[0]
     return codes.reshape(shape)
+
+
+def by_gaps(codes: np.ndarray, counted: tables.Counted) -> bytes | None:
+    """Codes by gaps; None where the commonest is too rare, where all are equal, and from 2**31 entries on."""
+    if codes.size >= 2**31 or not 0 < codes.size - counted[1].max() <= codes.size // _RAREST:
+        return None
+    flat, common = codes.reshape(-1), counted[0][counted[1].argmax()]
+    places = np.flatnonzero(flat != common)
+    stretches = []
+    for part in (flat[places], (np.diff(places, prepend=-1) - 1).astype(np.int32)):
+        found = tables.histogram(part)
+        if found is None:
+            return None
+        stretches.append((tables.from_histogram(*found), part))
+    head = signed(int(common)) + unsigned(len(places)) + b"".join(tables.write(table) for table, _ in stretches)
+    return head + tables.write_stream(reversed(stretches))
+
+
+def _read_gaps(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+    reader, size = Reader(data), math.prod(shape)
+    common, number = reader.signed(), reader.unsigned(size)
+    found = [(tables.read(reader, number), number) for _ in range(2)]
+    values, gaps = tables.read_stream(reader.rest(), found)
+    places = np.cumsum(gaps, dtype=np.int64)
+    places += np.arange(number)
+    if gaps.min() < 0 or places[-1] >= size:
+        raise FormatError(f"gaps from {gaps.min()} on that lead to {places[-1]} in {size} entries")
+    codes = np.full(size, common, np.int32)
+    codes[places] = values
+    return codes.reshape(shape)
+
+
+_DECODERS: tuple[Callable[[bytes, tuple[int, int]], np.ndarray], ...] = (
+    _unpack,
+    partial(_read_with_table, in_lanes=False),
+    partial(_read_with_table, in_lanes=True),
+    classes.decode,
+    mixing.decode,
+    _read_gaps,
+)

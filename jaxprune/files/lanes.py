@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.files import lists, tables
-from jaxprune.files.bytestream import FormatError, Reader, unsigned
+from jaxprune.files import tables
+from jaxprune.files.bytestream import FormatError, Reader, read_list, unsigned, write_list
 
 LANES = 64
 BITS = 12  # of a frequency
@@ -36,7 +36,7 @@ def write(table: tables.Table, codes: np.ndarray) -> bytes | None:
     slots = _slots(flat, table, model)
     states, lanes = _written(_encoding(model), slots)
     lengths = np.array([len(lane) for lane in lanes])
-    head = unsigned(int(lengths.min())) + lists.write(lengths - lengths.min())
+    head = unsigned(int(lengths.min())) + write_list(lengths - lengths.min())
     words = np.concatenate(lanes).astype("<u2").tobytes()
     rest = [(model.rare, flat[slots == len(model.symbols)])] if len(model.rare.symbols) else []
     return head + states.astype("<u4").tobytes() + words + tables.write_stream(rest)
@@ -49,7 +49,7 @@ def read(data: memoryview, table: tables.Table, count: int) -> np.ndarray:
         raise FormatError(f"a table of {len(table.symbols)} values that lanes cannot have")
     reader = Reader(data)
     least = reader.unsigned(reader.left)
-    lengths = least + lists.read(reader, LANES, reader.left)
+    lengths = least + read_list(reader, LANES, reader.left)
     states = np.frombuffer(reader.take(4 * LANES), "<u4").astype(np.uint32)
     words = np.frombuffer(reader.take(2 * int(lengths.sum())), "<u2")
     if states.min() < _START:

@@ -2,7 +2,7 @@
 
 The number of entries that are not 0. If there are any: ``top``, plus 17 if there are lags, plus 34 if there is a shift;
 how many lags, and each as its distance from the one before; the shift; if ``top`` is not 0, the mean of magnitudes in
-quarters. Then bits (:mod:`jaxprune.files.range_bits`), with the probabilities of
+quarters. Then bits (:mod:`jaxprune.files.learning`), with the probabilities of
 :mod:`jaxprune.files.wavefront`: which entries are kept (nothing, if all are), signs, and of all magnitudes less 1,
 shifted right, up to ``top``. Then, each with probability 1/2: of those that reach 16, row by row, how much they are
 beyond (Elias' gamma code of 1 more: the places after the first in unary, then the lower bits, bit by bit for all), and
@@ -18,8 +18,7 @@ import numpy as np
 
 from jaxprune.files import wavefront
 from jaxprune.files.bytestream import FormatError, Reader, unsigned
-from jaxprune.files.logistic import UNIT
-from jaxprune.files.range_bits import Ask, reading, writing
+from jaxprune.files.learning import UNIT, Ask, reading, writing
 from jaxprune.files.wavefront import LEVELS
 
 _MOST_ENTRIES = 1 << 22

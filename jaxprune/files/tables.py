@@ -8,7 +8,7 @@ value i has 1 + C[i+1] * (2**24 - n) // C[n] - C[i] * (2**24 - n) // C[n] of 2**
 values.
 
 As bytes: the least value (signed); how many values there are, at most 65536; two lists
-(:mod:`jaxprune.files.lists`): the differences of successive values less 1, and, of at least two values, the levels
+(:mod:`jaxprune.files.bytestream`): the differences of successive values less 1, and, of at least two values, the levels
 less 1.
 """
 
@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.files import lists
-from jaxprune.files.bytestream import FormatError, Reader, constriction, signed, unsigned
+from jaxprune.files.bytestream import FormatError, Reader, constriction, read_list, signed, unsigned, write_list
 
 MOST = 2**16  # values of a table
 PRECISION = 24  # bits of a frequency
@@ -41,7 +40,11 @@ class Table(NamedTuple):
     levels: np.ndarray
 
 
-def histogram(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+#: Distinct values (int32, ascending), and how often each occurs (int64).
+Counted = tuple[np.ndarray, np.ndarray]
+
+
+def histogram(codes: np.ndarray) -> Counted | None:
     """The distinct values (int32, ascending) and their counts (int64); None if there are none or more than 65536."""
     flat = codes.reshape(-1)
     if not flat.size:
@@ -116,7 +119,7 @@ def write(table: Table) -> bytes:
     gaps = np.diff(table.symbols.astype(np.int64)) - 1
     levels = table.levels - 1 if len(table.levels) > 1 else table.levels[:0]
     head = signed(int(table.symbols[0])) + unsigned(len(table.symbols))
-    return head + lists.write(gaps) + lists.write(levels)
+    return head + write_list(gaps) + write_list(levels)
 
 
 def read(reader: Reader, entries: int) -> Table:
@@ -124,11 +127,11 @@ def read(reader: Reader, entries: int) -> Table:
     first, number = reader.signed(), reader.unsigned(min(MOST, entries))
     if not number:
         raise FormatError("a table of no values")
-    offsets = np.cumsum(lists.read(reader, number - 1) + 1)
+    offsets = np.cumsum(read_list(reader, number - 1) + 1)
     if len(offsets) and first + int(offsets[-1]) >= 2**31:
         raise FormatError("a value above 2**31 - 1")
     symbols = (first + np.concatenate([[0], offsets])).astype(np.int32)
-    levels = lists.read(reader, number, _HIGHEST - 1) + 1 if number > 1 else np.ones(1, np.int64)
+    levels = read_list(reader, number, _HIGHEST - 1) + 1 if number > 1 else np.ones(1, np.int64)
     return Table(symbols, levels)
 
 

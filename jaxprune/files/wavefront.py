@@ -6,8 +6,8 @@ so far. So there are only rows + columns steps, each on whole arrays. Three walk
 of these; their magnitudes. ``lags`` are numbers of rows: the entry so many rows above is a feature (the pixel above, of
 an image's pixels in rows; a kernel's neighbour).
 
-Each walk takes an :data:`~jaxprune.files.range_bits.Ask`, and the truth where bits are written, else None. Numbers
-are as :mod:`jaxprune.files.logistic` says.
+Each walk takes an :data:`~jaxprune.files.learning.Ask`, and the truth where bits are written, else None. Numbers
+are as :mod:`jaxprune.files.learning` says.
 """
 
 import math
@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.files.logistic import MOST, ONE, Mixer, clip, log_ratio, squash
-from jaxprune.files.range_bits import Ask
+from jaxprune.files.learning import MOST, ONE, Ask, Mixer, clip, log_ratio, squash
 
 LEVELS = 16  # magnitudes told apart one by one
 _WHOLE = 1 << 24  # a share of 1
