@@ -10,7 +10,9 @@ def alone(number: int, codes: np.ndarray) -> bytes | None:
     if not codes.size:
         return b""
     if number in (coders.CLASSES, coders.MIXING, coders.PACKING):
-        return {coders.PACKING: coders.pack, coders.CLASSES: classes.encode, coders.MIXING: mixing.encode}[number](codes)
+        return {coders.PACKING: coders.pack, coders.CLASSES: classes.encode, coders.MIXING: mixing.encode}[number](
+            codes
+        )
     counted = tables.histogram(codes)
     if counted is None or (len(counted[0]) < 2 and number != coders.GAPS):
         return None

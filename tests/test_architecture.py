@@ -135,7 +135,7 @@ def test_no_module_has_the_name_of_a_public_function_or_of_a_library():
     for package in packages():
         modules = {found.name for found in pkgutil.iter_modules(getattr(package, "__path__", []))}
         public = {n for n in getattr(package, "__all__", ()) if not inspect.ismodule(getattr(package, n))}
-        wrapped = {"safetensors", "msgpack", "constriction", "orbax", "rich", "matplotlib", "jinja2"}
+        wrapped = {"safetensors", "msgpack", "constriction", "zstandard", "orbax", "rich", "matplotlib", "jinja2"}
         assert not modules & (public | wrapped), package.__name__
 
 

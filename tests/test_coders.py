@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_files as oracles
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -455,3 +456,75 @@ def test_unpacking_refuses_other_lengths():
         unpack(np.zeros(6, np.uint8), 3, (3, 4))
     with pytest.raises(ValueError, match=r"are uint8 \[5\], not int32 \[5\]"):
         unpack(jnp.zeros(5, jnp.int32), 3, (3, 4))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bytes
+
+
+def planes():
+    rng = np.random.default_rng(0)
+    yield np.zeros((3, 0), np.uint8)
+    yield np.full((1, 1), 255, np.uint8)
+    yield rng.integers(0, 256, (40, 7)).astype(np.uint8)
+    yield np.clip(rng.normal(size=(300, 400)) * 2 + 120, 0, 255).astype(np.uint8)
+    yield np.repeat(rng.integers(0, 256, (1, 500)).astype(np.uint8), 300, 0)[:, ::-1]
+
+
+@pytest.mark.parametrize("effort", ["fast", "best"])
+def test_bytes_come_back(effort):
+    for plane in planes():
+        for exponents, low in ((False, False), (True, False), (False, True)):
+            number, data = coders.encode_bytes(plane, effort, exponents, low)
+            back = coders.decode_bytes(number, data, plane.shape)
+            assert back.dtype == np.uint8
+            np.testing.assert_array_equal(back, plane)
+            assert len(data) <= plane.size + 9
+
+
+def test_exponents_of_rows_that_differ_in_scale_get_smaller():
+    rng = np.random.default_rng(0)
+    weights = (rng.normal(size=(400, 300)) * np.exp2(3 * rng.random((400, 1)))).astype(np.float32)
+    plane = (weights.view(np.uint32) >> 23).astype(np.uint8)
+    number, data = coders.encode_bytes(plane, "best", True, False)
+    assert coders.NAMES[number] == "classes" and len(data) < 0.93 * oracles.entropy(plane) * plane.size / 8
+    assert number not in (
+        coders.encode_bytes(plane, "best", False, False)[0],
+        coders.encode_bytes(plane, "fast", True, False)[0],
+    )
+
+
+def frame(size, claimed=None, window=None):
+    how = zstandard.ZstdCompressionParameters(
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS, window_log=window or 12, write_content_size=claimed is not False
+    )
+    data = bytearray(zstandard.ZstdCompressor(compression_params=how).compress(bytes(size)))
+    if claimed:
+        data[2:6] = claimed.to_bytes(4, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no frame of Zstandard"),
+        (b"\xff" * 30, "Zstandard|a frame of"),
+        (frame(100_000)[:-1], "Zstandard"),
+        (frame(100_000) + b"\0", "Zstandard"),
+        (frame(99_999), "a frame of 99999 bytes, where 100000 are expected"),
+        (frame(99_999, claimed=100_000), "Zstandard|99999 bytes in a frame of 100000"),
+        (frame(100_001, claimed=100_000), "Zstandard"),
+        (frame(100_000, claimed=2**32 - 1), "a frame of 4294967295 bytes"),
+        (frame(100_000, claimed=False), "a frame of"),
+    ],
+)
+def test_frames_that_are_none(data, message):
+    with pytest.raises(FormatError, match=message):
+        coders.decode_bytes(coders.ZSTD, data, (100, 1000))
+
+
+def test_bytes_are_bytes():
+    with pytest.raises(FormatError, match="bytes from -1 to 7"):
+        coders.decode_bytes(coders.PACKING, coders.pack(np.array([[-1, 7]], np.int32)), (1, 2))
+    with pytest.raises(FormatError, match="coder 7 is unknown"):
+        coders.decode_bytes(7, b"", (1, 2))

@@ -144,14 +144,14 @@ CONSTANT = bytes([0]) + unsigned(2) + signed(3) + b"\0"  # packing: the least co
 
 
 def kinds(kind, tree=(0, 0)):
-    return {"version": 2, "tree": list(tree), "kinds": [kind]}
+    return {"version": 3, "tree": list(tree), "kinds": [kind]}
 
 
-WEIGHT = {"version": 2, "tree": {"w": 0}}
+WEIGHT = {"version": 3, "tree": {"w": 0}}
 FORGERIES = [
-    ({"version": 1, "tree": 0}, [leaf(())], "format version 1; this jaxprune reads and writes version 2 alone"),
+    ({"version": 1, "tree": 0}, [leaf(())], "format version 1; this jaxprune reads and writes version 3 alone"),
     ({"version": "1", "tree": 0}, [leaf(())], "version"),
-    ({"version": 2}, [], "no tree"),
+    ({"version": 3}, [], "no tree"),
     (WEIGHT, [leaf((2**60,), 1, body=CONSTANT)], "'w'; the limit is"),
     (WEIGHT, [leaf((0, 2**61), 1, body=CONSTANT)], "'w'; the limit is"),
     (WEIGHT, [leaf((2**62, 2**62, 0), 1, body=CONSTANT)], "leaf 'w': a shape of"),
@@ -162,11 +162,11 @@ FORGERIES = [
     (WEIGHT, [leaf((4,), 1, body=b"\xfa" + unsigned(0))], "leaf 'w': coder 250"),
     (WEIGHT, [leaf((4,), 1, body=CONSTANT + b"!")], "leaf 'w': 1 bytes too many"),
     (WEIGHT, [b""], "leaf 'w'"),
-    ({"version": 2, "tree": {"w": 0, "v": 0}}, [leaf((4,))], "small leaves|bytes wanted"),
-    ({"version": 2, "tree": {"w": 1}}, [leaf((4,))], "differ in"),
-    ({"version": 2, "tree": {"w": 2}}, [leaf((4,))], "no node"),
-    ({"version": 2, "tree": [7, 0]}, [leaf((4,))], "no node"),
-    ({"version": 2, "tree": {"w": True}}, [leaf((4,))], "no node"),
+    ({"version": 3, "tree": {"w": 0, "v": 0}}, [leaf((4,))], "small leaves|bytes wanted"),
+    ({"version": 3, "tree": {"w": 1}}, [leaf((4,))], "differ in"),
+    ({"version": 3, "tree": {"w": 2}}, [leaf((4,))], "no node"),
+    ({"version": 3, "tree": [7, 0]}, [leaf((4,))], "no node"),
+    ({"version": 3, "tree": {"w": True}}, [leaf((4,))], "no node"),
     (kinds({"type": "os.system"}), [leaf(())], "'os.system' is unknown"),
     (kinds({"type": "nnx.Module", "metadata": {}}), [leaf((1,), 1, body=CONSTANT)], "nnx.Module"),
     (kinds({"type": "nnx.Param", "metadata": {"value": 3, "0": []}}), [leaf((1,), 1, body=CONSTANT)], "nnx.Param"),
@@ -174,7 +174,7 @@ FORGERIES = [
     (kinds({"type": "dict", "keys": ["a"]}, (0, 0, 0)), [leaf(())] * 2, "2 children"),
     (kinds({"type": "dict", "keys": [1, 1]}, (0, 0, 0)), [leaf(())] * 2, "has keys"),
     (kinds({"type": "QArray", "bits": 99, "dtype": "float32"}), [leaf(())], "QArray"),
-    ({"version": 2, "tree": [0, 0], "kinds": 3}, [leaf(())], "no tree"),
+    ({"version": 3, "tree": [0, 0], "kinds": 3}, [leaf(())], "no tree"),
 ]
 
 
@@ -189,8 +189,8 @@ def test_trees_without_bottom_are_refused(load):
     for _ in range(500):
         deep = {"a": deep}
     with pytest.raises(FormatError, match="deeper than"):
-        load(forged({"version": 2, "tree": deep}, [leaf(())]))
-    text = '{"version":2,"tree":' + "[" * 100_000
+        load(forged({"version": 3, "tree": deep}, [leaf(())]))
+    text = '{"version":3,"tree":' + "[" * 100_000
     with pytest.raises(FormatError, match="no JSON"):
         load(safetensors.numpy.save({}, {"jaxprune": text}))
 
@@ -198,7 +198,7 @@ def test_trees_without_bottom_are_refused(load):
 def record(kind, parts, dense=True):
     more = {"QArray": {"bits": 4}, "CodebookArray": {}, "TrellisArray": {"states": 8, "zero": 300}}[kind]
     kind = {"type": kind, "dtype": "float32", **more, "dense": dense}
-    return {"version": 2, "tree": {"w": [0] + [0] * len(parts)}, "kinds": [kind]}, [
+    return {"version": 3, "tree": {"w": [0] + [0] * len(parts)}, "kinds": [kind]}, [
         arrays.encode(part) for part in parts
     ]
 
@@ -227,7 +227,7 @@ def test_records_whose_parts_do_not_fit_are_refused(load):
 
 
 def test_a_small_file_cannot_ask_for_much_memory(load):
-    bomb = forged({"version": 2, "tree": {"w": 0}}, [leaf((2**11, 2**12), 1, body=CONSTANT)])
+    bomb = forged({"version": 3, "tree": {"w": 0}}, [leaf((2**11, 2**12), 1, body=CONSTANT)])
     assert len(bomb) < 300
     tracemalloc.start()
     with pytest.raises(FormatError, match="arrays take 33554432 bytes, most of them leaf 'w'; the limit is 1000000"):

@@ -6,13 +6,13 @@
 The forms: 0 the memory of the array, as it is; 1 the integers themselves, coded; 2 the distinct values (a count, then
 each as it is in memory, ascending) and the coded position of each entry, counted from that of 0; 3 a coded plane for
 each byte of an entry, from the lowest on; 4 a coded plane that says which entries differ from 0, then form 3 for those
-alone; 5 a step (float32) and coded integers, whose products with it, in float32, the entries are. A coded plane is a
-coder's number, a count of bytes, and those bytes; coders see the array as rows of its last axis. In forms 3 and 4 the
-bits of a floating-point number are rotated left by one, so that its exponent is one byte.
+alone, as one row; 5 a step (float32) and coded integers, whose products with it, in float32, the entries are. A coded
+plane is a coder's number, a count of bytes, and those bytes; coders see the array as rows of its last axis. In forms 3
+and 4 the bits of a floating-point number are rotated left by one, so that its exponent is one byte.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +35,7 @@ DTYPES = (
 LONGEST_HEAD = 1024  # bytes that are sure to hold all of it
 _NUMBERS = (bool, int, float, complex)
 _TINY = 8  # bytes, that no form can save much of
+_MANY_ZEROS = 1 / 64  # of the entries, from which on it pays quickly to say where they are
 
 
 class Head(NamedTuple):
@@ -59,13 +60,15 @@ def encode(leaf: Any, effort: coders.Effort = "fast") -> bytes:
     A ``QArray`` that :func:`one_step` is true of stands for the dense array that it makes.
     """
     if isinstance(leaf, QArray):
-        codes = np.asarray(leaf.codes, np.int32).reshape(forms.rows(leaf.shape))
-        return bytes([GRID]) + _start(JAX, leaf) + forms.step_bytes(leaf.scale) + _put(codes, effort)
+        codes: Any = np.asarray(leaf.codes, np.int32).reshape(forms.rows(leaf.shape))
+        return bytes([GRID]) + _start(JAX, leaf) + forms.step_bytes(leaf.scale) + _put(coders.encode(codes, effort))
     origin, generator, array = _plain(leaf)
     head = _start(origin, array) + (bytes([len(generator)]) + generator if origin == KEY else b"")
-    bodies = [(RAW, array.tobytes())] + list(_coded(array, effort) if array.nbytes > _TINY else [])
-    form, body = min(bodies, key=lambda item: len(item[1]))
-    return bytes([form]) + head + body
+    ways = _coded(array, effort) if array.nbytes > _TINY else ()
+    form, body = min(ways, key=lambda way: len(way[1]), default=(RAW, None))
+    if body is None or len(body) >= array.nbytes:
+        form, body = RAW, array.tobytes()
+    return b"".join([bytes([form]), head, body])
 
 
 def head(data: bytes | memoryview) -> Head:
@@ -103,17 +106,25 @@ def one_step(record: Any) -> bool:
     return bool(codes.size) and codes.min() >= -most and bool(np.isfinite(record.scale).all())
 
 
+class Plane(NamedTuple):
+    """The coder of a plane, how many bytes it took, and the codes."""
+
+    coder: str
+    nbytes: int
+    codes: np.ndarray
+
+
 class Parts(NamedTuple):
-    """What an array is made of: a table as bytes, and planes, each with its coder, its bytes and its codes."""
+    """What an array is made of: a table as bytes, and planes."""
 
     table: memoryview
-    planes: list[tuple[str, int, np.ndarray]]
+    planes: list[Plane]
 
 
 def parts(found: Head) -> Parts:
     """Decodes the planes of an array, whose size has been found bearable."""
     reader, rows, width, table = found.body, forms.rows(found.shape), found.dtype.itemsize, memoryview(b"")
-    planes: list[tuple[str, int, np.ndarray]] = []
+    planes: list[Plane] = []
     if found.form == RAW:
         table = reader.rest()
     elif found.form == PALETTE:
@@ -122,11 +133,10 @@ def parts(found: Head) -> Parts:
         table = reader.take(4)
     if found.form in (INTEGERS, PALETTE, SPARSE, GRID):
         planes.append(_plane(reader, rows))
+    if found.form == SPARSE:
+        rows = (1, int(np.count_nonzero(forms.within(planes[0].codes, 0, 1))))
     if found.form in (PLANES, SPARSE):
-        number = found.entries
-        if found.form == SPARSE:
-            number = int(np.count_nonzero(forms.within(planes[0][2], 0, 1)))
-        planes += [_plane(reader, (1, number)) for _ in range(width)]
+        planes += [_plane(reader, rows, coders.decode_bytes) for _ in range(width)]
     reader.end()
     return Parts(table, planes)
 
@@ -134,7 +144,7 @@ def parts(found: Head) -> Parts:
 def decode(found: Head) -> Any:
     """The array of a head."""
     table, planes = parts(found)
-    codes = [plane for _, _, plane in planes]
+    codes = [plane.codes for plane in planes]
     if found.form == RAW:
         array = np.frombuffer(table, np.uint8)
         if array.size != found.entries * found.dtype.itemsize:
@@ -148,7 +158,7 @@ def decode(found: Head) -> Any:
         array = forms.multiples(codes[0], np.frombuffer(table, "<f4"), found.dtype)
     else:
         kept = codes.pop(0).reshape(-1).astype(bool) if found.form == SPARSE else None
-        array = forms.from_planes(codes, kept, found.dtype)
+        array = forms.from_planes([plane.reshape(-1) for plane in codes], kept, found.dtype)
     return _original(array.reshape(found.shape), found)
 
 
@@ -186,30 +196,41 @@ def _original(array: np.ndarray, found: Head) -> Any:
 def _coded(array: np.ndarray, effort: coders.Effort) -> Iterator[tuple[int, bytes]]:
     """The forms that take this array."""
     if forms.is_integer(array.dtype):
-        yield INTEGERS, _put(forms.integers(array), effort)
+        yield INTEGERS, _put(coders.encode(forms.integers(array), effort))
         return
     bits = forms.patterns(array)
     few = forms.few_values(bits, array.dtype)
+    rows = forms.rows(array.shape)
     if few is not None:
         table = few.table if few.is_grid else unsigned(len(few.table) // array.dtype.itemsize) + few.table
-        codes = np.asarray(few.codes).reshape(forms.rows(array.shape))
-        yield GRID if few.is_grid else PALETTE, table + _put(codes, effort)
-    kept = np.asarray(bits.any(axis=1))
-    zeros = array.size - np.count_nonzero(kept)
-    if zeros:
-        plane = _put(kept.reshape(forms.rows(array.shape)).astype(np.int32), effort)
-        yield SPARSE, plane + b"".join(_put(plane) for plane in forms.byte_planes(bits[kept], array.dtype))
+        codes = np.asarray(few.codes).reshape(rows)
+        yield GRID if few.is_grid else PALETTE, table + _put(coders.encode(codes, effort))
+    kept = bits[:, 0] != 0 if bits.shape[1] == 1 else bits.any(axis=1)
+    zeros = array.size - int(np.count_nonzero(kept))
+    if zeros > (array.size * _MANY_ZEROS if effort == "fast" else 0):
+        plane = _put(coders.encode(kept.reshape(rows).astype(np.int32), effort))
+        yield SPARSE, plane + _by_bytes(bits[kept], array.dtype, (1, array.size - zeros), effort)
     if zeros < array.size / 4:
-        yield PLANES, b"".join(_put(plane) for plane in forms.byte_planes(bits, array.dtype))
+        yield PLANES, _by_bytes(bits, array.dtype, rows, effort)
 
 
-def _put(codes: np.ndarray, effort: coders.Effort = "fast") -> bytes:
-    number, data = coders.encode(codes, effort)
+def _by_bytes(bits: np.ndarray, dtype: np.dtype, rows: tuple[int, int], effort: coders.Effort) -> bytes:
+    planes = forms.byte_planes(bits, dtype)
+    exponents = len(planes) - 1 if jnp.issubdtype(dtype, jnp.floating) else None
+    return b"".join(
+        _put(coders.encode_bytes(plane.reshape(rows), effort, i == exponents, low=i < len(planes) - 2))
+        for i, plane in enumerate(planes)
+    )
+
+
+def _put(coded: tuple[int, bytes]) -> bytes:
+    number, data = coded
     return bytes([number]) + unsigned(len(data)) + data
 
 
-def _plane(reader: Reader, shape: tuple[int, int]) -> tuple[str, int, np.ndarray]:
+def _plane(
+    reader: Reader, shape: tuple[int, int], decoded: Callable[[int, memoryview, Any], np.ndarray] = coders.decode
+) -> Plane:
     number = reader.take(1)[0]
-    data = bytes(reader.take(reader.unsigned()))
-    codes = coders.decode(number, data, shape)
-    return coders.NAMES[number], len(data), codes
+    data = reader.take(reader.unsigned())
+    return Plane(coders.NAMES[number] if number < len(coders.NAMES) else "", len(data), decoded(number, data, shape))

@@ -11,6 +11,8 @@ first bit is the highest of its byte. How many integers there are is known from 
 8 bits an integer and 64 more. (Codes of Golomb, exponential from the third class on.)
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,21 @@ class FormatError(ValueError):
 
     Raised before anything of the leaf is given out; the message names the leaf and the fault.
     """
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Whatever goes wrong with bytes that someone made up is a :class:`FormatError` that begins with ``what``.
+
+    Only what is no fault of theirs stays as it is: the disk's errors, and a library that is not installed.
+    """
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # of any library that decodes, and RecursionError and MemoryError
+        fault = str(error) if isinstance(error, FormatError) else f"{type(error).__name__}: {error}"
+        raise FormatError(f"{what}: {fault}") from error
 
 
 def constriction() -> Any:

@@ -4,8 +4,8 @@ Row i has a class a[i], column j a class b[j], both about four times the logarit
 classes add up to the same number are about as wide, and share a distribution. As bytes:
 
 * which sides have classes (1: rows, 2: columns, 3: both); then, for each of these, rows first, the class that serves as
-  a center (a number) and a list (:mod:`jaxprune.files.bytestream`) of the differences from it, folded. Classes are 0 to 127,
-  and 0 on a side without. Only rows of at least 16 entries have classes, and columns as well.
+  a center (a number) and a list (:mod:`jaxprune.files.bytestream`) of the differences from it, folded. Classes are 0
+  to 127, and 0 on a side without. Only rows of at least 16 entries have classes, and columns as well.
 * a table for each sum that occurs, ascending (:mod:`jaxprune.files.tables`).
 * one stream as there, over the entries of the least sum, then of the next, and so on. Within
   a sum they come by the class of their row, ascending, then row by row, then column by column. Sums whose table has
@@ -29,6 +29,7 @@ _HIGHEST = 127  # class
 _SAMPLE = 1024  # rows that decide the classes of columns
 _AT_ONCE = 1 << 16  # entries that are looked at together
 _LARGEST = 1 << 15  # codes are below it
+_OCTAVES = 14  # below the largest exponent, where all is about 0
 _QUARTERS = (64, 54, 45, 38, 32, 27, 23, 19, 16, 13, 11, 10, 8, 7, 6, 5, 4, 3, 3, 2, 2, 2, 1)  # 64 * 2**(-i / 4)
 _BETWEEN = (0.5452538663326288, 0.6484197773255048, 0.7711054127039704, 0.9170040432046712)  # 2**(i / 4 - 7 / 8)
 _NOISE = 0.72  # bits that each of many things alike seems to gain by a class of its own
@@ -47,12 +48,15 @@ class _Order(NamedTuple):
     groups: list[list[tuple[slice, slice]]]
 
 
-def encode(codes: np.ndarray) -> bytes | None:
-    """Codes as bytes; None for few or large ones, and where the classes of neither rows nor columns pay."""
+def encode(codes: np.ndarray, exponents: bool = False) -> bytes | None:
+    """Codes as bytes; None for few or large ones, and where the classes of neither rows nor columns pay.
+
+    Codes that are ``exponents``, such as a byte of floating-point numbers, stand for powers of two.
+    """
     if codes.size < _LEAST or codes.min() <= -_LARGEST or codes.max() >= _LARGEST:
         return None
     codes = codes.astype(np.int16)
-    sides = _classes(codes)
+    sides = _classes(1 << np.maximum(codes - codes.max() + _OCTAVES, 0) if exponents else codes)
     flags = [bool(side.any()) for side in sides]
     if not any(flags):
         return None
@@ -74,7 +78,7 @@ def encode(codes: np.ndarray) -> bytes | None:
     return head + b"".join(reversed(heads)) + stream
 
 
-def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+def decode(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     """The codes that ``encode`` made ``data`` of, int32 of that shape, which is not empty."""
     reader = Reader(data)
     sides = reader.unsigned(3)

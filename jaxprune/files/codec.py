@@ -1,6 +1,7 @@
 """From parameters to bytes and back: what may be lost is decided first, by name; the bytes lose nothing."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import get_args
 
@@ -13,7 +14,7 @@ from jaxprune.files import arrays, container, decoding, lossy, tree_json
 from jaxprune.files.coders import Effort
 from jaxprune.files.decoding import StoredLeaf
 from jaxprune.files.report import SizeReport, size_report
-from jaxprune.host import in_parallel, library
+from jaxprune.host import in_parallel
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,10 +26,12 @@ class Compressed:
     Attributes:
       root: the structure of the tree.
       stored: the bytes of each array.
+      metadata: texts by name that the file holds beside, such as those of a safetensors file that it was made of.
     """
 
     root: tree_json.Node
     stored: tuple[container.Stored, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def leaves(self) -> list[StoredLeaf]:
@@ -38,16 +41,19 @@ class Compressed:
     @cached_property
     def nbytes(self) -> int:
         """The size in bytes of the file that :func:`jaxprune.save` writes, with its headers, tables and checksums."""
-        return len(self.to_bytes())
+        return sum(map(len, self.pieces()))
 
     def to_bytes(self) -> bytes:
         """The file itself."""
-        parts, metadata = container.tensors(self.root, [part.data() for part in self.stored])
-        return library("safetensors.numpy", "jaxprune[files]").save(parts, metadata)
+        return b"".join(self.pieces())
+
+    def pieces(self) -> list[bytes | memoryview]:
+        """The file in pieces, one after another, of which large ones are no copies."""
+        return container.pieces(self.root, [part.data() for part in self.stored], self.metadata)
 
     def __getitem__(self, path: str) -> "Compressed":
         node, first = tree_json.find(self.root, path)
-        return Compressed(node, self.stored[first : first + sum(1 for _ in tree_json.leaves(node))])
+        return Compressed(node, self.stored[first : first + sum(1 for _ in tree_json.leaves(node))], self.metadata)
 
     def decompress(self, leaf: str | None = None, *, max_bytes: int | None = None, like: Params = None) -> Params:
         """The parameters, bit for bit as they were coded; leaves decode in parallel.
@@ -78,8 +84,9 @@ class Compressed:
             return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(leaves))
         return tree_json.rebuild(tree_json.collapsed(some.root), partial(next, iter(leaves)))
 
-    def report(self) -> SizeReport:
-        """What takes how many bytes, leaf by leaf: ``print`` it, or read its rows."""
+    def report(self, *, max_bytes: int | None = None) -> SizeReport:
+        """What takes how many bytes, leaf by leaf: ``print`` it, or read its rows. ``max_bytes`` as above."""
+        decoding.check_size(self.leaves, sum(part.size for part in self.stored), max_bytes)
         return size_report(self)
 
     def __repr__(self) -> str:
@@ -158,15 +165,15 @@ def join(parts: Params) -> Compressed:
     >>> small.decompress()
     {'a': Array([1., 1., 1.], dtype=float32), 'b': [5, 7]}
     """
-    leaves = jax.tree.leaves(parts)
+    leaves, whole = jax.tree.leaves(parts), tree_json.outline(parts)
     remaining = iter(leaves)
 
     def filled(node: tree_json.Node) -> tree_json.Node:
         if node.kind is None:
-            return tree_json.moved(next(remaining).root, node.path)
+            return tree_json.moved(next(remaining).root, None if node is whole else node.path)
         return node._replace(children=tuple(map(filled, node.children)))
 
-    return Compressed(filled(tree_json.outline(parts)), tuple(stored for leaf in leaves for stored in leaf.stored))
+    return Compressed(filled(whole), tuple(stored for leaf in leaves for stored in leaf.stored))
 
 
 def _check_leaves(params: Params) -> None:

@@ -1,4 +1,4 @@
-"""The coders of integers, by number, and which of them is taken. A new one is two functions, and a line in a table here.
+"""The coders of integers, by number, and which of them is taken. A new one is two functions, and a line or two here.
 
 They take int32 codes [rows, columns] and give bytes, or None where they cannot or surely do not pay; reading raises
 :class:`FormatError` for data that make no sense. A plane without entries has no data. Three are simple and stand here:
@@ -12,6 +12,9 @@ They take int32 codes [rows, columns] and give bytes, or None where they cannot 
   entry there takes the value; all that were passed over are the commonest. Where the others lie in clusters, gaps tell
   it, and the frequencies of values do not. Section 2 of "Deep Compression" (Han, Mao and Dally 2016, arXiv:1510.00149)
   has such an index with gaps of a fixed width, long ones cut by fillers.
+
+Bytes, which floating-point numbers are coded as, have one more: zstd, a frame of Zstandard (RFC 8878) without its magic
+number, with its size and without a checksum. Hardly anything but its Huffman codes, of 128 kB each, pays here.
 """
 
 import math
@@ -23,20 +26,27 @@ import numpy as np
 
 from jaxprune.files import classes, lanes, mixing, tables
 from jaxprune.files.bytestream import FormatError, Reader, signed, unsigned
-from jaxprune.host import entropy_of_counts
+from jaxprune.host import entropy_of_counts, library
 from jaxprune.quantization.arrays.packed import pack_host, packed_length, unpack_host
 
 Effort = Literal["fast", "best"]
 
-NAMES = ("packing", "ans", "lanes", "classes", "mixing", "gaps")
-PACKING, ANS, LANES, CLASSES, MIXING, GAPS = range(6)
+NAMES = ("packing", "ans", "lanes", "classes", "mixing", "gaps", "zstd")
+PACKING, ANS, LANES, CLASSES, MIXING, GAPS, ZSTD = range(7)
 _IN_LANES = 1 << 16  # bytes of the entropy, from which on 64 lanes cost less than 0.6%
 _WORTH = 0.98  # of the bytes that a stream takes, below which classes pay: they take three times as long to read
+_WINDOW, _SHORT_WINDOW = 17, 14  # binary digits of how many bytes zstd looks back, and in low ones
+_FEW = 1 << 16  # bytes, which all coders are tried for
+_INCOMPRESSIBLE = 0.9  # of the size
+_NEAR = 1.05  # times the entropy
 _RAREST = 4  # other values are at most one entry in so many, or gaps do not pay
 
 
-def encode(codes: np.ndarray, effort: Effort = "fast") -> tuple[int, bytes]:
-    """The number of a coder, and what it makes of the codes: a short one of few that are quick, or ``best`` of all."""
+def encode(codes: np.ndarray, effort: Effort = "fast", exponents: bool = False) -> tuple[int, bytes]:
+    """The number of a coder, and what it makes of the codes: a short one of few that are quick, or ``best`` of all.
+
+    ``exponents`` are those of floating-point numbers.
+    """
     if not codes.size:
         return PACKING, b""
     counted = tables.histogram(codes)
@@ -49,8 +59,9 @@ def encode(codes: np.ndarray, effort: Effort = "fast") -> tuple[int, bytes]:
     if in_lanes is None or effort == "best":
         ways.append((ANS, with_table(codes, counted, False)))
     ways.append((GAPS, by_gaps(codes, counted)))
-    by_class = classes.encode(codes)
-    if by_class and (effort == "best" or len(by_class) < _WORTH * min(len(data) for _, data in ways if data)):
+    by_class = classes.encode(codes, exponents)
+    share = 1 if exponents or effort == "best" else _WORTH
+    if by_class and len(by_class) < share * min(len(data) for _, data in ways if data):
         ways.append((CLASSES, by_class))
     if effort == "best":
         ways.append((MIXING, mixing.encode(codes)))
@@ -60,14 +71,59 @@ def encode(codes: np.ndarray, effort: Effort = "fast") -> tuple[int, bytes]:
     return min(found, key=lambda way: len(way[1]))
 
 
-def decode(number: int, data: bytes, shape: tuple[int, int]) -> np.ndarray:
+def decode(number: int, data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     """The codes that a coder made ``data`` of, int32 of that shape."""
-    if number >= len(NAMES):
+    if number >= len(_DECODERS):
         raise FormatError(f"coder {number} is unknown")
     if not math.prod(shape):
         Reader(data).end()
         return np.zeros(shape, np.int32)
     return _DECODERS[number](data, shape)
+
+
+def encode_bytes(plane: np.ndarray, effort: Effort, exponents: bool, low: bool) -> tuple[int, bytes]:
+    """As ``encode``, of uint8 [rows, columns]; ``low`` bytes of numbers are likely to repeat nearby, or not at all."""
+    if not plane.size:
+        return PACKING, b""
+    zstd = library("zstandard", "jaxprune[files]")
+    how = zstd.ZstdCompressionParameters(
+        format=zstd.FORMAT_ZSTD1_MAGICLESS,
+        strategy=zstd.STRATEGY_FAST,
+        window_log=_SHORT_WINDOW if low else _WINDOW,
+        min_match=7,
+        hash_log=6,
+        chain_log=6,
+        search_log=1,
+    )
+    data = zstd.ZstdCompressor(compression_params=how).compress(np.ascontiguousarray(plane))
+    slow = effort == "best" or plane.size <= _FEW
+    if not slow and len(data) < _INCOMPRESSIBLE * plane.size:  # Huffman codes take a bit at least
+        counted = tables.histogram(plane)
+        slow = counted is not None and 8 * len(data) > _NEAR * entropy_of_counts(counted[1])
+    other = encode(plane.astype(np.int32), exponents=exponents) if slow else (ZSTD, data)
+    return min((ZSTD, data), other, key=lambda way: len(way[1]))
+
+
+def decode_bytes(number: int, data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
+    """The bytes that ``encode_bytes`` made ``data`` of, uint8 of that shape."""
+    size = math.prod(shape)
+    if number != ZSTD or not size:
+        codes = decode(number, data, shape)
+        if codes.size and not 0 <= codes.min() <= codes.max() < 256:
+            raise FormatError(f"bytes from {codes.min()} to {codes.max()}")
+        return codes.astype(np.uint8)
+    zstd = library("zstandard", "jaxprune[files]")
+    try:
+        claimed = zstd.get_frame_parameters(data, zstd.FORMAT_ZSTD1_MAGICLESS).content_size
+        if claimed != size:
+            raise FormatError(f"a frame of {claimed} bytes, where {size} are expected")
+        reader = zstd.ZstdDecompressor(format=zstd.FORMAT_ZSTD1_MAGICLESS, max_window_size=1 << _WINDOW)
+        found = reader.decompress(data, max_output_size=size, allow_extra_data=False)
+    except zstd.ZstdError as error:
+        raise FormatError(f"no frame of Zstandard: {error}") from error
+    if len(found) != size:
+        raise FormatError(f"{len(found)} bytes in a frame of {size}")
+    return np.frombuffer(found, np.uint8).reshape(shape)
 
 
 def pack(codes: np.ndarray) -> bytes:
@@ -81,7 +137,7 @@ def pack(codes: np.ndarray) -> bytes:
     return head + pack_host(above, width, least % 2**32).tobytes()
 
 
-def _unpack(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+def _unpack(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     reader, size = Reader(data), math.prod(shape)
     least, width = reader.signed(), reader.take(1)[0]
     if width > 32:
@@ -106,7 +162,7 @@ def with_table(codes: np.ndarray, counted: tables.Counted, in_lanes: bool) -> by
     return None if stream is None else tables.write(table) + stream
 
 
-def _read_with_table(data: bytes, shape: tuple[int, int], in_lanes: bool) -> np.ndarray:
+def _read_with_table(data: bytes | memoryview, shape: tuple[int, int], in_lanes: bool) -> np.ndarray:
     reader, size = Reader(data), math.prod(shape)
     table = tables.read(reader, size)
     rest = reader.rest()
@@ -130,7 +186,7 @@ def by_gaps(codes: np.ndarray, counted: tables.Counted) -> bytes | None:
     return head + tables.write_stream(reversed(stretches))
 
 
-def _read_gaps(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+def _read_gaps(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     reader, size = Reader(data), math.prod(shape)
     common, number = reader.signed(), reader.unsigned(size)
     found = [(tables.read(reader, number), number) for _ in range(2)]
@@ -144,7 +200,7 @@ def _read_gaps(data: bytes, shape: tuple[int, int]) -> np.ndarray:
     return codes.reshape(shape)
 
 
-_DECODERS: tuple[Callable[[bytes, tuple[int, int]], np.ndarray], ...] = (
+_DECODERS: tuple[Callable[[bytes | memoryview, tuple[int, int]], np.ndarray], ...] = (
     _unpack,
     partial(_read_with_table, in_lanes=False),
     partial(_read_with_table, in_lanes=True),

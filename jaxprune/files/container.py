@@ -6,19 +6,18 @@
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jaxprune.files import tree_json
 from jaxprune.files.bytestream import FormatError, Reader, unsigned
 from jaxprune.files.tree_json import Node
 
-VERSION = 2
+VERSION = 3
 _KEY = "jaxprune"  # of the metadata
 _SMALL = 4096  # bytes; smaller leaves share a tensor
 _TOGETHER = "*"  # the name of that tensor
+_RESERVED = "__metadata__"  # what safetensors has no tensor by
 _CHECKSUM = 4  # bytes, of each leaf
 
 
@@ -29,7 +28,7 @@ class Stored(NamedTuple):
       read: gives the first so many bytes (None: all) that :func:`jaxprune.files.arrays.encode` made, and a checksum
         behind them.
       size: number of bytes in a file, with the checksum.
-      seed: what the checksum starts from; None where there is none yet.
+      seed: what the checksum starts from; None where there is none yet, as the bytes were made here.
     """
 
     read: Callable[[int | None], memoryview]
@@ -51,20 +50,30 @@ def in_memory(data: bytes | memoryview, seed: int | None = None) -> Stored:
     return Stored(lambda number: memoryview(data)[:number], len(data) + (_CHECKSUM if seed is None else 0), seed)
 
 
-def tensors(root: Node, payloads: Sequence[memoryview]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """What a safetensors file is written from: arrays of bytes, and the metadata."""
+def pieces(root: Node, payloads: Sequence[memoryview], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """The bytes of a file, one after another: so that large leaves need not be copied."""
     marks = [int(len(data) >= _SMALL) for data in payloads]
-    header = json.dumps({"version": VERSION, **tree_json.to_json(root, marks)}, separators=(",", ":"))
-    summed = [b"".join([data, _checksum(data, seed)]) for data, seed in zip(payloads, _seeds(header), strict=False)]
-    together = [data for data, own in zip(summed, marks, strict=True) if not own]
-    found = {name: data for name, data, own in zip(_names(root), summed, marks, strict=True) if own}
-    if together:
-        found[_TOGETHER] = b"".join([unsigned(len(data)) for data in together] + together)
-    return {name: np.frombuffer(data, np.uint8) for name, data in found.items()}, {_KEY: header}
+    described = {"metadata": dict(metadata)} if metadata else {}
+    text = json.dumps({"version": VERSION, **described, **tree_json.to_json(root, marks)}, separators=(",", ":"))
+    leaves = [(data, _checksum(data, seed)) for data, seed in zip(payloads, _seeds(text), strict=False)]
+    own = [list(leaf) for leaf, mark in zip(leaves, marks, strict=True) if mark]
+    small = [leaf for leaf, mark in zip(leaves, marks, strict=True) if not mark]
+    tensors = dict(zip(_names(root, marks), own, strict=True))
+    if small:
+        lengths = (unsigned(len(data) + _CHECKSUM) for data, _ in small)
+        tensors[_TOGETHER] = [b"".join([*lengths, *itertools.chain(*small)])]
+    header: dict[str, Any] = {_RESERVED: {_KEY: text}}
+    end = 0
+    for name, parts in tensors.items():
+        begin, end = end, end + sum(map(len, parts))
+        header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return [len(head).to_bytes(8, "little"), head, *itertools.chain(*tensors.values())]
 
 
-def parse(file: Any) -> tuple[Node, list[Stored]]:
-    """The tree and the leaves of an open safetensors file; large leaves are read when they are asked for."""
+def parse(file: Any) -> tuple[Node, list[Stored], dict[str, str]]:
+    """The tree, the leaves and the metadata of an open safetensors file; large leaves are read when asked for."""
     header = (file.metadata() or {}).get(_KEY)
     if header is None:
         raise FormatError("no header of jaxprune in it; it may be a plain safetensors file")
@@ -72,26 +81,29 @@ def parse(file: Any) -> tuple[Node, list[Stored]]:
     version = described.get("version") if isinstance(described, dict) else None
     if type(version) is not int or version != VERSION:
         raise FormatError(f"format version {str(version)[:20]}; this jaxprune reads and writes version {VERSION} alone")
-    root, marks = tree_json.from_json(described)
-    names = _names(root)
-    wanted = {name for name, own in zip(names, marks, strict=True) if own} | ({_TOGETHER} if 0 in marks else set())
-    if wanted != set(file.keys()):
-        raise FormatError(f"the tree and the tensors differ in {sorted(wanted ^ set(file.keys()))[:3]}")
-    for name in wanted:
-        part = file.get_slice(name)
+    metadata = described.get("metadata", {})
+    if not isinstance(metadata, dict) or not all(type(text) is str for text in metadata.values()):
+        raise FormatError("metadata that are no texts")
+    root, marks = tree_json.from_json(described, len(header))
+    tensors, names = {name: file.get_slice(name) for name in file.keys()}, _names(root, marks)
+    wanted = set(names) | ({_TOGETHER} if 0 in marks else set())
+    if wanted != tensors.keys():
+        raise FormatError(f"the tree and the tensors differ in {min(wanted ^ tensors.keys())[:80]!r}")
+    for name, part in tensors.items():
         if part.get_dtype() != "U8" or len(part.get_shape()) != 1:
             raise FormatError(f"tensor {name[:80]!r} is no vector of bytes")
-    small = iter(_split(file.get_slice(_TOGETHER), len(marks) - sum(marks)) if 0 in marks else [])
+    small = iter(_split(tensors[_TOGETHER], len(marks) - sum(marks)) if 0 in marks else [])
+    large = iter(names)
     found = [
-        _in_file(file, name, seed) if own else in_memory(next(small), seed)
-        for name, own, seed in zip(names, marks, _seeds(header), strict=False)
+        _in_file(tensors[next(large)], seed) if own else in_memory(next(small), seed)
+        for own, seed in zip(marks, _seeds(header), strict=False)
     ]
-    return root, found
+    return root, found, metadata
 
 
-def _in_file(file: Any, name: str, seed: int) -> Stored:
-    part = file.get_slice(name)
-    return Stored(lambda number: memoryview(part[:number]), part.get_shape()[0], seed)
+def _in_file(part: Any, seed: int) -> Stored:
+    size = part.get_shape()[0]
+    return Stored(lambda number: memoryview(part[: size if number is None else min(number, size)]), size, seed)
 
 
 def _split(part: Any, number: int) -> list[memoryview]:
@@ -117,17 +129,17 @@ def _loads(text: str) -> Any:
         raise FormatError(f"the header of jaxprune is no JSON: {error}") from error
 
 
-def _names(root: Node) -> list[str]:
-    """The names of the leaves' tensors: their paths, made different where they are equal."""
-    taken = {_TOGETHER, "__metadata__"}
-    found = []
-    for leaf in tree_json.leaves(root):
-        name, again = leaf.path, 1
-        while name in taken:
-            again += 1
-            name = f"{leaf.path}#{again}"
-        taken.add(name)
-        found.append(name)
+def _names(root: Node, marks: Sequence[int]) -> list[str]:
+    """The names of the tensors of leaves with one of their own: their paths, made different where they are equal."""
+    taken, again, found = {_TOGETHER, _RESERVED}, dict[str, int](), []
+    for leaf, own in zip(tree_json.leaves(root), marks, strict=True):
+        if own:
+            name = leaf.path
+            while name in taken:
+                again[leaf.path] = again.get(leaf.path, 1) + 1
+                name = f"{leaf.path}#{again[leaf.path]}"
+            taken.add(name)
+            found.append(name)
     return found
 
 

@@ -1,7 +1,8 @@
 """Decodes the leaves of a tree, some at once, within a limit that is checked before the first array is made."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.files import arrays, node_kinds, records, tree_json
-from jaxprune.files.bytestream import FormatError
+from jaxprune.files.bytestream import FormatError, naming
 from jaxprune.files.container import Stored
 from jaxprune.files.tree_json import Node
 from jaxprune.host import in_parallel
@@ -54,8 +55,11 @@ class StoredLeaf(NamedTuple):
 
     def heads(self) -> list[arrays.Head]:
         """What is known of its arrays before they are decoded."""
-        heads = ((path, part.read(arrays.LONGEST_HEAD)) for path, part in self.parts)
-        return [_named(path, lambda data=data: arrays.head(data)) for path, data in heads]
+        found = []
+        for path, part in self.parts:
+            with naming(f"leaf {path!r}"):
+                found.append(arrays.head(part.read(arrays.LONGEST_HEAD)))
+        return found
 
     def read(self, max_bytes: float | None = None) -> np.ndarray:
         """The dense array; of a random key its integers. ``max_bytes`` as in :meth:`Compressed.decompress`."""
@@ -86,6 +90,14 @@ def leaves_of(root: Node, stored: Sequence[Stored]) -> list[StoredLeaf]:
 
 def decode_all(wanted: Sequence[StoredLeaf], coded: int, max_bytes: float | None) -> list[Any]:
     """The array or record of each leaf; ``coded`` is the number of bytes that the whole file has."""
+    check_size(wanted, coded, max_bytes)
+    return in_parallel(_decoded, wanted)
+
+
+def check_size(wanted: Sequence[StoredLeaf], coded: int, max_bytes: int | None) -> None:
+    """Raises :class:`FormatError` if arrays take more than the limit, which what was made here has not unless asked."""
+    if max_bytes is None and all(part.seed is None for leaf in wanted for _, part in leaf.parts):
+        return
     limit = max(_LEAST_LIMIT, _LEAST_RATIO * coded) if max_bytes is None else max_bytes
     sizes = [_decoded_bytes(leaf) for leaf in wanted]
     if sum(sizes) > limit:
@@ -94,13 +106,12 @@ def decode_all(wanted: Sequence[StoredLeaf], coded: int, max_bytes: float | None
             f"the arrays take {sum(sizes)} bytes, most of them leaf {most.path!r}; the limit is {limit}: "
             "give a larger max_bytes if the file can be trusted"
         )
-    return in_parallel(_decoded, wanted)
 
 
 def _decoded_bytes(leaf: StoredLeaf) -> int:
     """What the arrays of a leaf, and the dense array that is made of them, take in memory."""
-    total = sum(_volume(head.shape) * max(4, head.dtype.itemsize) for head in leaf.heads())
-    return total if leaf.node.kind is None else total + _volume(leaf.shape) * 8
+    total = sum(_volume(head.shape) * head.dtype.itemsize for head in leaf.heads())
+    return total if leaf.node.kind is None else total + _volume(leaf.shape) * leaf.dtype.itemsize
 
 
 def _volume(shape: tuple[int, ...]) -> int:
@@ -108,17 +119,13 @@ def _volume(shape: tuple[int, ...]) -> int:
 
 
 def _decoded(leaf: StoredLeaf) -> Any:
-    parts = iter([_named(path, lambda part=part: arrays.decode(arrays.head(part.data()))) for path, part in leaf.parts])
+    found = []
+    for path, part in leaf.parts:
+        with naming(f"leaf {path!r}"):
+            found.append(arrays.decode(arrays.head(part.data())))
     if leaf.node.kind is None:
-        return next(parts)
-    record = tree_json.rebuild(leaf.node, lambda: next(parts))
-    _named(leaf.path, lambda: records.check(record))
-    return protocol.dense(record) if leaf.node.kind.get("dense") else record
-
-
-def _named(path: str, work: Callable[[], Any]) -> Any:
-    """``work()``, whose faults name the leaf."""
-    try:
-        return work()
-    except FormatError as error:
-        raise FormatError(f"leaf {path!r}: {error}") from error
+        return found[0]
+    with naming(f"leaf {leaf.path!r}"):
+        record = tree_json.rebuild(leaf.node, partial(next, iter(found)))
+        records.check(record)
+        return protocol.dense(record) if leaf.node.kind.get("dense") else record

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxprune.base import Params
 from jaxprune.files import container
-from jaxprune.files.bytestream import FormatError
+from jaxprune.files.bytestream import FormatError, naming
 from jaxprune.files.codec import Compressed, compress
 from jaxprune.host import library, written_whole
 
@@ -38,10 +38,10 @@ def save(path: str | os.PathLike[str], params: Params | Compressed, **options: A
         compressed = params
     else:
         compressed = compress(params, **options)
-    data = compressed.to_bytes()
-    with written_whole(path) as beside:
-        beside.write_bytes(data)
-    return len(data)
+    pieces = compressed.pieces()
+    with written_whole(path) as beside, open(beside, "wb") as file:
+        file.writelines(pieces)
+    return sum(map(len, pieces))
 
 
 def load(
@@ -88,10 +88,10 @@ def read(path: str | os.PathLike[str]) -> Compressed:
     if length > min(_LONGEST_HEADER, os.path.getsize(name)):
         raise FormatError(f"{name}: a header of {length} bytes: truncated, or no safetensors file")
     safetensors = library("safetensors", "jaxprune[files]")
-    try:
-        root, stored = container.parse(safetensors.safe_open(name, "np"))
-    except safetensors.SafetensorError as error:
-        raise FormatError(f"{name}: no safetensors file, or a damaged one: {error}") from error
-    except FormatError as error:
-        raise FormatError(f"{name}: {error}") from error
-    return Compressed(root, tuple(stored))
+    with naming(name):
+        try:
+            opened = safetensors.safe_open(name, "np")
+        except safetensors.SafetensorError as error:
+            raise FormatError(f"no safetensors file, or a damaged one: {error}") from error
+        root, stored, metadata = container.parse(opened)
+    return Compressed(root, tuple(stored), metadata)

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.files.bytestream import FormatError
+from jaxprune.host import entropy_of_counts
 
 MOST_DISTINCT = 2**16
 _SAMPLE = 2**14  # entries that tell whether an array has few distinct values
 _PARTS = 4  # the least magnitude is looked for among the first multiples of the step
 _LARGEST_MULTIPLE = 2**15
 _ALIGNED = 64  # bytes
+_AT_ONCE = 2**16  # entries, that stay in cache
+_PROMISING = 0.95  # of the bits that bytes take one by one
 
 
 def rows(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -48,7 +51,8 @@ def from_integers(codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if not is_integer(dtype):
         raise FormatError(f"integers as an array of {dtype.name}")
     array = codes.astype(dtype)
-    if not np.array_equal(array.astype(np.int32), codes):
+    ends = [codes.min(), codes.max()] if codes.size else []
+    if not np.array_equal(np.array(ends).astype(dtype).astype(np.int32), ends):
         raise FormatError(f"integers from {codes.min()} to {codes.max()} do not fit {dtype.name}")
     return array
 
@@ -66,10 +70,19 @@ class Few(NamedTuple):
 
 
 def few_values(bits: np.ndarray, dtype: np.dtype) -> Few | None:
-    """What the entries are by a step, if they are multiples of one, else by a table; None if they are too many."""
+    """What the entries are by a step, if they are multiples of one, else by a table.
+
+    None if they are too many, or if some of them show that this needs hardly fewer bits than byte by byte.
+    """
     sample = bits[:: max(1, len(bits) // _SAMPLE), 0]
-    if bits.shape[1] > 1 or np.unique(sample).size > max(256, sample.size // 8):
+    counts = np.unique(sample, return_counts=True)[1]
+    if bits.shape[1] > 1 or len(counts) > max(256, sample.size // 8):
         return None
+    if dtype.itemsize > 1:
+        planes = byte_planes(np.ascontiguousarray(sample)[:, None], dtype)
+        by_bytes = sum(entropy_of_counts(np.bincount(plane)) for plane in planes)
+        if entropy_of_counts(counts) > _PROMISING * by_bytes:
+            return None
     values, positions = np.unique(bits[:, 0], return_inverse=True)
     if values.size > min(MOST_DISTINCT, len(bits)):
         return None
@@ -142,23 +155,25 @@ def patterns(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8).view(f"<u{width}").reshape(array.size, -1)
 
 
-def byte_planes(bits: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:
-    """int32 [1, n] for each byte, from the lowest on."""
-    planes = _rotated(bits, dtype, 1).reshape(-1).view(np.uint8).reshape(len(bits), dtype.itemsize)
-    return [plane[None].astype(np.int32) for plane in planes.T]
+def byte_planes(bits: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """uint8 [bytes of an entry, n], from the lowest on."""
+    planes = np.empty((dtype.itemsize, len(bits)), np.uint8)
+    for at in range(0, len(bits), _AT_ONCE):
+        some = _rotated(bits[at : at + _AT_ONCE], dtype, 1)
+        planes[:, at : at + _AT_ONCE] = some.reshape(-1).view(np.uint8).reshape(len(some), -1).T
+    return planes
 
 
 def from_planes(planes: list[np.ndarray], kept: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
     """The other way; ``kept`` says which entries the planes are about, others are 0."""
-    mixed = np.empty((planes[0].size, dtype.itemsize), np.uint8)
-    for i, plane in enumerate(planes):
-        mixed[:, i] = within(plane, 0, 255)[0]
-    entries = _rotated(mixed.view(f"<u{min(dtype.itemsize, 8)}"), dtype, -1)
+    bits = np.empty((planes[0].size, -(-dtype.itemsize // 8)), f"<u{min(dtype.itemsize, 8)}")
+    for at in range(0, len(bits), _AT_ONCE):
+        some = np.stack([plane[at : at + _AT_ONCE] for plane in planes], axis=1)
+        bits[at : at + _AT_ONCE] = _rotated(some.view(bits.dtype), dtype, -1)
     if kept is not None:
-        whole = np.zeros((kept.size, entries.shape[1]), entries.dtype)
-        whole[kept] = entries
-        entries = whole
-    return entries.reshape(-1).view(np.uint8).view(dtype)
+        some, bits = bits, np.zeros((kept.size, bits.shape[1]), bits.dtype)
+        bits[kept] = some
+    return bits.reshape(-1).view(np.uint8).view(dtype)
 
 
 def _rotated(bits: np.ndarray, dtype: np.dtype, by: int) -> np.ndarray:

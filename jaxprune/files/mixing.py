@@ -42,7 +42,7 @@ def encode(codes: np.ndarray) -> bytes | None:
     return min(tried, key=len)
 
 
-def decode(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+def decode(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     """The codes that ``encode`` made ``data`` of, int32 of that shape."""
     reader, size = Reader(data), math.prod(shape)
     if size and not _takes(shape):

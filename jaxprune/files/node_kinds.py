@@ -16,6 +16,7 @@ Kind = dict[str, Any]
 _MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict}
 _FLAX = {"FrozenDict": "flax.core", "State": "flax.nnx"}
 _VARIABLE = "nnx."
+DEEPEST = 64  # levels of a tree, or of what describes a node; the stack of Python ends far below a hostile one
 
 
 def is_record(kind: Kind) -> bool:
@@ -42,15 +43,16 @@ def describe(cls: Any, aux: Any, path: str) -> tuple[Kind, tuple[Any, ...], Sequ
     return {"type": "other", "name": f"{cls.__module__}.{cls.__qualname__}"}, (), None
 
 
-def check(kind: Any) -> Kind:
-    """A kind as it was read; raises :class:`FormatError` unless it is well formed."""
+def check(kind: Any) -> tuple[Kind, tuple[Any, ...]]:
+    """A kind as it was read, and its keys; raises :class:`FormatError` unless it is well formed."""
     if not isinstance(kind, dict) or not isinstance(kind.get("type"), str):
-        raise FormatError(f"a kind of node is {str(kind)[:80]}")
-    name, keys = kind["type"], kind.get("keys", [])
+        raise FormatError("a kind of node without a type")
+    _check_depth(kind)
+    name, keys = kind["type"], kind.pop("keys", [])
     if not isinstance(keys, list) or not all(type(key) in (str, int) for key in keys) or len(set(keys)) < len(keys):
         raise FormatError(f"a node of type {name[:80]!r} has keys {str(keys)[:80]}")
     if name in _MAPPINGS or name in _FLAX:
-        return kind
+        return kind, tuple(keys)
     if name in ("list", "tuple", "other") or name in RECORDS:
         well = not keys and (name not in RECORDS or records.from_json(name, kind) is not None)
     elif name == "Partitioned":
@@ -59,7 +61,16 @@ def check(kind: Any) -> Kind:
         well = not keys and re.fullmatch(r"nnx\.[A-Za-z]\w*", name) and isinstance(kind.get("metadata"), dict)
     if not well:
         raise FormatError(f"a node of type {name[:80]!r} is unknown, or lacks a part")
-    return kind
+    return kind, ()
+
+
+def _check_depth(kind: Kind) -> None:
+    level: list[Any] = [kind]
+    for _ in range(DEEPEST):
+        below = (list(part.values()) if isinstance(part, dict) else part for part in level)
+        level = [part for parts in below for part in parts if isinstance(part, dict | list)]
+    if level:
+        raise FormatError(f"a kind of node is deeper than {DEEPEST} levels")
 
 
 def names(kind: Kind, keys: tuple[Any, ...], number: int) -> Sequence[Any]:
@@ -110,9 +121,9 @@ def _variable(cls: Any, value: Any, metadata: dict[str, Any], path: str) -> Any:
         raise FormatError(f"the nnx.{cls.__name__} at {path!r} has metadata {str(metadata)[:80]}: {error}") from error
 
 
-def join(path: str, name: Any) -> str:
-    """The path of a child."""
-    return path if name is None else f"{path}/{name}" if path else str(name)
+def join(path: str | None, name: Any) -> str | None:
+    """The path of a child; None for the root, and for what a box at the root holds."""
+    return path if name is None else str(name) if path is None else f"{path}/{name}"
 
 
 def _jsonable(value: Any, what: str) -> Any:

@@ -91,7 +91,7 @@ def _leaf_size(leaf: StoredLeaf) -> LeafSize:
     (_, main), *side = leaf.parts
     found = arrays.head(main.data())
     values, planes = arrays.parts(found)
-    inner = sum(size for _, size, _ in planes)
+    inner = sum(plane.nbytes for plane in planes)
     beside = sum(len(part.data()) for _, part in side)
     payload = inner if planes else len(values)
     kind = leaf.node.kind or {}
@@ -99,12 +99,12 @@ def _leaf_size(leaf: StoredLeaf) -> LeafSize:
     weights = max(math.prod(leaf.shape), 1)
     places = beside if kind.get("type") == "NOfMArray" else 0
     tables = (len(values) if planes else 0) + beside - places
-    index = planes[0][1] if found.form == arrays.SPARSE else round(payload * positions / bits) if bits else 0
+    index = planes[0].nbytes if found.form == arrays.SPARSE else round(payload * positions / bits) if bits else 0
     return LeafSize(
         leaf.path,
         leaf.shape,
         leaf.dtype.name,
-        "+".join(dict.fromkeys(name for name, _, _ in planes)) or "raw",
+        "+".join(dict.fromkeys(plane.coder for plane in planes)) or "raw",
         math.prod(leaf.shape) * leaf.dtype.itemsize,
         leaf.nbytes,
         index + places,
@@ -117,24 +117,24 @@ def _leaf_size(leaf: StoredLeaf) -> LeafSize:
     )
 
 
-def _entropy(found: arrays.Head, planes: list[tuple[str, int, np.ndarray]]) -> tuple[float, float]:
+def _entropy(found: arrays.Head, planes: list[arrays.Plane]) -> tuple[float, float]:
     """Bits of all codes by their empirical entropy, and those of the positions of what is not 0."""
     if not planes:
         return 8.0 * found.entries * found.dtype.itemsize, 0.0
     counts = [np.unique(codes, return_counts=True)[1] for _, _, codes in planes]
-    main = planes[0][2]
+    main = planes[0].codes
     nonzero = np.count_nonzero(main)
     return sum(map(entropy_of_counts, counts)), entropy_of_counts(np.array([nonzero, main.size - nonzero]))
 
 
-def _fixed_width(found: arrays.Head, planes: list[tuple[str, int, np.ndarray]], kind: dict[str, Any]) -> float:
+def _fixed_width(found: arrays.Head, planes: list[arrays.Plane], kind: dict[str, Any]) -> float:
     """Bits a weight of codes of one width."""
     if "bits" in kind:
         return float(kind["bits"])
     if kind.get("type") == "NOfMArray":
         return kind["n"] / kind["m"] * (8.0 * found.dtype.itemsize + (kind["m"] - 1).bit_length())
     if found.form in (arrays.INTEGERS, arrays.PALETTE, arrays.GRID):
-        codes = planes[0][2]
+        codes = planes[0].codes
         return float((int(codes.max()) - int(codes.min())).bit_length())
     return 8.0 * found.dtype.itemsize
 

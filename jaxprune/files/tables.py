@@ -26,6 +26,7 @@ _STEP = 1.75  # of the square root of a count; its standard deviation is 1/2
 _SPAN = 2**22  # of values that are counted by address
 _COUNTED_AT_ONCE = 1 << 18  # entries
 _IN_CACHE = 1 << 15  # entries
+_DECODED_AT_ONCE = 1 << 20  # entries
 
 
 class Table(NamedTuple):
@@ -169,9 +170,12 @@ def reading(data: memoryview, size: int) -> tuple[Callable[[Table, int], np.ndar
     coder = constriction().stream.stack.AnsCoder(words)
 
     def take(table: Table, count: int) -> np.ndarray:
-        if len(table.symbols) == 1 or not count:
-            return np.full(count, table.symbols[0], np.int32)
-        return values(coder.decode(model(table), count), table.symbols)
+        found = np.full(count, table.symbols[0], np.int32)
+        frequencies = model(table) if len(table.symbols) > 1 and count else None
+        for at in range(0, count if frequencies else 0, _DECODED_AT_ONCE):  # the library cannot do without memory
+            some = slice(at, min(at + _DECODED_AT_ONCE, count))
+            found[some] = values(coder.decode(frequencies, some.stop - some.start), table.symbols)
+        return found
 
     def end() -> None:
         if not coder.is_empty():

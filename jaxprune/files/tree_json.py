@@ -4,6 +4,8 @@ A leaf is a number, ``None`` is null, a dict with string keys is an object; any 
 its kind in the table of kinds, then its children. ``docs/format.md`` lists the kinds.
 """
 
+import itertools
+import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +14,9 @@ import jax
 from jaxprune.files import node_kinds
 from jaxprune.files.bytestream import FormatError
 
-_DEEPEST = 64  # levels of a tree; Python's own stack ends far below that of a hostile file
+_DEEPEST = node_kinds.DEEPEST
+_SHOWN = 20  # paths in an error
+_LONG_PATHS = 2**26  # characters of all paths, and as many times those of the header: they repeat what is above
 _DICT: dict[str, Any] = {"type": "dict"}
 
 
@@ -35,18 +39,18 @@ class Node(NamedTuple):
 def outline(tree: Any, dense: Collection[str] = ()) -> Node:
     """The nodes of ``tree``; records (a ``QArray``, say) at the paths in ``dense`` will come back as dense arrays."""
 
-    def walk(treedef: Any, path: str) -> Node:
-        data = treedef.node_data()
+    def walk(treedef: Any, path: str | None) -> Node:
+        data, here = treedef.node_data(), path or ""
         if data is None:
-            return Node(path, None)
-        kind, keys, names = node_kinds.describe(data[0], data[1], path)
-        if path in dense and node_kinds.is_record(kind):
+            return Node(here, None)
+        kind, keys, names = node_kinds.describe(data[0], data[1], here)
+        if here in dense and node_kinds.is_record(kind):
             kind = {**kind, "dense": True}
         names = range(len(treedef.children())) if names is None else names
         below = zip(treedef.children(), names, strict=True)
-        return Node(path, kind, keys, tuple(walk(child, node_kinds.join(path, name)) for child, name in below))
+        return Node(here, kind, keys, tuple(walk(child, node_kinds.join(path, name)) for child, name in below))
 
-    return walk(jax.tree.structure(tree), "")
+    return walk(jax.tree.structure(tree), None)
 
 
 def leaves(node: Node) -> Iterator[Node]:
@@ -67,21 +71,23 @@ def find(root: Node, path: str) -> tuple[Node, int]:
             return node, before
         before += node.kind is None
         pending.extend(reversed(node.children))
-    raise ValueError(f"there is no leaf {path!r}; there are {[leaf.path for leaf in leaves(root)]}")
+    some = [leaf.path for leaf in itertools.islice(leaves(root), _SHOWN)]
+    raise ValueError(f"there is no leaf {path!r}; the first of those that are there: {some}")
 
 
-def moved(node: Node, path: str) -> Node:
-    """The same node at another path."""
+def moved(node: Node, path: str | None) -> Node:
+    """The same node at another path; None for the root."""
     if node.kind is None:
-        return Node(path, None)
+        return Node(path or "", None)
     names = node_kinds.names(node.kind, node.keys, len(node.children))
     below = zip(node.children, names, strict=True)
-    return node._replace(path=path, children=tuple(moved(child, node_kinds.join(path, name)) for child, name in below))
+    children = tuple(moved(child, node_kinds.join(path, name)) for child, name in below)
+    return node._replace(path=path or "", children=children)
 
 
 def to_json(node: Node, marks: Sequence[int]) -> dict[str, Any]:
     """``{"kinds": [...], "tree": ...}`` with a mark for each leaf."""
-    table: list[dict[str, Any]] = []
+    table: dict[str, int] = {}
     remaining = iter(marks)
 
     def walk(node: Node) -> Any:
@@ -93,42 +99,46 @@ def to_json(node: Node, marks: Sequence[int]) -> dict[str, Any]:
         if node.kind == _DICT and all(isinstance(key, str) for key in node.keys):
             return dict(zip(node.keys, below, strict=True))
         kind = {**node.kind, "keys": list(node.keys)} if node.keys else node.kind
-        if kind not in table:
-            table.append(kind)
-        return [table.index(kind), *below]
+        return [table.setdefault(json.dumps(kind), len(table)), *below]
 
     tree = walk(node)
-    return {"kinds": table, "tree": tree} if table else {"tree": tree}
+    return {"kinds": list(map(json.loads, table)), "tree": tree} if table else {"tree": tree}
 
 
-def from_json(header: Any) -> tuple[Node, list[int]]:
-    """The nodes and the marks of the leaves; an :class:`FormatError` for what :func:`to_json` cannot have made."""
+def from_json(header: Any, length: int) -> tuple[Node, list[int]]:
+    """The nodes and the marks of the leaves; a :class:`FormatError` for what :func:`to_json` cannot have made.
+
+    Work and memory grow with the ``length`` of the header and no faster.
+    """
     if not isinstance(header, dict) or "tree" not in header or not isinstance(header.get("kinds", []), list):
         raise FormatError("the header has no tree")
     table = [node_kinds.check(kind) for kind in header.get("kinds", [])]
     marks: list[int] = []
+    left = _LONG_PATHS + 64 * length
 
-    def walk(item: Any, path: str, depth: int) -> Node:
-        if depth > _DEEPEST:
-            raise FormatError(f"the tree is deeper than {_DEEPEST} levels")
+    def walk(item: Any, path: str | None, depth: int) -> Node:
+        nonlocal left
+        here = path or ""
+        left -= len(here)
+        if depth > _DEEPEST or left < 0:
+            raise FormatError(f"the tree is deeper than {_DEEPEST} levels" if left >= 0 else "its paths are too long")
         if item is None:
-            return Node(path, {"type": "None"})
+            return Node(here, {"type": "None"})
         if type(item) is int and item in (0, 1):
             marks.append(item)
-            return Node(path, None)
+            return Node(here, None)
         if isinstance(item, dict):
             kind, keys, below = _DICT, tuple(item), list(item.values())
         elif isinstance(item, list) and item and type(item[0]) is int and 0 <= item[0] < len(table):
-            kind, below = table[item[0]], item[1:]
-            keys = tuple(kind.get("keys", ()))
-            kind = {name: value for name, value in kind.items() if name != "keys"}
+            (kind, keys), below = table[item[0]], item[1:]
         else:
-            raise FormatError(f"the tree has {str(item)[:80]} at {path!r}, which is no node")
+            what = f"a {type(item).__name__}" if isinstance(item, dict | list) else repr(item)[:80]
+            raise FormatError(f"the tree has {what} at {here[:80]!r}, which is no node")
         names = node_kinds.names(kind, keys, len(below))
         under = [walk(part, node_kinds.join(path, name), depth + 1) for part, name in zip(below, names, strict=True)]
-        return Node(path, kind, keys, tuple(under))
+        return Node(here, kind, keys, tuple(under))
 
-    return walk(header["tree"], "", 0), marks
+    return walk(header["tree"], None, 0), marks
 
 
 def rebuild(node: Node, take: Callable[[], Any]) -> Any:
