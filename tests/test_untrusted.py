@@ -230,7 +230,7 @@ def test_a_small_file_cannot_ask_for_much_memory(load):
     bomb = forged({"version": 3, "tree": {"w": 0}}, [leaf((2**11, 2**12), 1, body=CONSTANT)])
     assert len(bomb) < 300
     tracemalloc.start()
-    with pytest.raises(FormatError, match="arrays take 33554432 bytes, most of them leaf 'w'; the limit is 1000000"):
+    with pytest.raises(FormatError, match="arrays take 8388608 bytes, most of them leaf 'w'; the limit is 1000000"):
         load(bomb, max_bytes=1_000_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -203,9 +203,9 @@ def _coded(array: np.ndarray, effort: coders.Effort) -> Iterator[tuple[int, byte
     rows = forms.rows(array.shape)
     if few is not None:
         table = few.table if few.is_grid else unsigned(len(few.table) // array.dtype.itemsize) + few.table
-        codes = np.asarray(few.codes).reshape(rows)
-        yield GRID if few.is_grid else PALETTE, table + _put(coders.encode(codes, effort))
-    kept = bits[:, 0] != 0 if bits.shape[1] == 1 else bits.any(axis=1)
+        positions = few.codes.reshape(rows)
+        yield GRID if few.is_grid else PALETTE, table + _put(coders.encode(positions, effort))
+    kept: Any = bits[:, 0] != 0 if bits.shape[1] == 1 else bits.any(axis=1)
     zeros = array.size - int(np.count_nonzero(kept))
     if zeros > (array.size * _MANY_ZEROS if effort == "fast" else 0):
         plane = _put(coders.encode(kept.reshape(rows).astype(np.int32), effort))

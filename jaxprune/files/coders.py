@@ -145,7 +145,7 @@ def _unpack(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     packed = np.frombuffer(reader.take(packed_length(size, width)), np.uint8)
     reader.end()
     if not width:
-        return np.full(shape, least, np.int32)
+        return np.broadcast_to(np.int32(least), shape)
     if size * width % 8 and packed[-1] >> (size * width % 8):
         raise FormatError("spare bits that are not zeros")
     codes = unpack_host(packed, width, size)

@@ -41,13 +41,15 @@ def is_integer(dtype: np.dtype) -> bool:
 
 def integers(array: np.ndarray) -> np.ndarray:
     """int32 [rows, columns]; uint32 by its bits."""
+    if array.size and (array == array.flat[0]).all():
+        return np.broadcast_to(array.flat[:1].astype(np.uint32).view(np.int32), rows(array.shape))
     return (array.view(np.int32) if array.dtype == np.uint32 else array.astype(np.int32)).reshape(rows(array.shape))
 
 
 def from_integers(codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The other way."""
     if dtype == np.uint32:
-        return codes.view(np.uint32)
+        return np.ascontiguousarray(codes).view(np.uint32)
     if not is_integer(dtype):
         raise FormatError(f"integers as an array of {dtype.name}")
     array = codes.astype(dtype)
