@@ -208,6 +208,18 @@ def test_compress_loses_nothing_unless_told(model, call):
     np.testing.assert_array_equal(loaded["model.a.bias"], LEAVES["model.a.bias"].astype(np.float16).astype(np.float32))
 
 
+def test_metadata_go_through_small_files(model, call):
+    metadata = {"format": "pt", "who": 'née "x"'}
+    checkpoints.write(model, LEAVES, metadata=metadata, force=True)
+    call("compress", model, "-o", "m.jp", "--bits", "4")
+    assert dict(checkpoints.open("m.jp").metadata) == jp.files.read("m.jp").metadata == metadata
+    call("decompress", "m.jp", "-o", "back.safetensors")
+    call("convert", model, "n.jp")
+    call("convert", "n.jp", "again.safetensors")
+    for name in ("back.safetensors", "again.safetensors"):
+        assert dict(checkpoints.open(name).metadata) == metadata
+
+
 def test_a_recipe(model, call):
     (
         text := """

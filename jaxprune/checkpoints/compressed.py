@@ -1,6 +1,7 @@
 """The small files of this library: leaves are decoded when they are read, and coded one after the other."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,26 @@ def _recognizes(path: Path, start: bytes) -> bool:
 def _read(path: Path, limit: float) -> Content:
     """Records (a ``QArray``) are the dense arrays that they stand for, random keys their integers."""
     found: dict[str, Leaf] = {}
-    for leaf in open_file(path).leaves:
+    opened = open_file(path)
+    for leaf in opened.leaves:
         name, again = leaf.path or "array", 1
         while name in found:
             again += 1
             name = f"{leaf.path}#{again}"
         found[name] = Leaf(name, leaf.shape, leaf.dtype, partial(leaf.read, limit))
-    return Content(found)
+    return Content(found, opened.metadata)
 
 
 def _write(path: Path, content: Content) -> None:
     """Codes one leaf after the other without loss; what they take in the file is held in memory, not the arrays."""
     parts = {name: part for name, leaf in content.leaves.items() for name, part in code({name: leaf.read()}).items()}
-    write_compressed(path, assemble(parts))
+    write_compressed(path, replace(assemble(parts), metadata=dict(content.metadata)))
 
 
 def write_compressed(path: Path, compressed: Compressed) -> None:
     """The bytes of a file."""
-    path.write_bytes(compressed.to_bytes())
+    with path.open("wb") as file:
+        file.writelines(compressed.pieces())
 
 
 def code(leaves: Mapping[str, np.ndarray], **options: Any) -> dict[str, Compressed]:

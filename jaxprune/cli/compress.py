@@ -11,6 +11,7 @@ examples:
 import argparse
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
     progress = shared.progress_wanted(args)
-    made = coded(opened.leaves, wanted, progress)
+    made = replace(coded(opened.leaves, wanted, progress), metadata=dict(opened.metadata))
     with host.written_whole(checkpoints.check_output(args.output, force=args.force)) as beside:
         compressed.write_compressed(beside, made)
         rows = _verified(opened, made, str(beside), wanted, progress)

@@ -94,7 +94,7 @@ def decode_all(wanted: Sequence[StoredLeaf], coded: int, max_bytes: float | None
     return in_parallel(_decoded, wanted)
 
 
-def check_size(wanted: Sequence[StoredLeaf], coded: int, max_bytes: int | None) -> None:
+def check_size(wanted: Sequence[StoredLeaf], coded: int, max_bytes: float | None) -> None:
     """Raises :class:`FormatError` if arrays take more than the limit, which what was made here has not unless asked."""
     if max_bytes is None and all(part.seed is None for leaf in wanted for _, part in leaf.parts):
         return
