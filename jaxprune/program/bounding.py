@@ -1,85 +1,33 @@
 """A visit that says what the numbers in a program can be, apart for the entries that a plan removes."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune.program import jaxprs, visitor
 from jaxprune.program.labelling import Axes
-from jaxprune.program.ranges import ANYTHING, ZERO, Range, choose, hull, join, many, measure, pick, settle
+from jaxprune.program.ranges import (
+    ANYTHING,
+    Fault,
+    Gone,
+    Range,
+    Value,
+    all_faults,
+    choose,
+    many,
+    of_array,
+    pick,
+    settle,
+    widen,
+)
 
-#: For each axis that loses entries, which go.
-Gone = dict[int, np.ndarray]
-
-
-class Fault(NamedTuple):
-    """A place where what is removed makes a difference.
-
-    Attributes:
-      operation: name of the operation, as in the traced program.
-      line: where it comes from: ``file.py:12 (function)``.
-      reason: what is wrong, in words.
-    """
-
-    operation: str
-    line: str
-    reason: str
-
-
-@dataclass(eq=False)
-class Value:
-    """What is known of one value.
-
-    Attributes:
-      rest: the range of the entries that stay along every axis.
-      axes: for each axis that loses entries a range for each index. At an index that goes it holds for all entries
-        there; at one that stays, for those that stay along the other axes as well.
-      gone: for each of these axes, which indices go.
-      faults: the differences that the value may have taken part in.
-      peak: ``(axes, number)``: wherever along the other axes, some entry along these is at least the number.
-      largest: ``(value, axes, sources)``: this is the maximum of another value over some axes; for each axis of this
-        value the axis of the other, or ``None``.
-      cause: the operation that first made removed entries infinite or NaN.
-      known: gives the value itself, if no parameter and no input takes part in it.
-      finite_at: gives the places where entries that may be infinite are finite for sure.
-    """
-
-    rest: Range
-    axes: dict[int, Range] = field(default_factory=dict)
-    gone: Gone = field(default_factory=dict)
-    faults: frozenset[Fault] = frozenset()
-    peak: tuple[tuple[int, ...], float] | None = None
-    largest: "tuple[Value, tuple[int, ...], tuple[int | None, ...]] | None" = None
-    cause: str = ""
-    known: Callable[[], Any] | None = None
-    finite_at: Callable[[], Any] | None = None
-
-    def anywhere(self, but: Sequence[int] = ()) -> Range:
-        """A range for all entries, except those that go along some axes."""
-        parts = [hull(pick(self.axes[i], gone)) for i, gone in self.gone.items() if i not in but]
-        return join(self.rest, *parts)
-
-    def along(self, axis: int, gone: np.ndarray, but: Sequence[int] = ()) -> Range:
-        """Ranges for each index of an axis that loses entries, even if this value is repeated along it."""
-        return self.axes[axis] if axis in self.axes else choose(gone, self.anywhere(but), self.rest)
-
-    def ranges(self) -> list[Range]:
-        """All that is known."""
-        return [self.rest, *self.axes.values()]
-
-    def is_number(self, number: float) -> bool:
-        """Whether all entries are one number."""
-        return all(np.all((a.low == number) & (a.high == number) & ~a.nan) for a in self.ranges())
-
-    def is_finite(self) -> bool:
-        """Whether all entries are finite for sure."""
-        return all(np.all(a.finite) for a in self.ranges())
+#: Values that no parameter and no input takes part in are computed up to this size, where ranges say too little.
+EVALUATED = 2**20
 
 
 @dataclass(eq=False)
@@ -96,6 +44,23 @@ class Step(visitor.Site):
     def outs(self) -> list[Gone]:
         """For each result, by axis, which entries go: only the axes that lose some."""
         return [self.reader.gone(self.guide.values[out]) for out in self.equation.outvars]  # type: ignore[union-attr]
+
+    def exact(self, value: Value, shape: Sequence[int]) -> Value:
+        """What is known of a value of this shape, from its numbers where no parameter and no input takes part in it."""
+        if value.known is None or math.prod(shape) > EVALUATED:
+            return value
+        found = of_array(value.known(), value.gone)
+        rest, axes = widen(found.rest), {i: widen(a) for i, a in found.axes.items()}
+        return replace(value, rest=rest, axes=axes)
+
+    def alike(self, values: Sequence[Value]) -> frozenset[int]:
+        """Of the axes that lose entries, those along which no operand of an entrywise operation varies."""
+        given = list(enumerate(values))
+        return frozenset(
+            axis
+            for axis in self.outs[0]
+            if given and all(not (s := self.shape(k)) or s[axis] == 1 or axis in v.alike for k, v in given)
+        )
 
     def fault(self, reason: str) -> None:
         """Notes that what is removed makes a difference here."""
@@ -180,11 +145,15 @@ class Bounding:
             if step.name not in self.harmless and any(value.gone for value in operands):
                 step.fault("is not known to the certificate, and may mix removed entries with others")
         results = rule(step, operands)
+        if step.name in self.harmless:
+            results = [result.repeated(step.alike(operands)) for result in results]
         self.found += step.faults
         if step.children:  # what is called answers for itself
             return results
         if len(results) == 1 and results[0].known is None and all(value.known for value in operands):
             results[0].known = cache(partial(_computed, step.equation, operands))
+            if not results[0].is_finite() and jaxprs.is_inexact(step.equation.outvars[0].aval):
+                results = [step.exact(results[0], step.out_shape())]
         faults = all_faults(operands) | frozenset(step.faults)
         return [_with(result, faults, step, operands) for result in results]
 
@@ -206,25 +175,3 @@ def _with(value: Value, faults: frozenset[Fault], step: Step, operands: Sequence
         earlier = (operand.cause for operand in operands if operand.cause)
         value = replace(value, cause=next(earlier, "") or f"`{step.name}` at {step.line}")
     return value if value.faults == faults else replace(value, faults=faults)
-
-
-def of_array(array: Any, gone: Gone) -> Value:
-    """What is known of a constant."""
-    opaque = isinstance(array, Tracer) or jnp.issubdtype(array.dtype, jax.dtypes.extended)
-    if opaque or not array.size:
-        whole = ANYTHING if opaque else ZERO
-        return Value(whole, {i: many(whole, flags.size) for i, flags in gone.items()}, gone)
-    numbers = np.asarray(array)
-    numbers = (np.abs(numbers) if np.issubdtype(numbers.dtype, np.complexfloating) else numbers).astype(np.float64)
-    kept = np.ones(numbers.shape, bool)
-    axes = {}
-    for i, flags in gone.items():
-        axes[i] = settle(measure(numbers, tuple(k for k in range(numbers.ndim) if k != i)), array.dtype)
-        kept &= ~flags.reshape([-1 if k == i else 1 for k in range(numbers.ndim)])
-    rest = settle(measure(numbers[kept], None), array.dtype) if kept.any() else ZERO
-    return Value(rest, axes, gone, known=lambda: array)
-
-
-def all_faults(values: Iterable[Value]) -> frozenset[Fault]:
-    """What any of some values has taken part in."""
-    return frozenset().union(*(value.faults for value in values))

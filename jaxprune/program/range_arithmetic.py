@@ -86,6 +86,16 @@ def power(a: Range, exponent: float) -> Range:
     return widen(between(low, np.where(a.high < 0, np.inf, high), a.nan | (a.low < 0), a.infinite))
 
 
+def raised(a: Range, b: Range) -> Range:
+    """a to any power: of a positive base between those of the ends."""
+    with np.errstate(all="ignore"):
+        ends = [x**y for x in (a.low, a.high) for y in (b.low, b.high)]
+    low, high = np.fmin.reduce(ends), np.fmax.reduce(ends)
+    sure = (a.low > 0) | ((a.low == 0) & (b.low > 0))
+    safe = a.finite & b.finite & sure
+    return widen(between(np.where(sure, low, -np.inf), np.where(sure, high, np.inf), ~safe, ~safe))
+
+
 def monotone(
     function: Callable[[Any], Any], low: float = -np.inf, high: float = np.inf, falling: bool = False
 ) -> Function:

@@ -14,9 +14,10 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.base import Masks, Params
 from jaxprune.program import jaxprs, ranges
-from jaxprune.program.bounding import Bounding, Fault, Gone, Value, all_faults
+from jaxprune.program.bounding import Bounding
 from jaxprune.program.primitives import BOUNDS
 from jaxprune.program.primitives.elementwise import NAMES
+from jaxprune.program.ranges import Fault, Gone, Value, all_faults
 from jaxprune.program.visitor import visit
 from jaxprune.structure import plans, tracing
 

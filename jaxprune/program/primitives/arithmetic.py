@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step, Value, unknown
-from jaxprune.program.ranges import ANYTHING, Range, between, hull, join
+from jaxprune.program.bounding import Bound, Step, unknown
+from jaxprune.program.ranges import Range, Value, between, hull, join
 
 #: ``(step, ranges of the operands) -> range of the result``.
 Entrywise = Callable[..., Range]
@@ -52,13 +52,29 @@ def _exp(step: Step, values: Sequence[Value]) -> list[Value]:
 
 
 def _div(step: Step, values: Sequence[Value]) -> list[Value]:
-    def quotient(a: Range, b: Range) -> Range:
-        found = on.div(a, b)
-        if jnp.issubdtype(step.equation.outvars[0].aval.dtype, jnp.integer):
-            return between(np.trunc(found.low), np.trunc(found.high), found.nan, found.infinite)
-        return found
+    if jnp.issubdtype(step.equation.outvars[0].aval.dtype, jnp.integer):
 
-    return step.each(values, quotient)
+        def whole(a: Range, b: Range) -> Range:
+            found = on.div(a, b)
+            return between(np.trunc(found.low), np.trunc(found.high), found.nan, found.infinite)
+
+        return step.each(values, whole)
+    return step.each([values[0], _reciprocal(step, *values)], on.mul)
+
+
+def _reciprocal(step: Step, top: Value, bottom: Value) -> Value:
+    """1 / bottom. As quotients that stay are finite, divisors of entries that stay are not 0."""
+    if any(np.any((b.low <= 0) & (b.high >= 0)) for b in bottom.ranges()):
+        bottom = step.exact(bottom, step.shape(1))
+    stays = not any(gone.all() for gone in step.outs[0].values())
+    trusted = stays and bool((top.rest.finite & bottom.rest.finite).all())
+
+    def inverse(b: Range, kept: Any) -> Range:
+        low, high, nan, infinite = on.div(between(np.ones_like(b.low), 1.0), b)
+        return Range(low, high, nan & ~kept, infinite & ~kept)
+
+    axes = {i: inverse(b, ~bottom.gone[i] & trusted) for i, b in bottom.axes.items()}
+    return Value(inverse(bottom.rest, np.bool_(trusted)), axes, bottom.gone).repeated(bottom.alike)
 
 
 def _extreme(function: Entrywise, neutral: float) -> Bound:
@@ -114,12 +130,7 @@ def _power(step: Step, values: Sequence[Value]) -> list[Value]:
     exponent = join(*(hull(a) for a in values[1].ranges()))
     if exponent.low == exponent.high and np.isfinite(exponent.low):
         return step.each(values, lambda a, _: on.power(a, float(exponent.low)))
-
-    def raised(a: Range, b: Range) -> Range:
-        safe = on.unknown(a, b)
-        return Range(*(np.where(a.low > 0, x, y) for x, y in zip(safe, ANYTHING, strict=True)))
-
-    return step.each(values, raised)
+    return step.each(values, on.raised)
 
 
 def _clamp(low: Range, x: Range, high: Range) -> Range:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.program import jaxprs
-from jaxprune.program.bounding import Bound, Step, Value, all_faults
+from jaxprune.program.bounding import Bound, Step
 from jaxprune.program.evaluation import Narrow, Narrowing
 from jaxprune.program.labelling import Axes, Call
-from jaxprune.program.ranges import Range, join
+from jaxprune.program.ranges import Range, Value, all_faults, join
 
 INLINE = "jit pjit closed_call core_call".split()
 REMAT = "remat2 checkpoint remat".split()

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 
 from jaxprune.program import jaxprs
-from jaxprune.program.bounding import Bound, Step, Value
+from jaxprune.program.bounding import Bound, Step
 from jaxprune.program.evaluation import Narrow, Narrowing
 from jaxprune.program.labelling import Axes, Call
+from jaxprune.program.ranges import Value
 
 #: Derivatives up to this order use custom rules.
 DERIVATIVES = 2

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step, Value
+from jaxprune.program.bounding import Bound, Step
 from jaxprune.program.evaluation import Narrowing, run_whole
 from jaxprune.program.labelling import Axes, Call
-from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, between
+from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, Value, between
 
 NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.program.bounding import Bound, Step, Value
+from jaxprune.program.bounding import Bound, Step
 from jaxprune.program.evaluation import Narrow, Narrowing, sizes
 from jaxprune.program.labelling import Axes, Call
 from jaxprune.program.primitives.shapes import ALL, same
 from jaxprune.program.range_arithmetic import negative
-from jaxprune.program.ranges import ANYTHING, Range, between, choose, join, many, pick
+from jaxprune.program.ranges import ANYTHING, Range, Value, between, choose, join, many, pick
 
 
 def _tie_concatenate(call: Call, ins: Sequence[Axes]) -> list[Axes]:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step, Value
+from jaxprune.program.bounding import Bound, Step
 from jaxprune.program.evaluation import Count, Narrow, Narrowing
 from jaxprune.program.labelling import Axes, Call
-from jaxprune.program.ranges import Range, hull, not_zero, pick
+from jaxprune.program.ranges import Range, Value, hull, not_zero, pick
 
 
 def _tie_dot_general(call: Call, ins: Sequence[Axes]) -> list[Axes]:

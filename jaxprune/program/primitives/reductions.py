@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step, Value
+from jaxprune.program.bounding import Bound, Step
 from jaxprune.program.evaluation import Narrowing
 from jaxprune.program.labelling import Axes, Call
 from jaxprune.program.primitives.arithmetic import finite, linear
 from jaxprune.program.primitives.shapes import ALL, same
-from jaxprune.program.ranges import UNBOUNDED, Range, between, hull, join, not_zero, pick
+from jaxprune.program.ranges import UNBOUNDED, Range, Value, between, hull, join, not_zero, pick
 
 
 def _tie_reduce(call: Call, ins: Sequence[Axes]) -> list[Axes]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.program.bounding import Bound, Step, Value
+from jaxprune.program.bounding import Bound, Step
 from jaxprune.program.evaluation import Narrow, Narrowing, sizes
 from jaxprune.program.labelling import STAYS, Axes, Call
 from jaxprune.program.primitives.shapes import ALL, place
-from jaxprune.program.ranges import Range, choose, hull, many
+from jaxprune.program.ranges import Range, Value, choose, hull, many
 
 
 def runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

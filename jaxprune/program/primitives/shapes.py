@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.program.bounding import Bound, Step, Value
+from jaxprune.program.bounding import Bound, Step
 from jaxprune.program.evaluation import Narrow, Narrowing, sizes, take
 from jaxprune.program.labelling import Axes, Call
+from jaxprune.program.ranges import Value
 from jaxprune.program.visitor import Site
 
 #: All entries of an axis.
@@ -134,7 +135,12 @@ def place(step: Step, value: Value, moves: Move, result: int = 0) -> Value:
 
 
 def _bound_move(step: Step, values: Sequence[Value]) -> list[Value]:
-    return [place(step, values[0], moves, result) for result, moves in enumerate(MOVES[step.name](step))]
+    """Along new axes, and those that were so before, entries are alike."""
+    (value,), found = values, []
+    for result, moves in enumerate(MOVES[step.name](step)):
+        alike = frozenset(i for i, (source, _) in enumerate(moves) if source is None or source in value.alike)
+        found.append(place(step, value, moves, result).repeated(alike))
+    return found
 
 
 NARROWINGS = {
