@@ -325,3 +325,28 @@ def test_what_the_function_does_not_read_stays():
 def test_nothing_to_remove():
     with pytest.raises(ValueError, match="nothing can be removed"):
         jp.shrink(lambda p, x: x @ p, jnp.ones((3, 2)), jnp.ones((1, 3)), sparsity=0.5, scope="global")
+
+
+def gated(params, ids):
+    """A looked-up table, a gated layer from one product, a residual path."""
+    x = params["table"][ids]
+    gate, up = jnp.split(x @ params["up"], 2, -1)
+    return (x + (jax.nn.silu(gate) * up) @ params["down"]) @ params["out"]
+
+
+GATED = {"table": np.ones((7, 8)), "up": np.ones((8, 24)), "down": np.ones((12, 8)), "out": np.ones((8, 3))}
+
+
+def test_case_58_gated_units_go_and_the_residual_width_stays():
+    spec = ShrinkSpec(groups=["*", "!residual*"])
+    shrunk = jp.shrink(gated, GATED, np.array([1, 2]), sparsity=0.5, spec=spec)
+    assert jax.tree.map(np.shape, shrunk.params) == {"table": (7, 8), "up": (8, 12), "down": (6, 8), "out": (8, 3)}
+    names = {row.name: row.description for row in shrunk.report.groups}
+    assert names == {"up:1": "gated product of up", "down:1": "residual width, made by down"}
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global", "parameters", "flops", "latency"])
+@pytest.mark.parametrize("groups", [[], ["!*"], ["*", "!*:1"]])
+def test_a_choice_of_no_group_is_an_error(scope, groups):
+    with pytest.raises(ValueError, match=r"groups \[.*\] chooses none of \['up:1 or gated product of up', 'down:1 or"):
+        jp.shrink(gated, GATED, np.array([1, 2]), sparsity=0.5, scope=scope, spec=ShrinkSpec(groups=groups))

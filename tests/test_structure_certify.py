@@ -112,6 +112,11 @@ EXACT = {
     "all zero or more": lambda h: jnp.where((jax.nn.relu(h) >= 0).all(-1, keepdims=True), h, 1 + h),
     "product of exponentials": lambda h: h * jnp.exp(jnp.where(h == 0, 0, -abs(h))).sum(where=h != 0, axis=-1)[:, None],
     "divided by one more": lambda h: h / (1 + abs(h)),
+    "divided by their sum": lambda h: h / h.sum(-1, keepdims=True),
+    "divided by their sum, repeated": lambda h: h / jnp.broadcast_to(h.sum(-1, keepdims=True), h.shape),
+    "divided by a power": lambda h: h / 10.0 ** (jnp.arange(WIDTH) / WIDTH),
+    "divided by a table": lambda h: h / (jnp.arange(WIDTH) - 0.5),
+    "raised": lambda h: h * (1 + abs(h)) ** jnp.sin(h),
     "powers": lambda h: h**3 + abs(h) ** 1.5 + h**2,
     "clipped": lambda h: jnp.clip(h, -1, 1),
     "twice a loop": lambda h: lax.fori_loop(0, 2, lambda _, c: c + jnp.tanh(c), h),
@@ -144,6 +149,7 @@ FAULTY = {
     "product": (lambda h: h + h.prod(-1, keepdims=True), "reduce_prod"),
     "all": (lambda h: jnp.where((h != 0).all(-1, keepdims=True), h, 1 + h), "reduce_and"),
     "divided by itself": (lambda h: h / abs(h), "dot_general"),
+    "divided by a table with zeros": (lambda h: h / (jnp.arange(WIDTH) - 1.0), "dot_general"),
     "logarithm": (lambda h: h * jnp.log(h * h), "dot_general"),
     "root": (lambda h: h * lax.rsqrt(h * h), "dot_general"),
     "negative power": (lambda h: h * (h * h) ** -0.5, "dot_general"),
@@ -162,6 +168,21 @@ def test_what_contributes_is_a_fault_with_its_line():
         assert all("test_structure_certify.py" in fault.line for fault in certificate.faults)
         assert str(certificate).startswith("not exact: removal differs from masking\n  ")
         assert apart[name] > 1e-4, name
+
+
+def test_divisors_that_lose_entries_themselves():
+    """What all units share is not 0, as the quotients that stay are finite; what goes with other units may be."""
+
+    def function(p, x):
+        ratio = (x @ p["first"])[:, :, None] / (x @ p["other"])[:, None, :]
+        return jnp.einsum("bij,ij->b", ratio, p["table"])
+
+    shapes = {"first": jnp.ones((3, WIDTH)), "other": jnp.ones((3, 5)), "table": jnp.ones((WIDTH, 5))}
+    graph = trace(function, numbers(shapes), X)
+    assert graph.at({"first:1": [0, 2]}).certificate.exact
+    assert not graph.at({"other:1": [0, 2]}).certificate.exact
+    assert not graph.at({"first:1": [0, 2], "other:1": [0, 2]}).certificate.exact
+    assert graph.at({"other:1": [0, 2]}).check(numbers(shapes), X) == np.inf
 
 
 def test_a_fault_names_the_line_and_the_reason():

@@ -236,8 +236,15 @@ def test_what_goes_together(name):
         ("nnx attention", "attend/query/kernel:1", "heads of attend"),
         ("nnx attention", "attend/query/kernel:2", "head width of attend/query, attend/key"),
         ("nnx attention", "first/kernel:1", "residual width, made by first, attend/out"),
-        ("fused attention", "params/Dense_0/kernel:1", "features of Dense_0, 6 at a time"),
+        ("fused attention", "params/Dense_0/kernel:1", "heads of Dense_0"),
         ("scanned", "params/stack/Dense_1/kernel:2", "features of stack/Dense_1"),
+        ("scanned", "params/Dense_1/kernel:1", "residual width, made by Dense_1, stack/Dense_0"),
+        ("grouped queries", "layer/q:1", "heads of layer"),
+        ("grouped queries", "layer/v:2", "head width of layer"),
+        ("grouped queries", "layer/gate:1", "gated product of layer"),
+        ("squeeze-excite", "params/Conv_0/kernel:3", "gated product of Conv_0, Dense_0"),
+        ("mobilenet", "params/Conv_1/kernel:3", "features of Conv_1, Conv_2"),
+        ("groupnorm", "params/Conv_0/kernel:3", "features of Conv_0, 2 at a time"),
     ],
 )
 def test_what_units_are_called(name, layer, words):

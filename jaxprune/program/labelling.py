@@ -39,7 +39,10 @@ class Labels:
       count: labels handed out.
       born: labels below it are those of parameters.
       choices: the places that offer a choice.
-      notes: for the arrays of labels that a product contracts over ("in") or leaves ("out"), in the program's order.
+      notes: for the arrays of labels that a product contracts over ("in"), leaves ("out") or goes through one by one
+        ("each"), in the program's order.
+      pairs: the products that are taken for each entry of some axes, as attention is for each head, of two operands
+        that have other axes as well: the labels of the former, and those of the latter.
     """
 
     trailing: bool = False
@@ -48,10 +51,11 @@ class Labels:
     born: int = 1
     choices: dict[visitor.Place, Choice] = field(default_factory=dict)
     notes: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    pairs: list[tuple[list[np.ndarray], list[np.ndarray]]] = field(default_factory=list)
     _pins: list[tuple[np.ndarray, str, bool]] = field(default_factory=list)
-    _edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    _pending: int = 0
-    _root: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    _edges: list[tuple[np.ndarray, np.ndarray, str]] = field(default_factory=list)
+    _settled: tuple[int, int] = (0, 0)
+    _parent: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def fresh(self, size: int) -> np.ndarray:
         """New labels for an axis; an axis of size 1 stays."""
@@ -74,15 +78,40 @@ class Labels:
         if labels.size > 1 or (labels.size and labels[0] != STAYS):
             self._pins.append((labels, reason, passed_over))
 
-    def tie(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Entries at the same place of both arrays go together."""
+    def tie(self, left: np.ndarray, right: np.ndarray, by: str = "") -> None:
+        """Entries at the same place of both arrays go together; ``by``: the operation, if it is a sum or a product."""
         if left is not right and not np.array_equal(left, right):
-            self._edges.append((left, right))
+            self._edges.append((left, right, by))
 
     def resolve(self, labels: np.ndarray) -> np.ndarray:
-        """One number for all labels tied so far; ``STAYS`` for those that are pinned."""
-        self._settle()
-        return self._root[labels]
+        """The least of the labels that each is tied to so far: one number for all of them, ``STAYS`` if one is pinned.
+
+        What is new since the last call is merged into what was known, so the work grows with the ties, not with calls.
+        """
+        edges, pins = len(self._edges), len(self._pins)
+        if (size := self._parent.size) < self.count:
+            self._parent = np.append(self._parent, np.arange(size, max(self.count, 2 * size)))
+        new = [(left, right) for left, right, _ in self._edges[self._settled[0] :]]
+        new += [(pinned, np.zeros_like(pinned)) for pinned, *_ in self._pins[self._settled[1] :]]
+        if new:
+            left, right = (self._find(np.concatenate(side)) for side in zip(*new, strict=True))
+            nodes, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+            component = _components(nodes.size, [tuple(np.split(places, 2))])
+            self._parent[nodes] = nodes[np.unique(component, return_index=True)[1]][component]
+            self._settled = (edges, pins)
+        return self._find(labels)
+
+    def _find(self, labels: np.ndarray) -> np.ndarray:
+        found = self._parent[labels]
+        while not np.array_equal(above := self._parent[found], found):
+            found = above
+        self._parent[labels] = found
+        return found
+
+    def joined(self, *by: str) -> np.ndarray:
+        """A number for each label, the same for those that sums, or products, of different units tie alone."""
+        edges = ((left, right) for left, right, own in self._edges if own in by)
+        return _components(self.count, [pair for pair in edges if all(np.unique(one).size == one.size for one in pair)])
 
     def choose(self, place: visitor.Place, candidates: dict[int, np.ndarray], words: str) -> int | None:
         """The axis that is cut at a place: the one decided on, else the preferred one."""
@@ -94,9 +123,9 @@ class Labels:
 
     def preferred(self, candidates: dict[int, np.ndarray]) -> int | None:
         """Of the axes that can be cut, the first (or last); those that parameters share come before all others."""
-        live = [axis for axis, labels in candidates.items() if np.any(self.resolve(labels) != STAYS)]
-        shared = np.isin(np.arange(self._root.size + 1), self._root[: self.born]) if live else np.zeros(0, bool)
-        live = [axis for axis in live if shared[self._root[candidates[axis]]].any()] or live
+        roots = {axis: self.resolve(labels) for axis, labels in candidates.items()}
+        live = [axis for axis, root in roots.items() if np.any(root != STAYS)]
+        live = [axis for axis in live if np.any((roots[axis] != STAYS) & (roots[axis] < self.born))] or live
         return live[-1 if self.trailing else 0] if live else None
 
     def decide(self) -> dict[visitor.Place, int | None]:
@@ -105,8 +134,8 @@ class Labels:
 
     def ambiguous(self) -> list[str]:
         """What is done at the places where more than one axis could be cut, if the choices did not rule them out."""
-        pins = [labels for labels, _, passed_over in self._pins if not passed_over]
-        component = _components(self.count, self._edges, pins)
+        pins = [(labels, np.zeros_like(labels)) for labels, _, passed_over in self._pins if not passed_over]
+        component = _components(self.count, [(left, right) for left, right, _ in self._edges] + pins)
 
         def free(labels: np.ndarray) -> bool:
             return bool(np.any(component[labels] != component[STAYS]))
@@ -116,26 +145,19 @@ class Labels:
 
     def why(self, labels: np.ndarray) -> list[str]:
         """The reasons for which entries stay, each once, in the program's order."""
-        apart = _components(self.count, self._edges, [])
+        apart = _components(self.count, [(left, right) for left, right, _ in self._edges])
         wanted = np.unique(apart[labels])
         reasons = [reason for pinned, reason, _ in self._pins if np.isin(apart[pinned], wanted).any()]
         if apart[STAYS] in wanted:
             reasons.append("it is tied to an axis of size 1")
         return list(dict.fromkeys(reasons))
 
-    def _settle(self) -> None:
-        if self._pending == len(self._edges) + len(self._pins) and self._root.size == self.count:
-            return
-        self._pending = len(self._edges) + len(self._pins)
-        component = _components(self.count, self._edges, [labels for labels, *_ in self._pins])
-        self._root = np.where(component == component[STAYS], STAYS, component + 1)
 
-
-def _components(count: int, edges: list[tuple[np.ndarray, np.ndarray]], pinned: list[np.ndarray]) -> np.ndarray:
-    ends = [*edges, *((labels, np.zeros_like(labels)) for labels in pinned)]
-    if not ends:
+def _components(count: int, edges: Sequence[Any]) -> np.ndarray:
+    """A number for each of ``count`` nodes, the same for those that edges connect; edges are pairs of arrays."""
+    if not edges:
         return np.arange(count)
-    left, right = (np.concatenate(side) for side in zip(*ends, strict=True))
+    left, right = (np.concatenate(side) for side in zip(*edges, strict=True))
     graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 

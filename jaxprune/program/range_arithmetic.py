@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from jaxprune.program.ranges import ANYTHING, SLACK, UNBOUNDED, Range, between, choose, join, widen
+from jaxprune.program.ranges import ANYTHING, SLACK, UNBOUNDED, Range, between, choose, widen
 
 Function = Callable[..., Range]
 
@@ -75,15 +75,12 @@ def power(a: Range, exponent: float) -> Range:
         return between(np.ones_like(a.low), 1.0)
     if exponent < 0:
         return div(between(np.ones_like(a.low), 1.0), power(a, -exponent))
-    whole = exponent == round(exponent)
-    base = absolute(a) if whole and exponent % 2 == 0 else a
+    if exponent != round(exponent):
+        return raised(a, between(exponent, exponent))
+    base = absolute(a) if exponent % 2 == 0 else a
     with np.errstate(all="ignore"):
-        sign = np.sign(base.low) if whole else 1, np.sign(base.high) if whole else 1
-        low, high = sign[0] * np.abs(base.low) ** exponent, sign[1] * np.abs(base.high) ** exponent
-    if whole:
-        return widen(between(low, high, a.nan, a.infinite))
-    low = np.where(a.low < 0, 0, low)
-    return widen(between(low, np.where(a.high < 0, np.inf, high), a.nan | (a.low < 0), a.infinite))
+        ends = [np.sign(end) * np.abs(end) ** exponent for end in (base.low, base.high)]
+    return widen(between(*ends, a.nan, a.infinite))
 
 
 def raised(a: Range, b: Range) -> Range:
@@ -177,14 +174,6 @@ def equal(a: Range, b: Range) -> Range:
 def negation(a: Range) -> Range:
     """not a, of a bool."""
     return between(1 - a.high, 1 - a.low)
-
-
-def select(which: Range, *cases: Range) -> Range:
-    """The case that a number names; any of them if it is not known."""
-    found = join(*cases)
-    for number, case in enumerate(cases):
-        found = choose((which.low == number) & (which.high == number), case, found)
-    return found
 
 
 def finite(a: Range) -> Range:

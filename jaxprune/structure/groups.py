@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -20,8 +20,9 @@ class Group:
       name: the member that makes the units, as ``"Conv_1/kernel:3"``; with ``#2`` and so on if others have that name.
       size: number of units.
       members: ``(path, axis)`` of each axis of a parameter that loses entries.
-      description: what the units are, in words.
-      roles: for each member "out" if a product makes the units with it, "in" if one uses them, else "".
+      description: what the units are: "features", "gated product" or "heads" of layers, "head width", "residual width".
+      roles: for each member "out" if a product makes the units with it, "in" if one uses them, "each" if there is one
+        product for each of them, else "".
       units: for each member, the unit of each entry along the axis; -1 for entries of other units, or that stay.
     """
 
@@ -39,7 +40,8 @@ class Group:
 
 
 class Row(NamedTuple):
-    """One axis of a parameter: its labels, and the product that first uses it ("in") or makes new units ("out")."""
+    """One axis of a parameter: its labels, and what the first product with it does: uses it ("in"), makes new units
+    ("out"), or is taken for each entry ("each")."""
 
     path: str
     axis: int
@@ -73,21 +75,26 @@ def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
     """
     roots = [labels.resolve(row.labels) for row in rows]
     kinds = _kinds(roots, labels.count)
-    noted = np.concatenate([np.zeros(0, np.int64), *(labels.resolve(axis) for axis, _ in labels.notes)])
-    in_products = np.isin(np.arange(kinds.size), noted)
+    in_products = _marked(labels, [axis for axis, role in labels.notes if role != "each"])
     members: dict[int, list[int]] = {}
     for i, root in enumerate(roots):
         for kind in np.unique(kinds[root[(root != STAYS) & in_products[root]]]):
             members.setdefault(int(kind), []).append(i)
-    made = {(row.path, row.axis) for row in rows if row.role == "out"}
-    found = []
+    describe, found = _words(rows, labels), []
     for kind, where in members.items():
         where = sorted(where, key=lambda i: (rows[i].role != "out", rows[i].when, i))
         own = [np.where(kinds[roots[i]] == kind, roots[i], STAYS) for i in where]
-        group = _group([rows[i] for i in where], own, made)
+        group = _group([rows[i] for i in where], own, describe)
         if group.size > 1:
             found.append(((rows[where[0]].when, where[0], int(np.argmax(group.units[0] >= 0))), group))
     return _named_apart([group for _, group in sorted(found, key=lambda pair: pair[0])])
+
+
+def _marked(labels: Labels, axes: Sequence[np.ndarray]) -> np.ndarray:
+    """For each label, whether it stands for entries of some axes."""
+    marked = np.zeros(labels.count + 2, bool)
+    marked[labels.resolve(np.concatenate([np.zeros(0, np.int64), *axes]))] = True
+    return marked
 
 
 def _named_apart(groups: Sequence[Group]) -> tuple[Group, ...]:
@@ -110,7 +117,7 @@ def _kinds(roots: Sequence[np.ndarray], count: int) -> np.ndarray:
     return kinds.view(np.int64)
 
 
-def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], made: set[tuple[str, int]]) -> Group:
+def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], describe: Callable[..., str]) -> Group:
     first = roots[0][roots[0] != STAYS]
     units = first[np.sort(np.unique(first, return_index=True)[1])]  # in the order of the first member
     ordered = np.argsort(units)
@@ -119,30 +126,46 @@ def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], made: set[tuple[str
         at = np.minimum(np.searchsorted(units, root, sorter=ordered), units.size - 1)
         return np.where(root == STAYS, -1, ordered[at])
 
+    entries = [row.labels[root == first[0]] for row, root in zip(rows, roots, strict=True)]
     return Group(
         name=f"{rows[0].path}:{rows[0].axis}",
         size=units.size,
         members=tuple((row.path, row.axis) for row in rows),
-        description=_describe([row for row in rows if row.role == "out"], first.size // units.size, made),
+        description=describe(rows, entries, first[0]),
         roles=tuple(row.role for row in rows),
         units=tuple(places(root) for root in roots),
     )
 
 
-def _describe(rows: Sequence[Row], width: int, made: set[tuple[str, int]]) -> str:
-    """What units are, by the products that make them: features of one layer, heads, the width of a residual path."""
-    if not rows:
-        return "entries that no product makes"
-    first = rows[0]
-    modules = list(dict.fromkeys(row.module.removeprefix("params/") for row in rows))
-    parents = {module.rpartition("/")[0] for module in modules}
-    names = ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else "")
-    together = len(modules) <= 3 and len(parents) == 1
-    by_head = first.rank == 3 and {(first.path, 1), (first.path, 2)} <= made  # a kernel (inputs, heads, head width)
-    if by_head and first.axis == 1 or (width > 1 and len(modules) > 1 and together):
-        return f"heads of {parents.pop() or names}" if together else f"heads of {names}"
-    if by_head and together:
-        return f"head width of {names}"
-    if len(modules) > 1:
-        return f"residual width, made by {names}"
-    return f"features of {names}" + (f", {width} at a time" if width > 1 else "")
+def _words(rows: Sequence[Row], labels: Labels) -> Callable[..., str]:
+    """A function that says what units are, by the products that make them and by what joins these."""
+    stacked = {int(row.labels[0]) for row in rows if row.role == "each"}
+    pairs = [pair for pair in labels.pairs if not any(int(axis[0]) in stacked for axis in pair[0])]
+    heads, widths = (_marked(labels, [axis for pair in pairs for axis in pair[side]]) for side in (0, 1))
+    sums, products = labels.joined("sum"), labels.joined("sum", "product")
+
+    def describe(own: Sequence[Row], entries: Sequence[np.ndarray], unit: int) -> str:
+        """Of the rows of a group, the labels of its first unit's entries in each, and the label of that unit."""
+        makers = [i for i, row in enumerate(own) if row.role == "out"]
+        if not makers:
+            return "entries that no product makes"
+        modules = list(dict.fromkeys(own[i].module.removeprefix("params/") for i in makers))
+        parents = {module.rpartition("/")[0] for module in modules}
+        names = ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else "")
+        if any(row.role == "each" for row in own):
+            return f"experts of {names}"
+        if heads[unit]:
+            return f"heads of {parents.pop() if 1 < len(modules) <= 3 and len(parents) == 1 else names}"
+        summed = [sums[entries[i][0]] for i in makers]
+        looked_up = [sums[labels[0]] for row, labels in zip(own, entries, strict=True) if row.role == "in"]
+        if np.unique(summed).size < len(summed) or np.isin(summed, looked_up).any():
+            return f"residual width, made by {names}"
+        if widths[unit]:
+            return f"head width of {names}"
+        factors = products[np.concatenate([entries[i] for i in makers])]
+        if np.unique(factors).size < factors.size:
+            return f"gated product of {names}"
+        width = entries[0].size
+        return f"features of {names}" + (f", {width} at a time" if width > 1 else "")
+
+    return describe

@@ -136,9 +136,9 @@ def shrink(
       A :class:`Shrunk`. Rounding up and ``min_keep`` may leave more than was asked for; the report has what it is.
 
     Raises:
-      ValueError: sparsity outside [0, 1] or NaN; an unknown scope; a pattern that matches no group; nothing that can be
-        removed; a budget that cannot be met; removal that is not the same as masking, with the lines of the source,
-        unless ``spec.allow_inexact``.
+      ValueError: sparsity outside [0, 1] or NaN; an unknown scope; a pattern that matches no group, a choice of none;
+        nothing that can be removed; a budget that cannot be met; removal that is not the same as masking, with the
+        lines of the source, unless ``spec.allow_inexact``.
       TypeError: traced parameters.
 
     >>> import jax
@@ -177,6 +177,8 @@ def _chosen(graph: Graph, patterns: str | Sequence[str] | None) -> list[Group]:
         raise ValueError("nothing can be removed: every axis of every parameter has to stay; see graph.why_pinned")
     names = [(group.name, group.description) for group in graph.groups]
     flags = matching("*" if patterns is None else patterns, names, "groups")
+    if not any(flags):
+        raise ValueError(f"groups {patterns!r} chooses none of {[' or '.join(own) for own in names]}")
     return [group for group, chosen in zip(graph.groups, flags, strict=True) if chosen]
 
 

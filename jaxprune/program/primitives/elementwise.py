@@ -12,7 +12,7 @@ from jaxprune.program import range_arithmetic as on
 from jaxprune.program.bounding import Bound, Step
 from jaxprune.program.evaluation import Narrowing, run_whole
 from jaxprune.program.labelling import Axes, Call
-from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, Value, between
+from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, Value, between, choose, join
 
 NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
@@ -24,17 +24,20 @@ shift_right_logical sign sin sinh sqrt square stage stop_gradient sub tan tanh t
 """.split()
 
 
+#: What joins units of several layers into one kind.
+JOINS = {"add": "sum", "add_any": "sum", "sub": "sum", "mul": "product"}
+
 #: What makes values from shapes and keys.
 DRAWN = "empty iota random_bits random_fold_in random_seed random_unwrap random_wrap".split()
 
 
 def label(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Ties each operand's axis to the result's, unless it has size 1 and is repeated, or the operand is a scalar."""
-    out = []
+    out, by = [], "" if "derivative" in call.place else JOINS.get(call.name, "")
     for axis, size in enumerate(call.out_shape()):
         same = [axes[axis] for axes in ins if axes and axes[axis].size == size]
         for other in same[1:]:
-            call.labels.tie(same[0], other)
+            call.labels.tie(same[0], other, by)
         out.append(same[0] if same else call.labels.fresh(size))
     return [tuple(out)] * len(call.equation.outvars)
 
@@ -79,12 +82,20 @@ def _bound_iota(step: Step, values: Sequence[Value]) -> list[Value]:
     return [step.value(between(0.0, max(size - 1, 0)), found, [])]
 
 
+def _selected(which: Range, *cases: Range) -> Range:
+    """The case that a number names; any of them if it is not known."""
+    found = join(*cases)
+    for number, case in enumerate(cases):
+        found = choose((which.low == number) & (which.high == number), case, found)
+    return found
+
+
 def _bound_select(step: Step, values: Sequence[Value]) -> list[Value]:
     which, *cases = values
     for number, case in enumerate(cases):
         if which.is_number(number):
             return [case]
-    (found,) = step.each(values, on.select)
+    (found,) = step.each(values, _selected)
     for number, case in enumerate(cases):
         if which.known is not None and case.is_finite():
             found.finite_at = partial(_chosen, which.known, number)

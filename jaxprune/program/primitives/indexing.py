@@ -78,12 +78,12 @@ def _tie_dynamic_update_slice(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _tie_gather(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    """Axes that are taken whole pass on; those that are indexed stay; those of the indices come in between."""
+    """Axes that are taken whole pass on, wherever that begins; others stay; those of the indices come in between."""
     operand, indices = ins
     numbers, taken = call.params["dimension_numbers"], call.params["slice_sizes"]
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     for axis in {*range(len(operand))} - {*numbers.operand_batching_dims}:
-        if axis in numbers.start_index_map or taken[axis] != operand[axis].size:
+        if taken[axis] != operand[axis].size:
             call.pin(operand[axis], "indexed by positions known at run time")
     for axis, other in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
         call.labels.tie(operand[axis], indices[other])
@@ -108,7 +108,7 @@ def _run_gather(site: Narrow, values: Sequence[Any]) -> list[Any]:
 
 
 def _tie_scatter(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    """Axes of the operand that are written whole are tied to the updates'; those that are indexed stay."""
+    """Axes of the operand that are written whole, wherever that begins, are tied to the updates'; others stay."""
     operand, indices, updates = ins
     numbers = call.params["dimension_numbers"]
     windows = iter(numbers.update_window_dims)
@@ -116,7 +116,7 @@ def _tie_scatter(call: Call, ins: Sequence[Axes]) -> list[Axes]:
         if axis in numbers.operand_batching_dims:
             continue
         update = None if axis in numbers.inserted_window_dims else updates[next(windows)]
-        if update is not None and update.size == labels.size and axis not in numbers.scatter_dims_to_operand_dims:
+        if update is not None and update.size == labels.size:
             call.labels.tie(labels, update)
             continue
         for side in (labels, update):

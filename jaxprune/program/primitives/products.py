@@ -24,6 +24,10 @@ def _tie_dot_general(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     ]
     call.labels.notes += [(axes[i], "in") for axes, used in ((left, left_sum), (right, right_sum)) for i in used]
     call.labels.notes += [(labels, "out") for axes in free for labels in axes]
+    batch, summed = [left[i] for i in left_batch], [left[i] for i in left_sum]
+    call.labels.notes += [(axes[i], "each") for axes, used in ((left, left_batch), (right, right_batch)) for i in used]
+    if batch and all(free):
+        call.labels.pairs.append((batch, [*summed, *free[0], *free[1]]))
     return [(*(left[i] for i in left_batch), *free[0], *free[1])]
 
 
