@@ -79,8 +79,8 @@ def power(a: Range, exponent: float) -> Range:
         return raised(a, between(exponent, exponent))
     base = absolute(a) if exponent % 2 == 0 else a
     with np.errstate(all="ignore"):
-        ends = [np.sign(end) * np.abs(end) ** exponent for end in (base.low, base.high)]
-    return widen(between(*ends, a.nan, a.infinite))
+        low, high = (np.sign(end) * np.abs(end) ** exponent for end in (base.low, base.high))
+    return widen(between(low, high, a.nan, a.infinite))
 
 
 def raised(a: Range, b: Range) -> Range:
