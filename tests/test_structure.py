@@ -5,6 +5,7 @@ import functools
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -262,6 +263,19 @@ def test_collections_are_cut_on_their_own():
     plan = {found.groups[0]: [4]}
     cut = found.at(plan).cut([zoo.fill(shapes["params"]), zoo.fill(shapes["stats"])])
     assert cut[0]["a"]["kernel"].shape == (3, 1) and cut[1]["a"]["mean"].shape == (1,)
+
+
+def test_states_of_adafactor_are_cut_unless_they_are_factored():
+    params = {"w": jnp.ones((6, 8)), "o": jnp.ones((8, 4))}
+    graph = trace(lambda p, x: jax.nn.relu(x @ p["w"]) @ p["o"], params, jnp.ones((2, 6)))
+    half = graph.at({"w:1": range(4)})
+    plain, factored = optax.adafactor(1e-2), optax.adafactor(1e-2, min_dim_size_to_factor=2)
+    small, state = half.cut(params), half.cut(plain.init(params))
+    chex.assert_trees_all_equal_shapes(state, plain.init(small))
+    updates, _ = plain.update(small, state, small)
+    chex.assert_trees_all_equal_shapes(updates, small)
+    with pytest.raises(ValueError, match=r"leaf 'o' has shape \(4,\).*init a new state with the cut parameters"):
+        half.cut(factored.init(params))
 
 
 def test_the_state_of_an_optimizer_for_a_part_of_the_parameters():

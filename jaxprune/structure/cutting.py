@@ -79,10 +79,9 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
     def of_leaf(leaf: Any, path: str, shape: tuple[int, ...]) -> Any:
         nonlocal found
         found = True
-        if np.ndim(leaf) and (
-            np.ndim(leaf) != len(shape) or any(n not in (1, m) for n, m in zip(np.shape(leaf), shape, strict=True))
-        ):
-            raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(leaf)}, but was traced with {shape}")
+        if np.size(leaf) == 1 and np.ndim(leaf) < len(shape):
+            return leaf  # stands for what the optimizer does not keep of this parameter
+        _check_shape(path, np.shape(leaf), shape)
         return change(path, leaf, shape)
 
     def of_subtree(keys: Any, subtree: Any) -> Any:
@@ -106,6 +105,17 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
     if not found:
         raise ValueError(f"no part of the tree is like the parameters, whose structure is {jax.tree.structure(params)}")
     return changed
+
+
+def _check_shape(path: str, own: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if len(own) == len(shape) and all(n in (1, m) for n, m in zip(own, shape, strict=True)):
+        return
+    factored = own in [shape[:axis] + shape[axis + 1 :] for axis in range(len(shape))]
+    raise ValueError(
+        f"leaf {tree.show(path)} has shape {own}, but was traced with {shape}"
+        + "; factored moments (optax.adafactor) depend on all shapes: init a new state with the cut parameters"
+        * factored
+    )
 
 
 def _named(params: Params) -> dict[Any, tuple[str, tuple[int, ...]]]:
