@@ -15,7 +15,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import checkpoints
-from jaxprune.checkpoints import CheckpointError, compressed, flax_msgpack, ranking
+from jaxprune.checkpoints import CheckpointError, compressed, flax_msgpack, orbax_folders, ranking
 from jaxprune.checkpoints import leaf as names
 from jaxprune.checkpoints.leaf import of_array
 from jaxprune.cli import inspect as inspection
@@ -136,6 +136,18 @@ def test_what_other_libraries_write_is_read(tmp_path):
     opened = checkpoints.open(tmp_path / "m.npz")
     assert same(opened.leaves["half"].read(), tree["a"]["kernel"].astype(ml_dtypes.bfloat16))
     assert same(opened.leaves["big"].read(), np.arange(3, dtype=np.int32))
+
+
+def test_small_leaves_of_orbax_are_restored_together(tmp_path, monkeypatch):
+    """Each restoring looks at the metadata of all leaves."""
+    leaves = {f"layer_{i}/kernel": np.full((2, 3), i, np.float32) for i in range(40)}
+    checkpoints.write(tmp_path / "m.orbax", leaves)
+    restored, asked = orbax_folders._restored, []
+    monkeypatch.setattr(orbax_folders, "_restored", lambda *args: asked.append(args[2]) or restored(*args))
+    monkeypatch.setattr(orbax_folders, "_TOGETHER", 24 * 15)
+    opened = checkpoints.open(tmp_path / "m.orbax").leaves
+    assert all(same(leaf.read(), leaves[name]) for name, leaf in opened.items())
+    assert list(map(len, asked)) == [15, 15, 10]
 
 
 def test_arrays_that_flax_cuts_in_pieces(tmp_path, monkeypatch):
