@@ -11,6 +11,7 @@ from jax import lax
 from jaxprune.base import Array, QuantSpec
 from jaxprune.kernels import rotation, uniform, viterbi
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.quantization.arrays.flax_state import FlaxState
 from jaxprune.quantization.arrays.protocol import describe
 
 
@@ -20,7 +21,7 @@ from jaxprune.quantization.arrays.protocol import describe
     meta_fields=("bits", "dtype", "spec"),
 )
 @dataclass(frozen=True, repr=False)
-class QArray:
+class QArray(FlaxState):
     """A quantized array: ``(codes - zero_point) * scale``.
 
     Attributes:
@@ -54,7 +55,7 @@ class QArray:
 
 @partial(jax.tree_util.register_dataclass, data_fields=("codes", "centroids", "keeps_zeros"), meta_fields=("dtype",))
 @dataclass(frozen=True, repr=False)
-class CodebookArray:
+class CodebookArray(FlaxState):
     """An array of shared weights: ``centroids[codes]``.
 
     Attributes:
@@ -97,7 +98,7 @@ class CodebookArray:
     meta_fields=("states", "zero", "dtype"),
 )
 @dataclass(frozen=True, repr=False)
-class TrellisArray:
+class TrellisArray(FlaxState):
     """An array as indices of a trellis quantizer.
 
     Entry i in C order is number i // lanes of sequence i % lanes; there are ceil(size / 512) of them.

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxprune import layout, tree
 from jaxprune.base import Array, Masks, Params, Where
 from jaxprune.quantization.arrays.bcoo import masked
+from jaxprune.quantization.arrays.flax_state import FlaxState
 from jaxprune.quantization.arrays.packed import pack, packed_length, unpack
 from jaxprune.quantization.arrays.protocol import describe
 
@@ -25,7 +26,7 @@ _LONGEST = 256  # entries of a group, so that a byte holds an index
     meta_fields=("n", "m", "axis", "shape"),
 )
 @dataclass(frozen=True, repr=False)
-class NOfMArray:
+class NOfMArray(FlaxState):
     """An array of which ``n`` of every ``m`` consecutive entries along an axis are stored; the others are 0.
 
     Attributes:
