@@ -90,6 +90,10 @@ def branched(p, x, h):
     return lax.switch(index, branches, h) @ p["b"]
 
 
+ROWS = np.array([2, 0], np.int32)
+SUMS = lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
+)
 AB, ABS = "6: a:1 b:0", "6: a:1 b:0 s:0"
 CASES = {
     "repeated along an axis": case(lambda p, x, h: lax.mul(h, p["r"]) @ p["b"], "6: a:1 b:0 r:1", r=(1, 6)),
@@ -182,6 +186,25 @@ CASES = {
         "3: a:1 k:2 y:0",
         k=(3, 2, 9),
         y=(9, 4),
+    ),
+    "rows of groups": case(
+        lambda p, x, h: lax.ragged_dot(lax.ragged_dot(x, p["up"], ROWS), p["down"], ROWS),
+        "6: up:2 down:1",
+        up=(2, 3, 6),
+        down=(2, 6, 4),
+    ),
+    "sums of groups": case(
+        lambda p, x, h: p["y"] @ lax.ragged_dot_general(h, x @ p["c"], ROWS, SUMS).sum(0) @ p["b"],
+        "6: a:1 y:1",
+        "6: c:1 b:0",
+        y=(2, 6),
+    ),
+    "looked up one by one": case(
+        lambda p, x, h: jax.vmap(lambda i: p["e"][i])(jnp.array([3, 0])) * h @ p["b"], AB + " e:1", e=(7, 6)
+    ),
+    "written one by one": case(
+        lambda p, x, h: jax.vmap(lambda i, row: jnp.zeros((3, 6)).at[i].set(row))(jnp.array([2, 0]), h).sum(1) @ p["b"],
+        AB,
     ),
     "a mask of positions": case(lambda p, x, h: jnp.where(jnp.arange(6) % 2 == 0, h, 0.5) @ p["b"], AB),
     "random numbers": case(lambda p, x, h: (h + jax.random.normal(jax.random.key(3), (2, 6))) @ p["b"], AB),
@@ -420,8 +443,8 @@ tridiagonal tridiagonal_solve
 
 #: Names of operations on one of the supported versions of JAX alone, or that JAX does not list.
 UNLISTED = """
-checkpoint closed_call copy_p core_call empty log2 one_minus_square pjit polynomial random_gamma_grad random_unwrap
-random_wrap remat
+checkpoint closed_call copy_p core_call empty log2 one_minus_square pjit polynomial ragged_dot_general
+random_gamma_grad random_unwrap random_wrap remat
 """.split()
 
 
@@ -431,7 +454,7 @@ def test_every_operation_has_a_rule_or_is_known_to_have_none():
     assert len(known) > 150
     new = known - NARROWINGS.keys() - set(WITHOUT)
     assert not new, (
-        f"new operations {sorted(new)}: add each to the rules of its kind in jaxprune/structure/rules, with a case "
+        f"new operations {sorted(new)}: add each to the rules of its kind in jaxprune/program/primitives, with a case "
         "here (to elementwise.NAMES if it treats every entry alone), or to WITHOUT if it is to pin what it touches"
     )
     assert not NARROWINGS.keys() & set(WITHOUT)

@@ -110,6 +110,14 @@ EXPECTED = {
         "layer/down:1 norm:0 head:0",
         "6: layer/gate:1 layer/up:1 layer/down:0",
     ),
+    "gemma": (
+        "4: attend/q:0 attend/o:0",
+        "3: attend/q:2 attend/kv:3 attend/o:1",  # keys and values in one array
+        "8: table:1 attend/norm:0 attend/q:1 attend/kv:2 attend/o:2 mlp/norm:0 mlp/up:1 mlp/down:1 norm:0",
+        "10: mlp/up:2 mlp/down:0",
+    ),
+    "experts": ("6: gate:2 up:2 down:1", "8: table:1 norm:0 router:0 gate:1 up:1 down:2 head:0"),
+    "looked up": ("5: a:1 b:0", "6: table:1 gain:0 a:0 b:1 head:0"),
     "mixer": (
         "6: Conv_0 LayerNorm_0 LayerNorm_1 Dense_2 > Dense_3 Dense_4",
         "5: Dense_1 > Dense_0",
@@ -138,7 +146,7 @@ AMBIGUOUS = {"groupnorm", "fused attention", "grouped queries"}
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 #: What every run sees; the others are slow.
-QUICK = {"mlp", "resnet", "fused attention", "nnx attention", "pure", "training"}
+QUICK = {"mlp", "resnet", "fused attention", "nnx attention", "pure", "training", "gemma", "experts", "looked up"}
 
 
 def some(names):
@@ -245,6 +253,11 @@ def test_what_goes_together(name):
         ("squeeze-excite", "params/Conv_0/kernel:3", "gated product of Conv_0, Dense_0"),
         ("mobilenet", "params/Conv_1/kernel:3", "features of Conv_1, Conv_2"),
         ("groupnorm", "params/Conv_0/kernel:3", "features of Conv_0, 2 at a time"),
+        ("gemma", "attend/q:0", "heads of attend"),
+        ("gemma", "attend/q:2", "head width of attend"),
+        ("experts", "gate:2", "gated product of gate, up"),
+        ("experts", "down:2", "residual width, made by down"),
+        ("looked up", "b:1", "residual width, made by b"),
     ],
 )
 def test_what_units_are_called(name, layer, words):

@@ -351,6 +351,98 @@ def grouped_query_decoder():
     return Model(function, params, tokens)
 
 
+def rms_norm(scale, x):
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * (1 + scale)
+
+
+def gemma():
+    """One key and value for all queries, rotary positions that are given, gated units, capped logits, a tied table."""
+    width, heads, depth = 8, 4, 6
+    params = {
+        "table": struct(7, width),
+        "attend": {
+            "norm": struct(width),
+            "q": struct(heads, width, depth),
+            "kv": struct(2, 1, width, depth),
+            "o": struct(heads, depth, width),
+        },
+        "mlp": {"norm": struct(width), "up": struct(2, width, 10), "down": struct(10, width)},
+        "norm": struct(width),
+    }
+
+    def rotate(x, positions):
+        timescale = 10_000 ** (2 * jnp.arange(depth // 2) / depth)
+        radians = (positions[..., None] / timescale)[..., None, :]
+        one, two = jnp.split(x, 2, -1)
+        sin, cos = jnp.sin(radians), jnp.cos(radians)
+        return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], -1)
+
+    def attend(p, x, positions):
+        q = jnp.einsum("btd,ndh->btnh", x, p["q"])
+        k, v = jnp.einsum("bsd,ckdh->cbskh", x, p["kv"])
+        q, k = rotate(q, positions) * depth**-0.5, rotate(k, positions)
+        logits = jnp.einsum("btnh,bskh->btnks", q, k)[..., 0, :]
+        logits = jnp.tanh(logits / 50) * 50
+        causal = (positions[:, :, None] >= positions[:, None, :])[:, :, None]
+        weights = jax.nn.softmax(jnp.where(causal, logits, -2.4e38), -1)
+        return jnp.einsum("btnh,nhd->btd", jnp.einsum("btns,bskh->btnh", weights, v), p["o"])
+
+    def function(params, ids, positions):
+        x = params["table"][ids] * jnp.sqrt(width).astype(jnp.float32)
+        p = params["attend"]
+        x = x + attend(p, rms_norm(p["norm"], x), positions)
+        p = params["mlp"]
+        gate, up = jnp.einsum("btd,cdf->cbtf", rms_norm(p["norm"], x), p["up"])
+        x = rms_norm(params["norm"], x + (jax.nn.gelu(gate) * up) @ p["down"])
+        return jnp.tanh(x @ params["table"].T / 30) * 30
+
+    return Model(function, params, lambda batch: (*tokens(batch), struct(batch, 6, dtype=np.int32)))
+
+
+def experts():
+    """A mixture of experts without padding: tokens sorted by their experts, one product for all."""
+    width, hidden, count, each = 8, 6, 4, 2
+    params = {
+        "table": struct(7, width),
+        "norm": struct(width),
+        "router": struct(width, count),
+        "gate": struct(count, width, hidden),
+        "up": struct(count, width, hidden),
+        "down": struct(count, hidden, width),
+        "head": struct(width, 3),
+    }
+
+    def mixed(p, x):
+        weights, chosen = jax.lax.top_k(jax.nn.softmax(x @ p["router"]), each)
+        order = jnp.argsort(chosen.ravel())
+        rows, sizes = x[order // each], jnp.bincount(chosen.ravel(), length=count)
+        gate, up = (jax.lax.ragged_dot(rows, p[name], sizes) for name in ("gate", "up"))
+        out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, p["down"], sizes)
+        out = jnp.zeros_like(out).at[order].set(out).reshape(-1, each, width)
+        return jnp.einsum("nkw,nk->nw", out, weights / weights.sum(-1, keepdims=True))
+
+    def function(p, ids):
+        x = p["table"][ids]
+        x = x + mixed(p, rms_norm(p["norm"], x).reshape(-1, width)).reshape(x.shape)
+        return x.mean(1) @ p["head"]
+
+    return Model(function, params, tokens)
+
+
+def looked_up():
+    """An embedding looked up entry by entry, as Equinox does, two layers of normalization and a gated unit."""
+    params = {"table": struct(7, 6), "gain": struct(6), "a": struct(6, 5), "b": struct(5, 6), "head": struct(6, 3)}
+
+    def one(p, id):
+        x = jnp.asarray(p["table"])[id]
+        return x + jnp.tanh(rms_norm(p["gain"], x) @ p["a"]) @ p["b"]
+
+    def function(p, ids):
+        return jax.vmap(lambda row: jax.vmap(lambda id: one(p, id))(row).mean(0) @ p["head"])(ids)
+
+    return Model(function, params, tokens)
+
+
 def pure():
     """A tuple of arrays, a table of the program's own, a loop, a branch and a polynomial."""
     table = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 6)
@@ -429,6 +521,9 @@ MODELS = {
     "decoder": lambda: linen(Decoder(), tokens),
     "fused attention": lambda: linen(FusedAttention(), sequences),
     "grouped queries": grouped_query_decoder,
+    "gemma": gemma,
+    "experts": experts,
+    "looked up": looked_up,
     "mixer": lambda: linen(Mixer(), images),
     "vit": lambda: linen(ViT(), images),
     "scanned": lambda: linen(Scanned(), sequences),

@@ -41,8 +41,8 @@ class Labels:
       choices: the places that offer a choice.
       notes: for the arrays of labels that a product contracts over ("in"), leaves ("out") or goes through one by one
         ("each"), in the program's order.
-      pairs: the products that are taken for each entry of some axes, as attention is for each head, of two operands
-        that have other axes as well: the labels of the former, and those of the latter.
+      pairs: of the products that go through some axes one by one, as attention does, and of which both operands have
+        axes of their own: the labels of the former axes, of those that are contracted, and of those that are left.
     """
 
     trailing: bool = False
@@ -51,7 +51,7 @@ class Labels:
     born: int = 1
     choices: dict[visitor.Place, Choice] = field(default_factory=dict)
     notes: list[tuple[np.ndarray, str]] = field(default_factory=list)
-    pairs: list[tuple[list[np.ndarray], list[np.ndarray]]] = field(default_factory=list)
+    pairs: list[tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]] = field(default_factory=list)
     _pins: list[tuple[np.ndarray, str, bool]] = field(default_factory=list)
     _edges: list[tuple[np.ndarray, np.ndarray, str]] = field(default_factory=list)
     _settled: tuple[int, int] = (0, 0)
@@ -79,7 +79,8 @@ class Labels:
             self._pins.append((labels, reason, passed_over))
 
     def tie(self, left: np.ndarray, right: np.ndarray, by: str = "") -> None:
-        """Entries at the same place of both arrays go together; ``by``: the operation, if it is a sum or a product."""
+        """Entries at the same place of both arrays go together; ``by``: "factors", or "product" of matrices, if they do
+        not become one by a sum, a choice, or the like."""
         if left is not right and not np.array_equal(left, right):
             self._edges.append((left, right, by))
 
@@ -108,9 +109,9 @@ class Labels:
         self._parent[labels] = found
         return found
 
-    def joined(self, *by: str) -> np.ndarray:
-        """A number for each label, the same for those that sums, or products, of different units tie alone."""
-        edges = ((left, right) for left, right, own in self._edges if own in by)
+    def joined(self, *but: str) -> np.ndarray:
+        """A number for each label, the same for those tied, each to one other, by other operations than some."""
+        edges = ((left, right) for left, right, own in self._edges if own not in but)
         return _components(self.count, [pair for pair in edges if all(np.unique(one).size == one.size for one in pair)])
 
     def choose(self, place: visitor.Place, candidates: dict[int, np.ndarray], words: str) -> int | None:

@@ -75,7 +75,8 @@ def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
     """
     roots = [labels.resolve(row.labels) for row in rows]
     kinds = _kinds(roots, labels.count)
-    in_products = _marked(labels, [axis for axis, role in labels.notes if role != "each"])
+    in_products = np.zeros(labels.count + 2, bool)
+    in_products[_resolved(labels, [axis for axis, role in labels.notes if role != "each"])] = True
     members: dict[int, list[int]] = {}
     for i, root in enumerate(roots):
         for kind in np.unique(kinds[root[(root != STAYS) & in_products[root]]]):
@@ -88,13 +89,6 @@ def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
         if group.size > 1:
             found.append(((rows[where[0]].when, where[0], int(np.argmax(group.units[0] >= 0))), group))
     return _named_apart([group for _, group in sorted(found, key=lambda pair: pair[0])])
-
-
-def _marked(labels: Labels, axes: Sequence[np.ndarray]) -> np.ndarray:
-    """For each label, whether it stands for entries of some axes."""
-    marked = np.zeros(labels.count + 2, bool)
-    marked[labels.resolve(np.concatenate([np.zeros(0, np.int64), *axes]))] = True
-    return marked
 
 
 def _named_apart(groups: Sequence[Group]) -> tuple[Group, ...]:
@@ -131,7 +125,7 @@ def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], describe: Callable[
         name=f"{rows[0].path}:{rows[0].axis}",
         size=units.size,
         members=tuple((row.path, row.axis) for row in rows),
-        description=describe(rows, entries, first[0]),
+        description=describe(rows, entries, int(first[0])),
         roles=tuple(row.role for row in rows),
         units=tuple(places(root) for root in roots),
     )
@@ -139,10 +133,8 @@ def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], describe: Callable[
 
 def _words(rows: Sequence[Row], labels: Labels) -> Callable[..., str]:
     """A function that says what units are, by the products that make them and by what joins these."""
-    stacked = {int(row.labels[0]) for row in rows if row.role == "each"}
-    pairs = [pair for pair in labels.pairs if not any(int(axis[0]) in stacked for axis in pair[0])]
-    heads, widths = (_marked(labels, [axis for pair in pairs for axis in pair[side]]) for side in (0, 1))
-    sums, products = labels.joined("sum"), labels.joined("sum", "product")
+    heads, widths = _of_attention(rows, labels)
+    joined, multiplied = labels.joined("factors", "product"), labels.joined("product")
 
     def describe(own: Sequence[Row], entries: Sequence[np.ndarray], unit: int) -> str:
         """Of the rows of a group, the labels of its first unit's entries in each, and the label of that unit."""
@@ -154,18 +146,38 @@ def _words(rows: Sequence[Row], labels: Labels) -> Callable[..., str]:
         names = ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else "")
         if any(row.role == "each" for row in own):
             return f"experts of {names}"
-        if heads[unit]:
+        first = entries[0]
+        if unit in heads or (unit in widths and first.size > 1 and np.all(np.diff(first) == 1)):
             return f"heads of {parents.pop() if 1 < len(modules) <= 3 and len(parents) == 1 else names}"
-        summed = [sums[entries[i][0]] for i in makers]
-        looked_up = [sums[labels[0]] for row, labels in zip(own, entries, strict=True) if row.role == "in"]
+        summed = [joined[entries[i][0]] for i in makers]
+        looked_up = [joined[labels[0]] for row, labels in zip(own, entries, strict=True) if row.role == "in"]
         if np.unique(summed).size < len(summed) or np.isin(summed, looked_up).any():
             return f"residual width, made by {names}"
-        if widths[unit]:
+        if unit in widths:
             return f"head width of {names}"
-        factors = products[np.concatenate([entries[i] for i in makers])]
+        factors = multiplied[np.concatenate([entries[i] for i in makers])]
         if np.unique(factors).size < factors.size:
             return f"gated product of {names}"
-        width = entries[0].size
-        return f"features of {names}" + (f", {width} at a time" if width > 1 else "")
+        return f"features of {names}" + (f", {first.size} at a time" if first.size > 1 else "")
 
     return describe
+
+
+def _of_attention(rows: Sequence[Row], labels: Labels) -> tuple[set[int], set[int]]:
+    """The labels that stand for heads, and those for their width: by the first product that tells.
+
+    Heads are gone through one by one, or, where all share keys, left by a product that contracts the width.
+    """
+    stacked = {int(row.labels[0]) for row in rows if row.role == "each"}
+    heads, widths = set[int](), set[int]()
+    for batch, *others in labels.pairs:
+        if not any(int(axis[0]) in stacked for axis in batch):
+            one_by_one, width, left = ({*_resolved(labels, axes).tolist()} - {STAYS} for axes in (batch, *others))
+            heads |= one_by_one
+            (heads if width else widths).update(left - heads - widths)
+            widths |= width
+    return heads, widths
+
+
+def _resolved(labels: Labels, axes: Sequence[np.ndarray]) -> np.ndarray:
+    return labels.resolve(np.concatenate([np.zeros(0, np.int64), *axes]))

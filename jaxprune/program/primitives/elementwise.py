@@ -24,16 +24,13 @@ shift_right_logical sign sin sinh sqrt square stage stop_gradient sub tan tanh t
 """.split()
 
 
-#: What joins units of several layers into one kind.
-JOINS = {"add": "sum", "add_any": "sum", "sub": "sum", "mul": "product"}
-
 #: What makes values from shapes and keys.
 DRAWN = "empty iota random_bits random_fold_in random_seed random_unwrap random_wrap".split()
 
 
 def label(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Ties each operand's axis to the result's, unless it has size 1 and is repeated, or the operand is a scalar."""
-    out, by = [], "" if "derivative" in call.place else JOINS.get(call.name, "")
+    out, by = [], "factors" if call.name in ("mul", "div") or "derivative" in call.place else ""
     for axis, size in enumerate(call.out_shape()):
         same = [axes[axis] for axes in ins if axes and axes[axis].size == size]
         for other in same[1:]:

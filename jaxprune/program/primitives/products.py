@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,22 +13,60 @@ from jaxprune.program.labelling import Axes, Call
 from jaxprune.program.ranges import Range, Value, hull, not_zero, pick
 
 
-def _tie_dot_general(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    left, right = ins
-    (left_sum, right_sum), (left_batch, right_batch) = call.params["dimension_numbers"]
-    for i, j in zip((*left_sum, *left_batch), (*right_sum, *right_batch), strict=True):
-        call.labels.tie(left[i], right[j])
+class _Axes(NamedTuple):
+    """Which axes of the two operands a product contracts, and goes through one by one, each with its partner.
+
+    With groups, each entry along the ``ragged`` axes of the first operand is of one of them, how many is known at run
+    time; the second operand has them along its ``grouped`` axes, the result in front if they part a contracted axis.
+    """
+
+    contracted: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+    ragged: tuple[int, ...] = ()
+    grouped: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, params: dict[str, Any]) -> "_Axes":
+        numbers = params.get("ragged_dot_dimension_numbers")
+        contracted, batch = params["dimension_numbers"] if numbers is None else numbers.dot_dimension_numbers
+        groups = () if numbers is None else (numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions)
+        return cls(contracted, batch, *groups)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the result has groups in front."""
+        return bool({*self.ragged} & {*self.contracted[0]})
+
+    def free(self, ranks: Sequence[int]) -> list[list[int]]:
+        """The other axes of both, which the result has last."""
+        used = [{*self.contracted[0], *self.batch[0]}, {*self.contracted[1], *self.batch[1], *self.grouped}]
+        return [[axis for axis in range(rank) if axis not in own] for rank, own in zip(ranks, used, strict=True)]
+
+
+def _tie_product(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    (left, right, *groups), axes = ins, _Axes.of(call.params)
+    for labels in (
+        *(left[i] for i in axes.ragged),
+        *(right[j] for j in axes.grouped),
+        *(o for one in groups for o in one),
+    ):
+        call.pin(labels, "rows of groups whose sizes are known at run time")
+    pairs = [*zip(*axes.contracted, strict=True)], [*zip(*axes.batch, strict=True)]
+    for i, j in (*pairs[0], *pairs[1]):
+        call.labels.tie(left[i], right[j], "product")
     free = [
-        [axes[i] for i in range(len(axes)) if i not in used]
-        for axes, used in ((left, {*left_sum, *left_batch}), (right, {*right_sum, *right_batch}))
+        [own[i] for i in places] for own, places in zip((left, right), axes.free([len(left), len(right)]), strict=True)
     ]
-    call.labels.notes += [(axes[i], "in") for axes, used in ((left, left_sum), (right, right_sum)) for i in used]
-    call.labels.notes += [(labels, "out") for axes in free for labels in axes]
-    batch, summed = [left[i] for i in left_batch], [left[i] for i in left_sum]
-    call.labels.notes += [(axes[i], "each") for axes, used in ((left, left_batch), (right, right_batch)) for i in used]
+    notes = call.labels.notes
+    notes += [(labels, "in") for i, j in pairs[0] for labels in (left[i], right[j])]
+    notes += [(labels, "out") for labels in (*free[0], *free[1])]
+    notes += [(labels, "each") for i, j in pairs[1] for labels in (left[i], right[j])]
+    notes += [(right[j], "each") for j in axes.grouped]
+    batch = [left[i] for i in axes.batch[0]]
     if batch and all(free):
-        call.labels.pairs.append((batch, [*summed, *free[0], *free[1]]))
-    return [(*(left[i] for i in left_batch), *free[0], *free[1])]
+        call.labels.pairs.append((batch, [left[i] for i in axes.contracted[0]], [*free[0], *free[1]]))
+    front = [call.fixed(call.out_shape()[0], "groups of rows")] if axes.apart else []
+    return [(*front, *batch, *free[0], *free[1])]
 
 
 def _tie_convolution(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -42,7 +80,7 @@ def _tie_convolution(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     for axis in window:
         call.pin(kernel[axis], "the window of a convolution")
     if groups == 1:
-        call.labels.tie(image[channel], kernel[per_group])
+        call.labels.tie(image[channel], kernel[per_group], "product")
     else:
         _tie_groups(call, image[channel], kernel[outs], groups)
         call.pin(kernel[per_group], "the inputs of one group of a convolution, which is removed as a whole")
@@ -59,7 +97,7 @@ def _tie_groups(call: Call, inputs: np.ndarray, outputs: np.ndarray, groups: int
     first = inputs.reshape(groups, -1)[:, :1]
     for labels in (inputs, outputs):
         blocks = labels.reshape(groups, -1)
-        call.labels.tie(np.broadcast_to(first, blocks.shape).ravel(), blocks.ravel())
+        call.labels.tie(np.broadcast_to(first, blocks.shape).ravel(), blocks.ravel(), "product")
 
 
 def _run_convolution(site: Narrow, values: Sequence[Any]) -> list[Any]:
@@ -71,29 +109,29 @@ def _run_convolution(site: Narrow, values: Sequence[Any]) -> list[Any]:
 
 
 NARROWINGS = {
-    "dot_general": Narrowing(_tie_dot_general),
+    "dot_general": Narrowing(_tie_product),
+    "ragged_dot_general": Narrowing(_tie_product),
     "conv_general_dilated": Narrowing(_tie_convolution, _run_convolution),
 }
 
 
-def _bound_dot_general(step: Step, values: Sequence[Value]) -> list[Value]:
-    left, right = values
-    (left_sum, right_sum), (left_batch, right_batch) = step.params["dimension_numbers"]
+def _bound_product(step: Step, values: Sequence[Value]) -> list[Value]:
+    (left, right, *_), dims = values, _Axes.of(step.params)
     fewest = most = 1
-    for i, j in zip(left_sum, right_sum, strict=True):
+    for i, j in zip(*dims.contracted, strict=True):
         gone = left.gone.get(i, right.gone.get(j))
         most *= step.shape(0)[i]
-        fewest *= step.shape(0)[i] if gone is None else int(np.count_nonzero(~gone))
+        fewest *= 0 if dims.ragged else step.shape(0)[i] if gone is None else int(np.count_nonzero(~gone))
         if gone is not None:
             _contract(step, left, i, right, j, gone)
-    sources = [*zip(left_batch, right_batch, strict=True)]
-    sources += [(i, None) for i in range(len(step.shape(0))) if i not in (*left_sum, *left_batch)]
-    sources += [(None, j) for j in range(len(step.shape(1))) if j not in (*right_sum, *right_batch)]
+    free = dims.free([len(step.shape(0)), len(step.shape(1))])
+    sources: list[tuple[int | None, int | None]] = [(None, None)] if dims.apart else []
+    sources += [*zip(*dims.batch, strict=True), *((i, None) for i in free[0]), *((None, j) for j in free[1])]
     axes = {}
     for axis, gone in step.outs[0].items():
         i, j = sources[axis]
-        a = left.along(-1 if i is None else i, gone, left_sum)
-        b = right.along(-1 if j is None else j, gone, right_sum)
+        a = left.along(-1 if i is None else i, gone, dims.contracted[0])
+        b = right.along(-1 if j is None else j, gone, dims.contracted[1])
         axes[axis] = on.total(on.mul(a, b), fewest, most)
     return [step.value(on.total(on.mul(left.rest, right.rest), fewest, most), axes, values)]
 
@@ -135,12 +173,16 @@ def _bound_convolution(step: Step, values: Sequence[Value]) -> list[Value]:
     return [step.value(on.total(on.mul(image.rest, kernel.rest), 0, most), axes, values)]
 
 
-BOUNDS: dict[str, Bound] = {"dot_general": _bound_dot_general, "conv_general_dilated": _bound_convolution}
+BOUNDS: dict[str, Bound] = {
+    "dot_general": _bound_product,
+    "ragged_dot_general": _bound_product,
+    "conv_general_dilated": _bound_convolution,
+}
 
 
-def _count_dot_general(equation: Any, operands: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    return 2 * math.prod(out) * math.prod(operands[0][axis] for axis in contracted)
+def _count_product(equation: Any, operands: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
+    axes = _Axes.of(equation.params)
+    return 2 * math.prod(out[axes.apart :]) * math.prod(operands[0][axis] for axis in axes.contracted[0])
 
 
 def _count_convolution(equation: Any, operands: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
@@ -149,4 +191,8 @@ def _count_convolution(equation: Any, operands: Sequence[tuple[int, ...]], out: 
 
 
 #: Floating-point operations, by the shapes of operands and result; a multiplication and an addition count 2.
-OPERATIONS: dict[str, Count] = {"dot_general": _count_dot_general, "conv_general_dilated": _count_convolution}
+OPERATIONS: dict[str, Count] = {
+    "dot_general": _count_product,
+    "ragged_dot_general": _count_product,
+    "conv_general_dilated": _count_convolution,
+}
