@@ -77,12 +77,17 @@ def array(data):
     if form == 4:
         flags, at = plane(at, count)
         kept = flags == 1
+    exponent = {"float16": 5, "bfloat16": 8, "float32": 8, "float64": 11}.get(dtype.name, 0)
+    offset, at = number(data, at) if exponent else (0, at)
     entries = np.zeros((count, width), np.uint8)
     for i in range(width):
         entries[kept, i], at = plane(at, kept.sum())
     bits = entries.reshape(-1).view(f"<u{width}").astype(object)
-    if dtype.kind not in "biuc":
-        bits = np.array([(b >> 1) | ((b & 1) << (8 * width - 1)) for b in bits], object)
+    if exponent:
+        whole, onward = 8 * width, max(0, exponent - 6)
+        bits = (bits >> onward) | ((bits & (2**onward - 1)) << (whole - onward))
+        bits = np.where(kept, (bits - (offset << (whole - exponent))) % 2**whole, 0)
+        bits = (bits >> 1) | ((bits & 1) << (whole - 1))
     return bits.astype(f"<u{width}").view(dtype).reshape(shape)
 
 

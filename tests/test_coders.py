@@ -474,8 +474,8 @@ def planes():
 @pytest.mark.parametrize("effort", ["fast", "best"])
 def test_bytes_come_back(effort):
     for plane in planes():
-        for exponents, low in ((False, False), (True, False), (False, True)):
-            number, data = coders.encode_bytes(plane, effort, exponents, low)
+        for fraction, low in ((None, False), (2, False), (None, True)):
+            number, data = coders.encode_bytes(plane, effort, fraction, low)
             back = coders.decode_bytes(number, data, plane.shape)
             assert back.dtype == np.uint8
             np.testing.assert_array_equal(back, plane)
@@ -486,11 +486,11 @@ def test_exponents_of_rows_that_differ_in_scale_get_smaller():
     rng = np.random.default_rng(0)
     weights = (rng.normal(size=(400, 300)) * np.exp2(3 * rng.random((400, 1)))).astype(np.float32)
     plane = (weights.view(np.uint32) >> 23).astype(np.uint8)
-    number, data = coders.encode_bytes(plane, "best", True, False)
+    number, data = coders.encode_bytes(plane, "best", 0, False)
     assert coders.NAMES[number] == "classes" and len(data) < 0.93 * oracles.entropy(plane) * plane.size / 8
     assert number not in (
-        coders.encode_bytes(plane, "best", False, False)[0],
-        coders.encode_bytes(plane, "fast", True, False)[0],
+        coders.encode_bytes(plane, "best", None, False)[0],
+        coders.encode_bytes(plane, "fast", 0, False)[0],
     )
 
 

@@ -4,11 +4,12 @@
     what the form needs
 
 The forms: 0 the memory of the array, as it is; 1 the integers themselves, coded; 2 the distinct values (a count, then
-each as it is in memory, ascending) and the coded position of each entry, counted from that of 0; 3 a coded plane for
-each byte of an entry, from the lowest on; 4 a coded plane that says which entries differ from 0, then form 3 for those
-alone, as one row; 5 a step (float32) and coded integers, whose products with it, in float32, the entries are. A coded
-plane is a coder's number, a count of bytes, and those bytes; coders see the array as rows of its last axis. In forms 3
-and 4 the bits of a floating-point number are rotated left by one, so that its exponent is one byte.
+each as it is in memory, ascending) and the coded position of each entry, counted from that of 0; 3 what is added to the
+exponents (a number, for floating-point numbers of more than a byte), and a coded plane for each byte of an entry, from
+the lowest on, as :func:`jaxprune.files.forms.byte_planes` says; 4 a coded plane that says which entries differ from 0,
+then form 3 for those alone, as one row; 5 a step (float32) and coded integers, whose products with it, in float32, the
+entries are. A coded plane is a coder's number, a count of bytes, and those bytes; coders see the array as rows of its
+last axis.
 """
 
 import math
@@ -115,16 +116,17 @@ class Plane(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What an array is made of: a table as bytes, and planes."""
+    """What an array is made of: a table as bytes, planes, and what was added to the exponents in them."""
 
     table: memoryview
     planes: list[Plane]
+    offset: int
 
 
 def parts(found: Head) -> Parts:
     """Decodes the planes of an array, whose size has been found bearable."""
     reader, rows, width, table = found.body, forms.rows(found.shape), found.dtype.itemsize, memoryview(b"")
-    planes: list[Plane] = []
+    planes, offset, digits = list[Plane](), 0, forms.exponent_bits(found.dtype)
     if found.form == RAW:
         table = reader.rest()
     elif found.form == PALETTE:
@@ -136,14 +138,15 @@ def parts(found: Head) -> Parts:
     if found.form == SPARSE:
         rows = (1, int(np.count_nonzero(forms.within(planes[0].codes, 0, 1))))
     if found.form in (PLANES, SPARSE):
+        offset = reader.unsigned(2**digits - 1) if digits else 0
         planes += [_plane(reader, rows, coders.decode_bytes) for _ in range(width)]
     reader.end()
-    return Parts(table, planes)
+    return Parts(table, planes, offset)
 
 
 def decode(found: Head) -> Any:
     """The array of a head."""
-    table, planes = parts(found)
+    table, planes, offset = parts(found)
     codes = [plane.codes for plane in planes]
     if found.form == RAW:
         array = np.frombuffer(table, np.uint8)
@@ -158,7 +161,7 @@ def decode(found: Head) -> Any:
         array = forms.multiples(codes[0], np.frombuffer(table, "<f4"), found.dtype)
     else:
         kept = codes.pop(0).reshape(-1).astype(bool) if found.form == SPARSE else None
-        array = forms.from_planes([plane.reshape(-1) for plane in codes], kept, found.dtype)
+        array = forms.from_planes([plane.reshape(-1) for plane in codes], kept, found.dtype, offset)
     return _original(array.reshape(found.shape), found)
 
 
@@ -215,12 +218,14 @@ def _coded(array: np.ndarray, effort: coders.Effort) -> Iterator[tuple[int, byte
 
 
 def _by_bytes(bits: np.ndarray, dtype: np.dtype, rows: tuple[int, int], effort: coders.Effort) -> bytes:
-    planes = forms.byte_planes(bits, dtype)
-    exponents = len(planes) - 1 if jnp.issubdtype(dtype, jnp.floating) else None
-    return b"".join(
-        _put(coders.encode_bytes(plane.reshape(rows), effort, i == exponents, low=i < len(planes) - 2))
-        for i, plane in enumerate(planes)
+    offset = forms.exponent_offset(bits, dtype)
+    planes = forms.byte_planes(bits, dtype, offset)
+    below: list[int | None] = [None] * (len(planes) - 1) + [forms.fraction(dtype)]
+    ways = (
+        coders.encode_bytes(plane.reshape(rows), effort, fraction, low=i < len(planes) - 2)
+        for i, (plane, fraction) in enumerate(zip(planes, below, strict=True))
     )
+    return (unsigned(offset) if forms.exponent_bits(dtype) else b"") + b"".join(map(_put, ways))
 
 
 def _put(coded: tuple[int, bytes]) -> bytes:

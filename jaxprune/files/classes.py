@@ -48,15 +48,15 @@ class _Order(NamedTuple):
     groups: list[list[tuple[slice, slice]]]
 
 
-def encode(codes: np.ndarray, exponents: bool = False) -> bytes | None:
+def encode(codes: np.ndarray, fraction: int | None = None) -> bytes | None:
     """Codes as bytes; None for few or large ones, and where the classes of neither rows nor columns pay.
 
-    Codes that are ``exponents``, such as a byte of floating-point numbers, stand for powers of two.
+    Codes with a ``fraction`` are exponents, and so many bits behind them: four times the logarithm for two bits.
     """
     if codes.size < _LEAST or codes.min() <= -_LARGEST or codes.max() >= _LARGEST:
         return None
     codes = codes.astype(np.int16)
-    sides = _classes(1 << np.maximum(codes - codes.max() + _OCTAVES, 0) if exponents else codes)
+    sides = _classes(codes if fraction is None else 1 << np.maximum((codes - codes.max() >> fraction) + _OCTAVES, 0))
     flags = [bool(side.any()) for side in sides]
     if not any(flags):
         return None

@@ -37,15 +37,15 @@ _IN_LANES = 1 << 16  # bytes of the entropy, from which on 64 lanes cost less th
 _WORTH = 0.98  # of the bytes that a stream takes, below which classes pay: they take three times as long to read
 _WINDOW, _SHORT_WINDOW = 17, 14  # binary digits of how many bytes zstd looks back, and in low ones
 _FEW = 1 << 16  # bytes, which all coders are tried for
-_INCOMPRESSIBLE = 0.9  # of the size
+_SKEWED = 0.4  # of the size, below which one value may be so frequent that a bit is too much for it
 _NEAR = 1.05  # times the entropy
 _RAREST = 4  # other values are at most one entry in so many, or gaps do not pay
 
 
-def encode(codes: np.ndarray, effort: Effort = "fast", exponents: bool = False) -> tuple[int, bytes]:
+def encode(codes: np.ndarray, effort: Effort = "fast", fraction: int | None = None) -> tuple[int, bytes]:
     """The number of a coder, and what it makes of the codes: a short one of few that are quick, or ``best`` of all.
 
-    ``exponents`` are those of floating-point numbers.
+    Codes with a ``fraction`` are exponents of floating-point numbers, and so many bits behind them.
     """
     if not codes.size:
         return PACKING, b""
@@ -59,8 +59,8 @@ def encode(codes: np.ndarray, effort: Effort = "fast", exponents: bool = False) 
     if in_lanes is None or effort == "best":
         ways.append((ANS, with_table(codes, counted, False)))
     ways.append((GAPS, by_gaps(codes, counted)))
-    by_class = classes.encode(codes, exponents)
-    share = 1 if exponents or effort == "best" else _WORTH
+    by_class = classes.encode(codes, fraction)
+    share = 1 if fraction is not None or effort == "best" else _WORTH
     if by_class and len(by_class) < share * min(len(data) for _, data in ways if data):
         ways.append((CLASSES, by_class))
     if effort == "best":
@@ -81,7 +81,7 @@ def decode(number: int, data: bytes | memoryview, shape: tuple[int, int]) -> np.
     return _DECODERS[number](data, shape)
 
 
-def encode_bytes(plane: np.ndarray, effort: Effort, exponents: bool, low: bool) -> tuple[int, bytes]:
+def encode_bytes(plane: np.ndarray, effort: Effort, fraction: int | None, low: bool) -> tuple[int, bytes]:
     """As ``encode``, of uint8 [rows, columns]; ``low`` bytes of numbers are likely to repeat nearby, or not at all."""
     if not plane.size:
         return PACKING, b""
@@ -97,10 +97,10 @@ def encode_bytes(plane: np.ndarray, effort: Effort, exponents: bool, low: bool) 
     )
     data = zstd.ZstdCompressor(compression_params=how).compress(np.ascontiguousarray(plane))
     slow = effort == "best" or plane.size <= _FEW
-    if not slow and len(data) < _INCOMPRESSIBLE * plane.size:  # Huffman codes take a bit at least
+    if not slow and len(data) < _SKEWED * plane.size:
         counted = tables.histogram(plane)
         slow = counted is not None and 8 * len(data) > _NEAR * entropy_of_counts(counted[1])
-    other = encode(plane.astype(np.int32), exponents=exponents) if slow else (ZSTD, data)
+    other = encode(plane.astype(np.int32), fraction=fraction) if slow else (ZSTD, data)
     return min((ZSTD, data), other, key=lambda way: len(way[1]))
 
 

@@ -15,6 +15,7 @@ _PARTS = 4  # the least magnitude is looked for among the first multiples of the
 _LARGEST_MULTIPLE = 2**15
 _ALIGNED = 64  # bytes
 _AT_ONCE = 2**16  # entries, that stay in cache
+_EXPONENT = 6  # bits of it that begin the highest byte
 _PROMISING = 0.95  # of the bits that bytes take one by one
 
 
@@ -81,7 +82,7 @@ def few_values(bits: np.ndarray, dtype: np.dtype) -> Few | None:
     if bits.shape[1] > 1 or len(counts) > max(256, sample.size // 8):
         return None
     if dtype.itemsize > 1:
-        planes = byte_planes(np.ascontiguousarray(sample)[:, None], dtype)
+        planes = byte_planes(np.ascontiguousarray(sample)[:, None], dtype, 0)
         by_bytes = sum(entropy_of_counts(np.bincount(plane)) for plane in planes)
         if entropy_of_counts(counts) > _PROMISING * by_bytes:
             return None
@@ -157,31 +158,61 @@ def patterns(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8).view(f"<u{width}").reshape(array.size, -1)
 
 
-def byte_planes(bits: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """uint8 [bytes of an entry, n], from the lowest on."""
+def exponent_bits(dtype: np.dtype) -> int:
+    """How many bits of a number are its exponent; 0 where it has none, or is one byte."""
+    return jnp.finfo(dtype).nexp if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 else 0
+
+
+def exponent_offset(bits: np.ndarray, dtype: np.dtype) -> int:
+    """What is added to exponents in byte planes, so that the largest finite one of some of them ends in ones."""
+    digits = exponent_bits(dtype)
+    if not digits or not len(bits):
+        return 0
+    some = np.ascontiguousarray(bits[:: max(1, len(bits) // _SAMPLE), 0])
+    exponents = _rotated(some, 1) >> some.dtype.type(8 * dtype.itemsize - digits)
+    return (2**_EXPONENT - 1 - int(exponents[exponents < 2**digits - 1].max(initial=0))) % 2**digits
+
+
+def byte_planes(bits: np.ndarray, dtype: np.dtype, offset: int) -> np.ndarray:
+    """uint8 [bytes of an entry, n], from the lowest on.
+
+    The bits of a floating-point number are rotated left by one, which makes the sign the last and the exponent the
+    first; the offset is added to that; and they are rotated on, until the last six bits of the exponent (or all) begin
+    the highest byte. Those that go around to the lowest byte are the same in nearly all weights.
+    """
     planes = np.empty((dtype.itemsize, len(bits)), np.uint8)
     for at in range(0, len(bits), _AT_ONCE):
-        some = _rotated(bits[at : at + _AT_ONCE], dtype, 1)
+        some = _turned(bits[at : at + _AT_ONCE], dtype, offset)
         planes[:, at : at + _AT_ONCE] = some.reshape(-1).view(np.uint8).reshape(len(some), -1).T
     return planes
 
 
-def from_planes(planes: list[np.ndarray], kept: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
+def from_planes(planes: list[np.ndarray], kept: np.ndarray | None, dtype: np.dtype, offset: int) -> np.ndarray:
     """The other way; ``kept`` says which entries the planes are about, others are 0."""
     bits = np.empty((planes[0].size, -(-dtype.itemsize // 8)), f"<u{min(dtype.itemsize, 8)}")
     for at in range(0, len(bits), _AT_ONCE):
-        some = np.stack([plane[at : at + _AT_ONCE] for plane in planes], axis=1)
-        bits[at : at + _AT_ONCE] = _rotated(some.view(bits.dtype), dtype, -1)
+        some = np.stack([plane[at : at + _AT_ONCE] for plane in planes], axis=1).view(bits.dtype)
+        bits[at : at + _AT_ONCE] = _turned(some, dtype, offset, back=True)
     if kept is not None:
         some, bits = bits, np.zeros((kept.size, bits.shape[1]), bits.dtype)
         bits[kept] = some
     return bits.reshape(-1).view(np.uint8).view(dtype)
 
 
-def _rotated(bits: np.ndarray, dtype: np.dtype, by: int) -> np.ndarray:
-    """The bits of floating-point numbers rotated left or right by one; others as they are."""
-    if not jnp.issubdtype(dtype, jnp.floating):
+def fraction(dtype: np.dtype) -> int | None:
+    """How many bits of the highest byte are behind those of the exponent; None where there is none."""
+    return 8 - min(_EXPONENT, exponent_bits(dtype)) if exponent_bits(dtype) else None
+
+
+def _turned(bits: np.ndarray, dtype: np.dtype, offset: int, back: bool = False) -> np.ndarray:
+    digits = exponent_bits(dtype)
+    if not digits:
         return bits
-    last = 8 * bits.dtype.itemsize - 1
-    left, right = (1, last) if by > 0 else (last, 1)
-    return (bits << bits.dtype.type(left)) | (bits >> bits.dtype.type(right))
+    added, onward = bits.dtype.type(offset << 8 * dtype.itemsize - digits), max(0, digits - _EXPONENT)
+    return _rotated(_rotated(bits, -onward) - added, -1) if back else _rotated(_rotated(bits, 1) + added, onward)
+
+
+def _rotated(bits: np.ndarray, by: int) -> np.ndarray:
+    """Rotated left."""
+    width = 8 * bits.dtype.itemsize
+    return (bits << bits.dtype.type(by % width)) | (bits >> bits.dtype.type(-by % width)) if by else bits

@@ -90,7 +90,7 @@ def size_report(compressed: "Compressed") -> SizeReport:
 def _leaf_size(leaf: StoredLeaf) -> LeafSize:
     (_, main), *side = leaf.parts
     found = arrays.head(main.data())
-    values, planes = arrays.parts(found)
+    values, planes, _ = arrays.parts(found)
     inner = sum(plane.nbytes for plane in planes)
     beside = sum(len(part.data()) for _, part in side)
     payload = inner if planes else len(values)
