@@ -380,3 +380,13 @@ def test_any_order_composes_under_one_jit():
         for names, result in zip(orders, together(params, sparsity, bits), strict=True):
             chex.assert_trees_all_equal(result, chain(names, params, np.float32(sparsity), np.float32(bits)))
             chex.assert_trees_all_equal_shapes_and_dtypes(result, params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_72_subnormals_are_no_zeros(dtype):
+    """By their bits: backends take subnormals for 0 where they compare floats."""
+    w = jnp.asarray(np.asarray([1e-40, -1e-40, 3e-39, 0.0, jnp.nan], dtype))
+    for transform in (threshold_prune, jax.jit(threshold_prune)):
+        assert transform(w, 1e-39).masks.tolist() == [False, False, True, False, True]
+    column = w[:, None]
+    assert saliency.unit_sparsity(column).tolist() == [[pytest.approx(1 / 5)]]

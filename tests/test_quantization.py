@@ -647,3 +647,13 @@ def test_a_sweep_holds_at_most_one_copy_of_the_array():
     assert memory.temp_size_in_bytes < 1.1 * x.nbytes  # seven widths; the copy is of the branch for values that are NaN
     for b, got in zip(range(2, 9), sweep(jnp.arange(2, 9), x), strict=True):
         np.testing.assert_allclose(got, error(b)(x), rtol=1e-5)
+
+
+def test_more_entries_than_can_be_sorted():
+    """Nothing of that size is made here."""
+    large = jax.ShapeDtypeStruct((2**17, 2**16), jnp.float32)
+    for calibration in (None, mean_squared_error()):
+        spec = QuantSpec() if calibration is None else QuantSpec(calibration=calibration)
+        assert jax.eval_shape(lambda x: fake_quant(x, 4, spec=spec), large) == large  # noqa: B023
+    with pytest.raises(ValueError, match=r"a percentile of 8589934592 entries of \(131072, 65536\)"):
+        jax.eval_shape(lambda x: fake_quant(x, 4, spec=QuantSpec(calibration=percentile(99.0))), large)

@@ -60,6 +60,17 @@ def to_keys(values: Array, dtype: np.dtype, index: Array | None = None, guard: C
     return jnp.where(guard.keeps(keys, index), highest_key(dtype), keys)
 
 
+def below(values: Array, limit: Array) -> Array:
+    """``values < limit`` in the wider of their types, by their bits: where backends take subnormals for 0 too."""
+    dtype = np.promote_types(values.dtype, limit.dtype)
+    return (to_keys(values, dtype) < to_keys(limit, dtype)) & ~jnp.isnan(limit)
+
+
+def is_zero(values: Array) -> Array:
+    """``values == 0`` by their bits: a subnormal is none."""
+    return lax.bitcast_convert_type(values, key_type(values.dtype)) << 1 == 0
+
+
 def from_keys(keys: Array, dtype: np.dtype) -> Array:
     """The float of each key."""
     sign = key_type(dtype).type(1 << (dtype.itemsize * 8 - 1))

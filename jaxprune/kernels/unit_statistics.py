@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Array
+from jaxprune.kernels.float_keys import is_zero
 from jaxprune.kernels.histogram import histogram
 from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.kernels.sharding import automatic
@@ -32,7 +33,7 @@ def entropy(w: Array, bins: int) -> Array:
 
 def sparsity(w: Array) -> Array:
     """Fraction of zeros in each unit: (1, ..., 1, C)."""
-    zeros = jnp.sum(w == 0, axis=within_unit(w), keepdims=True, dtype=jnp.int32)
+    zeros = jnp.sum(is_zero(w), axis=within_unit(w), keepdims=True, dtype=jnp.int32)
     return divide(zeros.astype(jnp.float32), float(max(math.prod(w.shape[:-1]), 1)))
 
 

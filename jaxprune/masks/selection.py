@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Scope, Scores, Setting, Where
-from jaxprune.kernels import by_shape, order, ranking
+from jaxprune.kernels import by_shape, float_keys, order, ranking
 from jaxprune.kernels.counts import removed_count, removed_of
 
 
@@ -44,7 +44,7 @@ def at_least(chosen: tree.Selection, scores: list[Array], threshold: Setting) ->
 
 
 def _at_least(leaf: Array, limit: Array) -> Array:
-    return ~(leaf < limit)
+    return ~float_keys.below(leaf, limit)
 
 
 def by_sparsity(

@@ -24,7 +24,8 @@ def percentile(q: float) -> Calibration:
 
     Symmetric: the ``q``-th percentile of abs(x). Asymmetric: from the (100 - q)-th to the ``q``-th percentile of x. By
     linear interpolation over the finite entries of each group (a channel, a block), as ``numpy.percentile``; the work
-    is a sort. Equal ``q`` give the same object, so nothing recompiles.
+    is a sort. Equal ``q`` give the same object, so nothing recompiles. A group of 2**31 entries or more raises
+    ``ValueError``.
 
     Args:
       q: in (0, 100], percent; 100 is the full range. Static.
@@ -46,6 +47,8 @@ def _percentile(q: float) -> Calibration:
         if x.size == 0:
             return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
         kept = [i for i in range(x.ndim) if i not in axes]
+        if x.size // prod(shape) >= 2**31:
+            raise ValueError(f"a percentile of {x.size // prod(shape)} entries of {x.shape}; the most are 2**31 - 1")
         rows = x.transpose(*kept, *axes).reshape(prod(shape), -1)
         rows, count = _sorted(jnp.abs(rows) if spec.symmetric else rows)
         high = _quantile(rows, count, q).reshape(shape)

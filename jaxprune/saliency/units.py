@@ -97,8 +97,8 @@ def unit_sparsity(params: Params) -> Scores:
     Returns:
       Fractions in [0, 1] in the structure of ``params``; of a leaf of shape ``(..., C)`` they have shape
       ``(1, ..., 1, C)``. The counts are exact integers, the quotient is the float32 nearest to the fraction (of units
-      above 2**24 elements, to within an ulp or two). -0.0 is a zero, NaN is none; a subnormal is one where the backend
-      flushes them, as XLA does on CPU. A unit without elements has 0.
+      above 2**24 elements, to within an ulp or two). -0.0 is a zero, NaN and subnormals are none. Of no elements
+      it is 0.
 
     Raises:
       ValueError: a unit has 2**31 elements or more, with the leaf's path.
