@@ -188,8 +188,8 @@ CASES = {
         y=(9, 4),
     ),
     "rows of groups": case(
-        lambda p, x, h: lax.ragged_dot(lax.ragged_dot(x, p["up"], ROWS), p["down"], ROWS),
-        "6: up:2 down:1",
+        lambda p, x, h: lax.ragged_dot(h * lax.ragged_dot(x, p["up"], ROWS), p["down"], ROWS),
+        "6: a:1 up:2 down:1",
         up=(2, 3, 6),
         down=(2, 6, 4),
     ),
