@@ -95,6 +95,15 @@ def test_a_format_is_told_by_its_content(files, suffix, tmp_path):
     assert checkpoints.open(tmp_path / "model.bin").format == known[suffix]
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("odd", [("/m/MatMul", "/", "a//b", "c/", "x"), ("", "b"), ("",)], ids=str)
+def test_names_are_data(tmp_path, suffix, odd):
+    leaves = {name: np.full((2, 3), i, np.float32) for i, name in enumerate(odd)}
+    checkpoints.write(tmp_path / f"m{suffix}", leaves)
+    read = checkpoints.open(tmp_path / f"m{suffix}").leaves
+    assert set(read) == set(odd) and all(same(read[name].read(), leaf) for name, leaf in leaves.items())
+
+
 def test_other_libraries_read_what_is_written(files):
     kernel = LEAVES["params/layer_10/float32"]
     half = LEAVES["params/layer_13/bfloat16"]

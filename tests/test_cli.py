@@ -196,6 +196,19 @@ def test_compress_decompress_diff(model, call):
     assert "model.a.weight" in text and "model.a.bias" not in text and "3 of 6 leaves are equal to the bit" in text
 
 
+def test_names_are_data(model, call):
+    kernel = LEAVES["model.a.weight"]
+    leaves = {"/m/MatMul": kernel, "": kernel + 1, "/": kernel - 1, "n": LEAVES["model.ids"]}
+    checkpoints.write("odd.npz", leaves)
+    call("compress", "odd.npz", "-o", "odd.jp", "--sparsity=0.5", "--bits=4")
+    call("decompress", "odd.jp", "-o", "back.safetensors")
+    wanted = jp.fake_quant(jp.prune({"a": leaves["/m/MatMul"], "b": leaves[""], "c": leaves["/"]}, 0.5).params, 4)
+    read = {name: leaf.read() for name, leaf in checkpoints.open("back.safetensors").leaves.items()}
+    assert set(read) == set(leaves) and np.array_equal(read["n"], leaves["n"])
+    assert all(np.array_equal(read[name], wanted[key]) for name, key in (("/m/MatMul", "a"), ("", "b"), ("/", "c")))
+    assert len(call("sweep", "odd.npz", "--bits", "4", "--json")["chosen"]) == 3
+
+
 def test_compress_loses_nothing_unless_told(model, call):
     text = call("compress", model, "-o", "same.jp")
     assert f"{os.path.getsize('same.jp'):,} after" in text and "Read back: every leaf is as it was coded" in text
@@ -216,8 +229,14 @@ def test_metadata_go_through_small_files(model, call):
     call("decompress", "m.jp", "-o", "back.safetensors")
     call("convert", model, "n.jp")
     call("convert", "n.jp", "again.safetensors")
-    for name in ("back.safetensors", "again.safetensors"):
+    call("convert", model, "same.safetensors")
+    for name in ("back.safetensors", "again.safetensors", "same.safetensors"):
         assert dict(checkpoints.open(name).metadata) == metadata
+    assert call("inspect", model, "--json")["metadata"] == metadata
+    assert "leaves; no place for the metadata format, who" in call("convert", model, "lost.npz")
+    with open("model.safetensors.index.json", "w") as file:
+        json.dump({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(LEAVES, model)}, file)
+    assert dict(checkpoints.open("model.safetensors.index.json").metadata) == metadata
 
 
 def test_a_recipe(model, call):

@@ -25,11 +25,12 @@ def _read(path: Path, limit: float) -> Content:
     """Records (a ``QArray``) are the dense arrays that they stand for, random keys their integers."""
     found: dict[str, Leaf] = {}
     opened = open_file(path)
+    bare = "" if "" in opened.root.keys else "array"  # what a tree that is one array is called
     for leaf in opened.leaves:
-        name, again = leaf.path or "array", 1
+        name, again = leaf.path or bare, 1
         while name in found:
             again += 1
-            name = f"{leaf.path}#{again}"
+            name = f"{leaf.path or bare}#{again}"
         found[name] = Leaf(name, leaf.shape, leaf.dtype, partial(leaf.read, limit))
     return Content(found, opened.metadata)
 
@@ -71,4 +72,4 @@ def stored_tree(leaves: Mapping[str, Any]) -> dict[str, Any]:
         return dict(leaves)
 
 
-FORMAT = Format("jaxprune", (".jp", ".jaxprune"), _recognizes, _read, _write)
+FORMAT = Format("jaxprune", (".jp", ".jaxprune"), _recognizes, _read, _write, True)

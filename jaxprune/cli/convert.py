@@ -25,11 +25,14 @@ def run(args: argparse.Namespace) -> None:
 
 def copy(args: argparse.Namespace, opened: checkpoints.Checkpoint) -> None:
     """Writes the leaves to the output, and prints both sizes."""
+    chosen = checkpoints.format_for(args.output)
     checkpoints.check_output(args.output, force=args.force)
     others = checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     written = checkpoints.write(args.output, opened.leaves, metadata=opened.metadata, others=others, force=args.force)
-    found = {"path": args.output, "format": checkpoints.format_for(args.output).name, "leaves": len(opened.leaves)}
+    found = {"path": args.output, "format": chosen.name, "leaves": len(opened.leaves)}
     found |= {"bytes_before": opened.file_bytes, "bytes_after": written}
+    found["metadata_lost"] = [] if chosen.keeps_metadata else list(opened.metadata)
     before = f"{opened.path} ({opened.format}, {opened.file_bytes:,} bytes)"
-    after = f"{args.output} ({found['format']}, {written:,} bytes)"
-    shared.show(args, found, f"{before} -> {after}: {len(opened.leaves)} leaves", opened)
+    after = f"{args.output} ({chosen.name}, {written:,} bytes): {len(opened.leaves)} leaves"
+    lost = f"; no place for the metadata {shared.few(found['metadata_lost'])}" if found["metadata_lost"] else ""
+    shared.show(args, found, f"{before} -> {after}{lost}", opened)
