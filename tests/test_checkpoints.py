@@ -6,6 +6,7 @@ import os
 import zipfile
 
 import flax.serialization
+import forged_checkpoints
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -378,20 +379,12 @@ def test_damaged_headers_of_safetensors(tmp_path):
     assert "its metadata make no sense" in said({"__metadata__": {"format": 3}, "a": leaf})
 
 
-def test_random_damage_is_never_another_error(files, tmp_path):
-    rng = np.random.default_rng(1)
-    for suffix in FILES:
-        data = (files / f"model{suffix}").read_bytes()
-        for _ in range(60):
-            damaged = bytearray(data)
-            for at in rng.integers(0, min(len(data), 800), 3):
-                damaged[at] = rng.integers(0, 256)
-            (tmp_path / f"m{suffix}").write_bytes(damaged)
-            try:
-                for leaf in checkpoints.open(tmp_path / f"m{suffix}").leaves.values():
-                    leaf.read()
-            except CheckpointError as error:
-                assert f"m{suffix}" in str(error)
+def test_forged_files_are_read_or_refused(tmp_path):
+    """Those of ``python tests/forged_checkpoints.py 50000`` are more."""
+    found = forged_checkpoints.attempts(range(600), tmp_path)
+    for suffix in (".safetensors", ".npz", ".msgpack", ".jp"):
+        assert found[suffix, "read"] + found[suffix, "in part"] > 10 and found[suffix, "refused"] > 5
+    assert found[".index.json", "refused"] > 20
 
 
 def test_names_and_trees():
