@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from jaxprune.program import visitor
 
@@ -27,6 +25,36 @@ class Choice(NamedTuple):
 
     candidates: dict[int, np.ndarray]
     words: str
+
+
+class Forest:
+    """Numbers that are tied to each other; each stands for the least of these."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.parent = np.arange(size)
+
+    def grow(self, size: int) -> None:
+        """Room for numbers below ``size``, at least."""
+        if (own := self.parent.size) < size:
+            self.parent = np.append(self.parent, np.arange(own, max(size, 2 * own)))
+
+    def find(self, numbers: np.ndarray) -> np.ndarray:
+        """What numbers stand for."""
+        found = self.parent[numbers]
+        while not np.array_equal(above := self.parent[found], found):
+            self.parent[found] = above = self.parent[above]
+            found = above
+        return found
+
+    def tie(self, edges: Sequence[tuple[np.ndarray, np.ndarray]]) -> "Forest":
+        """Ties numbers at the same place of two arrays."""
+        if edges:
+            left, right = (np.concatenate(side) for side in zip(*edges, strict=True))
+            while left.size:
+                left, right = self.find(left), self.find(right)
+                np.minimum.at(self.parent, np.maximum(left, right), np.minimum(left, right))
+                left, right = left[left != right], right[left != right]
+        return self
 
 
 @dataclass
@@ -55,7 +83,7 @@ class Labels:
     _pins: list[tuple[np.ndarray, str, bool]] = field(default_factory=list)
     _edges: list[tuple[np.ndarray, np.ndarray, str]] = field(default_factory=list)
     _settled: tuple[int, int] = (0, 0)
-    _parent: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    _forest: Forest = field(default_factory=Forest)
 
     def fresh(self, size: int) -> np.ndarray:
         """New labels for an axis; an axis of size 1 stays."""
@@ -89,30 +117,16 @@ class Labels:
 
         What is new since the last call is merged into what was known, so the work grows with the ties, not with calls.
         """
-        edges, pins = len(self._edges), len(self._pins)
-        if (size := self._parent.size) < self.count:
-            self._parent = np.append(self._parent, np.arange(size, max(self.count, 2 * size)))
-        new = [(left, right) for left, right, _ in self._edges[self._settled[0] :]]
-        new += [(pinned, np.zeros_like(pinned)) for pinned, *_ in self._pins[self._settled[1] :]]
-        if new:
-            left, right = (self._find(np.concatenate(side)) for side in zip(*new, strict=True))
-            nodes, places = np.unique(np.concatenate([left, right]), return_inverse=True)
-            component = _components(nodes.size, [tuple(np.split(places, 2))])
-            self._parent[nodes] = nodes[np.unique(component, return_index=True)[1]][component]
-            self._settled = (edges, pins)
-        return self._find(labels)
-
-    def _find(self, labels: np.ndarray) -> np.ndarray:
-        found = self._parent[labels]
-        while not np.array_equal(above := self._parent[found], found):
-            found = above
-        self._parent[labels] = found
-        return found
+        edges, pins = self._edges[self._settled[0] :], self._pins[self._settled[1] :]
+        self._settled = (len(self._edges), len(self._pins))
+        self._forest.grow(self.count)
+        return self._forest.tie([edge[:2] for edge in edges] + [_pinned(one) for one, *_ in pins]).find(labels)
 
     def joined(self, *but: str) -> np.ndarray:
         """A number for each label, the same for those tied, each to one other, by other operations than some."""
-        edges = ((left, right) for left, right, own in self._edges if own not in but)
-        return _components(self.count, [pair for pair in edges if all(np.unique(one).size == one.size for one in pair)])
+        edges = [(left, right) for left, right, own in self._edges if own not in but]
+        apart = [pair for pair in edges if _distinct(pair[0]) and _distinct(pair[1])]
+        return Forest(self.count).tie(apart).find(np.arange(self.count))
 
     def choose(self, place: visitor.Place, candidates: dict[int, np.ndarray], words: str) -> int | None:
         """The axis that is cut at a place: the one decided on, else the preferred one."""
@@ -135,32 +149,32 @@ class Labels:
 
     def ambiguous(self) -> list[str]:
         """What is done at the places where more than one axis could be cut, if the choices did not rule them out."""
-        pins = [(labels, np.zeros_like(labels)) for labels, _, passed_over in self._pins if not passed_over]
-        component = _components(self.count, [(left, right) for left, right, _ in self._edges] + pins)
+        pins = [_pinned(labels) for labels, _, passed_over in self._pins if not passed_over]
+        forest = Forest(self.count).tie([edge[:2] for edge in self._edges] + pins)
 
         def free(labels: np.ndarray) -> bool:
-            return bool(np.any(component[labels] != component[STAYS]))
+            return bool(np.any(forest.find(labels) != STAYS))
 
         choices = self.choices.values()
         return list(dict.fromkeys(words for axes, words in choices if sum(map(free, axes.values())) > 1))
 
     def why(self, labels: np.ndarray) -> list[str]:
         """The reasons for which entries stay, each once, in the program's order."""
-        apart = _components(self.count, [(left, right) for left, right, _ in self._edges])
-        wanted = np.unique(apart[labels])
-        reasons = [reason for pinned, reason, _ in self._pins if np.isin(apart[pinned], wanted).any()]
-        if apart[STAYS] in wanted:
+        forest = Forest(self.count).tie([edge[:2] for edge in self._edges])
+        wanted = np.unique(forest.find(labels))
+        reasons = [reason for pinned, reason, _ in self._pins if np.isin(forest.find(pinned), wanted).any()]
+        if STAYS in wanted:
             reasons.append("it is tied to an axis of size 1")
         return list(dict.fromkeys(reasons))
 
 
-def _components(count: int, edges: Sequence[Any]) -> np.ndarray:
-    """A number for each of ``count`` nodes, the same for those that edges connect; edges are pairs of arrays."""
-    if not edges:
-        return np.arange(count)
-    left, right = (np.concatenate(side) for side in zip(*edges, strict=True))
-    graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(count, count))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+def _pinned(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return labels, np.full_like(labels, STAYS)
+
+
+def _distinct(labels: np.ndarray) -> bool:
+    steps = np.diff(labels)
+    return bool(np.all(steps > 0)) or (bool(np.all(steps != 0)) and np.unique(labels).size == labels.size)
 
 
 class Call(visitor.Site):
