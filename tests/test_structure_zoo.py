@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zoo
 
+from jaxprune.program import labelling
 from jaxprune.structure import trace
 
 # What can be removed, as "number of units: layers that make them > layers that use them". A layer that makes them loses
@@ -117,6 +118,17 @@ EXPECTED = {
         "10: mlp/up:2 mlp/down:0",
     ),
     "experts": ("6: gate:2 up:2 down:1", "8: table:1 norm:0 router:0 gate:1 up:1 down:2 head:0"),
+    "class attention": (
+        "8: patch:1 class:2 layers/0/attend/norm:0 layers/0/attend/scale:0 layers/0/attend/qkv:0 layers/0/attend/out:1 "
+        "layers/0/mlp/norm:0 layers/0/mlp/scale:0 layers/0/mlp/up:0 layers/0/mlp/down:1 last/attend/norm:0 "
+        "last/attend/scale:0 last/attend/q:0 last/attend/k:0 last/attend/v:0 last/attend/out:1 last/mlp/norm:0 "
+        "last/mlp/scale:0 last/mlp/up:0 last/mlp/down:1 head:0",
+        "2: layers/0/attend/qkv:1 layers/0/attend/before:0",  # queries and keys; values; and what is between them
+        "2: layers/0/attend/qkv:1 layers/0/attend/after:1 layers/0/attend/out:0",
+        "2: layers/0/attend/before:1 layers/0/attend/after:0",
+        "2: last/attend/q:1 last/attend/k:1 last/attend/v:1 last/attend/out:0",
+        *(f"10: {layer}/mlp/up:1 {layer}/mlp/down:0" for layer in ("layers/0", "last")),
+    ),
     "looked up": ("5: a:1 b:0", "6: table:1 gain:0 a:0 b:1 head:0"),
     "mixer": (
         "6: Conv_0 LayerNorm_0 LayerNorm_1 Dense_2 > Dense_3 Dense_4",
@@ -142,7 +154,7 @@ INEXACT = {"mixer": "6: Conv_0 LayerNorm_0 LayerNorm_1 Dense_2 > Dense_3 Dense_4
 #: Models whose gradients are compared as well.
 GRADIENTS = {"mlp", "resnet", "mobilenet", "lstm", "decoder", "scanned", "training", "pure", "nnx attention"}
 #: Models where heads or groups of channels are made by splitting an axis that could be split otherwise.
-AMBIGUOUS = {"groupnorm", "fused attention", "grouped queries"}
+AMBIGUOUS = {"groupnorm", "fused attention", "grouped queries", "class attention"}
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 #: What every run sees; the others are slow.
@@ -325,6 +337,24 @@ def test_under_jit_and_vmap_as_outside(name):
     whole, mapped, rows = compare(cut, x)
     close(whole, small(cut, x))
     close(mapped, jnp.stack(rows))
+
+
+def test_the_work_of_tracing_grows_with_the_program(monkeypatch):
+    """Counted in numbers looked up; twice the layers, at most 2.3 times the work."""
+    work, find = [], labelling.Forest.find
+
+    def counted(forest, numbers):
+        work.append(numbers.size)
+        return find(forest, numbers)
+
+    monkeypatch.setattr(labelling.Forest, "find", counted)
+    sums = []
+    for layers in (6, 12):
+        model = zoo.class_attention(layers)
+        trace(model.function, model.params, *model.inputs(2))
+        sums.append(sum(work))
+        work.clear()
+    assert sums[1] <= 2.3 * sums[0]
 
 
 def test_where_removal_differs_from_masking_by_nature():

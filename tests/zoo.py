@@ -429,6 +429,49 @@ def experts():
     return Model(function, params, tokens)
 
 
+def class_attention(layers=1):
+    """Heads that talk to each other, branches that are scaled, a class that alone attends to all in the end."""
+    width, heads, count = 8, 2, 4
+    branch = {"norm": struct(width), "scale": struct(width), "out": struct(width, width)}
+    mlp = {"norm": struct(width), "scale": struct(width), "up": struct(width, 10), "down": struct(10, width)}
+    talk = {"qkv": struct(width, 3 * width), "before": struct(heads, heads), "after": struct(heads, heads)}
+    layer = {"attend": branch | talk, "mlp": mlp}
+    last = {"attend": branch | {name: struct(width, width) for name in "qkv"}, "mlp": mlp}
+    params = {"patch": struct(3, width), "class": struct(1, 1, width), "layers": [layer] * layers, "last": last}
+    params |= {"head": struct(width, 3)}
+
+    def split(x):
+        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+    def joined(x):
+        return x.transpose(0, 2, 1, 3).reshape(x.shape[0], -1, width)
+
+    def attend(p, x):
+        q, k, v = (split(part) for part in jnp.split(rms_norm(p["norm"], x) @ p["qkv"], 3, -1))
+        logits = jnp.einsum("bhqk,hg->bgqk", q @ k.swapaxes(-1, -2), p["before"])
+        weights = jnp.einsum("bhqk,hg->bgqk", jax.nn.softmax(logits, -1), p["after"])
+        return x + p["scale"] * (joined(weights @ v) @ p["out"])
+
+    def attend_last(p, first, x):
+        both = rms_norm(p["norm"], jnp.concatenate([first, x], 1))
+        q, k, v = split(both[:, :1] @ p["q"]), split(both @ p["k"]), split(both @ p["v"])
+        mixed = jax.nn.softmax(q @ k.swapaxes(-1, -2), -1) @ v
+        return first + p["scale"] * (joined(mixed) @ p["out"])
+
+    def feed(p, x):
+        return x + p["scale"] * (jax.nn.gelu(rms_norm(p["norm"], x) @ p["up"]) @ p["down"])
+
+    def function(params, x):
+        x = x[:, :count] @ params["patch"]
+        for layer in params["layers"]:
+            x = feed(layer["mlp"], attend(layer["attend"], x))
+        first = jnp.broadcast_to(params["class"], (x.shape[0], 1, width))
+        first = feed(params["last"]["mlp"], attend_last(params["last"]["attend"], first, x))
+        return first[:, 0] @ params["head"]
+
+    return Model(function, params, sequences)
+
+
 def looked_up():
     """An embedding looked up entry by entry, as Equinox does, two layers of normalization and a gated unit."""
     params = {"table": struct(7, 6), "gain": struct(6), "a": struct(6, 5), "b": struct(5, 6), "head": struct(6, 3)}
@@ -524,6 +567,7 @@ MODELS = {
     "gemma": gemma,
     "experts": experts,
     "looked up": looked_up,
+    "class attention": class_attention,
     "mixer": lambda: linen(Mixer(), images),
     "vit": lambda: linen(ViT(), images),
     "scanned": lambda: linen(Scanned(), sequences),
