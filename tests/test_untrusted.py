@@ -1,24 +1,21 @@
 """Files from strangers: whatever is in them, a FormatError or the whole truth, in bounded memory."""
 
 import json
-import math
 import tracemalloc
-import zlib
 
-import coded
+import fuzz_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from fuzz_files import forged, leaf, mutate
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
 from jaxprune.files import FormatError, arrays
 from jaxprune.files.bytestream import signed, unsigned
-
-MUTANTS = 20_000
 
 
 def small_tree():
@@ -67,48 +64,10 @@ def test_every_cut_is_noticed(whole, load):
         load(whole + b"\0")
 
 
-def mutate(data, draw):
-    """Bytes flipped, replaced, cut out, doubled or put in."""
-    data = bytearray(data)
-    for _ in range(draw.integers(1, 4)):
-        at, kind = int(draw.integers(len(data) + 1)), draw.integers(5)
-        if kind == 0:
-            data[at : at + 1] = bytes([draw.integers(256)])
-        elif kind == 1 and at < len(data):
-            data[at] ^= 1 << int(draw.integers(8))
-        elif kind == 2:
-            del data[at : at + int(draw.integers(1, 9))]
-        elif kind == 3:
-            data[at:at] = draw.bytes(int(draw.integers(1, 9)))
-        else:
-            data[at:at] = unsigned(int(draw.integers(2**62)))
-    return bytes(data)
-
-
-@pytest.mark.parametrize("mutants", [400, pytest.param(MUTANTS, marks=pytest.mark.slow)])
-def test_mutants_of_a_leaf_whose_checksum_is_right_are_an_error_or_an_array_of_its_shape(mutants):
-    draw = np.random.default_rng(2)
-    weights = draw.normal(size=(12, 10)).astype(np.float32) * (draw.random((12, 10)) < 0.4)
-    few = np.round(weights).astype(np.float32)
-    leaves = [few, weights, few.astype(np.int8), weights.astype(np.float64), np.zeros((40, 3), np.float16)]
-    seeds = [arrays.encode(leaf, effort) for leaf in leaves for effort in ("fast", "best")]
-    for codes in (few.astype(np.int32), np.rint(draw.normal(size=(70, 60)) * np.arange(60)).astype(np.int32)):
-        plane = ((bytes([number]) + unsigned(len(data)) + data) for number, data in coded.each(codes))
-        seeds += [leaf(codes.shape, 3, body=body) for body in plane]
-    outcomes = {"error": 0, "array": 0}
-    for i in range(mutants):
-        mutant = mutate(seeds[i % len(seeds)], draw)
-        try:
-            head = arrays.head(mutant)
-            if math.prod(max(n, 1) for n in head.shape) > 10_000 or len(head.shape) > 32:
-                continue  # decompress looks at the size first
-            array = arrays.decode(head)
-        except FormatError:
-            outcomes["error"] += 1
-        else:
-            assert np.shape(array) == head.shape
-            outcomes["array"] += 1
-    assert outcomes["error"] > mutants / 3 and outcomes["array"] > 0
+@pytest.mark.parametrize("count", [150, pytest.param(5000, marks=pytest.mark.slow)])
+def test_forged_files_are_refused_or_read(count, tmp_path):
+    outcomes = fuzz_files.run(count, 7, tmp_path)
+    assert outcomes["refused"] > count / 2 and outcomes["read"] > count / 20 and outcomes["unnamed"] > 0
 
 
 def test_mutants_of_the_header_are_an_error_or_a_tree(whole, load):
@@ -121,23 +80,6 @@ def test_mutants_of_the_header_are_an_error_or_a_tree(whole, load):
         except FormatError:
             continue
         raise AssertionError(f"a changed header went unnoticed: {header!r}")
-
-
-def forged(tree, leaves):
-    """A file with any tree and any leaves, and checksums that are right."""
-    text = json.dumps(tree)
-    seed = zlib.crc32(text.encode())
-    summed = [
-        data + zlib.crc32(data, zlib.crc32(str(i).encode(), seed)).to_bytes(4, "little")
-        for i, data in enumerate(leaves)
-    ]
-    together = b"".join([unsigned(len(data)) for data in summed] + summed)
-    tensors = {"*": np.frombuffer(together, np.uint8)} if leaves else {}
-    return safetensors.numpy.save(tensors, {"jaxprune": text})
-
-
-def leaf(shape, dtype=11, form=1, body=b""):
-    return bytes([form, 1, dtype, len(shape)]) + b"".join(map(unsigned, shape)) + body
 
 
 CONSTANT = bytes([0]) + unsigned(2) + signed(3) + b"\0"  # packing: the least code, and a width of 0 bits
@@ -260,3 +202,94 @@ def test_offsets_that_overlap_leave_gaps_or_are_negative_are_refused(load, whole
 def test_random_bytes_are_refused(data):
     with pytest.raises(FormatError):
         arrays.decode(arrays.head(data + b"\xff"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Headers that ask for much work, or more memory than they have
+
+
+def peak_of(call):
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError) as caught:
+            call()
+        return str(caught.value), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_equal_paths_are_named_in_linear_time(load):
+    tree = 1
+    for _ in range(15):  # 32768 leaves, all at 1/1/1/...
+        tree = [0, tree, tree]
+    header = {"version": 3, "kinds": [{"type": "dict", "keys": [1, "1"]}], "tree": tree}
+    with pytest.raises(FormatError, match="differ in '1/1/"):
+        load(forged(header, []))
+
+
+def test_equal_paths_have_tensors_of_their_own(load, tmp_path):
+    big = np.random.default_rng(0).normal(size=(4, 40, 50))
+    tree = {"a": {"b": big[0]}, "a/b": big[1], "a/b#2": big[2], "*": big[3]}
+    jp.save(tmp_path / "w.jp", tree)
+    with safetensors.safe_open(tmp_path / "w.jp", "np") as file:
+        assert set(file.keys()) == {"a/b", "a/b#2", "a/b#2#2", "*#2"}
+    assert all(map(np.array_equal, jax.tree.leaves(jp.load(tmp_path / "w.jp")), jax.tree.leaves(tree)))
+
+
+def test_paths_take_no_more_than_a_bounded_multiple_of_the_header(load):
+    tree = {"x" * 500_000: [0] + [0] * 5000}
+    said, peak = peak_of(lambda: load(forged({"version": 3, "kinds": [{"type": "list"}], "tree": tree}, [])))
+    assert "paths are too long" in said and peak < 400e6
+    assert len(said) < 1000
+
+
+def test_kinds_are_looked_at_once(load):
+    kind = {"type": "list"} | {str(i): 0 for i in range(20_000)}
+    with pytest.raises(FormatError, match="bytes for|bytes wanted|differ"):
+        load(forged({"version": 3, "kinds": [kind], "tree": [0] + [[0]] * 20_000 + [0]}, []))
+
+
+@pytest.mark.parametrize("place", ["metadata", "keys", "spec", "tree", "names"])
+def test_lists_in_lists_in_what_describes_a_node(load, place):
+    deep = 0
+    for _ in range(900):
+        deep = [deep]
+    kind = {
+        "metadata": {"type": "nnx.Param", "metadata": {"a": deep}},
+        "keys": {"type": "dict", "keys": [deep]},
+        "spec": {"type": "QArray", "bits": 4, "dtype": "float32", "spec": deep},
+        "names": {"type": "Partitioned", "names": deep},
+        "tree": {"type": "list"},
+    }[place]
+    with pytest.raises(FormatError, match="deeper than 64 levels|no node|no JSON"):
+        load(forged({"version": 3, "kinds": [kind], "tree": [0, deep if place == "tree" else 0]}, [leaf(())]))
+
+
+def test_a_tensor_of_its_own_may_be_small(load, tmp_path):
+    data = arrays.encode(np.arange(3.0))
+    made = forged({"version": 3, "tree": {"w": 1}}, [data], {0: "w"})
+    np.testing.assert_array_equal(load(made)["w"], np.arange(3.0))
+    (tmp_path / "w.jp").write_bytes(made)
+    assert "w" in repr(jp.files.read(tmp_path / "w.jp").leaves[0])
+
+
+def test_a_report_has_the_limit_of_decoding(tmp_path):
+    table = signed(0) + unsigned(2) + b"\x20\x20"  # of two values, equally frequent
+    stream = bytes([1]) + unsigned(len(table)) + table
+    bomb = forged({"version": 3, "tree": {"w": 0}}, [leaf((2**20, 2**20), 1, body=stream)])
+    (tmp_path / "w.jp").write_bytes(bomb)
+    opened = jp.files.read(tmp_path / "w.jp")
+    for call in (opened.report, opened.decompress, opened.leaves[0].read):
+        said, peak = peak_of(call)
+        assert "the limit is 1073741824" in said and peak < 1e6
+    with pytest.raises(FormatError, match="leaf 'w'.*MemoryError"):
+        opened.decompress(max_bytes=2**62)
+
+
+def test_limits_count_what_arrays_take(load):
+    bomb = forged({"version": 3, "tree": {"w": 0}}, [leaf((280, 2**20), 1, body=CONSTANT)])
+    assert load(bomb, leaf="w").nbytes == 280 * 2**20
+    made = jp.compress({"w": np.zeros((20, 30))})
+    assert made.decompress()["w"].shape == (20, 30)
+    with pytest.raises(FormatError, match="the limit is 20"):
+        made.decompress(max_bytes=20)
