@@ -1,10 +1,14 @@
 """What the library does on the host, said once: files written whole, progress, tables as text, optional libraries."""
 
 import contextlib
+import errno
 import importlib
 import os
 import secrets
 import shutil
+import socket
+import stat
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,10 +43,15 @@ def entropy_of_counts(counts: np.ndarray) -> float:
 
 
 @contextlib.contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def written_whole(path: str | os.PathLike[str], *, over_folder: bool = False) -> Iterator[Path]:
     """Gives a name beside ``path`` to write a file or a folder to, which takes its place if all goes well.
 
-    Whatever goes wrong, an interrupt or a full disk, ``path`` is as it was and nothing is left beside it.
+    Whatever goes wrong, an interrupt or a full disk, ``path`` is as it was and nothing is left beside it; and what
+    processes left that were killed on this host is removed. A link is followed, and a file keeps its permissions.
+    ``over_folder`` says that a folder may be replaced, with all that is in it.
+
+    Raises:
+      IsADirectoryError: ``path`` is a folder, which is not to be replaced.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -51,17 +60,52 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     os.listdir(folder)
     ['new']
     """
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    target = Path(os.path.realpath(path))
+    if target.is_dir() and not over_folder:
+        raise IsADirectoryError(errno.EISDIR, "a folder, which no file replaces", str(path))
+    start = _start_of_names(target.name)
+    beside = target.with_name(f"{start}{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    for left in _named(target.parent, start):
+        owner = left.name.removeprefix(start).split(".")[0]
+        needed = left.suffix == ".old" and not target.exists()  # all that is left of a folder that was being replaced
+        if owner.isdigit() and not _runs(int(owner)) and not needed:
+            _remove(left)
     try:
         yield beside
         if beside.is_file():
+            if target.is_file():
+                os.chmod(beside, stat.S_IMODE(target.stat().st_mode))
             with open(beside, "rb+") as file:
                 os.fsync(file.fileno())
         _move(beside, target)
     finally:
-        for left in target.parent.glob(beside.name + "*"):  # Orbax makes folders of its own beside it
+        for left in _named(target.parent, beside.name):  # Orbax makes folders of its own beside it
             _remove(left)
+
+
+def _start_of_names(name: str) -> str:
+    """How names begin that this host, since it was started, gives beside ``name``: short, and no other's."""
+    here = socket.gethostname()
+    with contextlib.suppress(OSError):  # Linux tells more: when it was started, and in which container this is
+        here += Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    return f".{name[:40]}.{zlib.crc32(name.encode(errors='surrogateescape')):08x}.{zlib.crc32(here.encode()):08x}."
+
+
+def _named(folder: Path, start: str) -> list[Path]:
+    with contextlib.suppress(PermissionError):  # a folder may be written to and not be listed
+        return [folder / name for name in os.listdir(folder) if name.startswith(start)]
+    return []
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process, so far as one can tell."""
+    try:
+        os.kill(process, 0) if os.name == "posix" else None
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _move(beside: Path, target: Path) -> None:
@@ -74,7 +118,7 @@ def _move(beside: Path, target: Path) -> None:
         os.replace(target, aside)
     try:
         os.replace(beside, target)
-    except OSError:
+    except BaseException:
         if aside.exists():
             os.replace(aside, target)
         raise

@@ -1,7 +1,7 @@
 """Forged files with checksums that are right: ``python tests/fuzz_files.py [count [seed]]``.
 
-They reach the decoders. Whatever is in a file, what comes of it is a FormatError, the wish for a tree to compare with, or
-arrays within the limit; anything else is a finding, and its file is kept.
+They reach the decoders. Whatever is in a file, what comes of it is a FormatError, the wish for a tree to compare with,
+or arrays within the limit; anything else is a finding, and its file is kept.
 """
 
 import copy

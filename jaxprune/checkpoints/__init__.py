@@ -148,7 +148,7 @@ def write(
     chosen = format_for(path)
     assert chosen.write is not None  # as it has a suffix
     known = {name: leaf if isinstance(leaf, Leaf) else of_array(name, leaf) for name, leaf in leaves.items()}
-    with written_whole(check_output(path, force=force)) as beside:
+    with written_whole(check_output(path, force=force), over_folder=force) as beside:
         chosen.write(beside, Content(known, metadata, held(path, others)))
     return _bytes(Path(path), chosen)
 
@@ -182,6 +182,8 @@ def check_output(path: str | os.PathLike[str], *, force: bool = False) -> Path:
         raise CheckpointError(f"{target}: there is no folder {target.parent}; make it first")
     if target.exists() and not force:
         raise CheckpointError(f"{target} exists; choose another name, or --force to replace it")
+    if target.is_dir() and not orbax_folders.is_checkpoint(target):
+        raise CheckpointError(f"{target} is a folder and no checkpoint that is known here, which nothing replaces")
     return target
 
 

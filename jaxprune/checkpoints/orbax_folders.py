@@ -98,20 +98,21 @@ def _clear(path: Path) -> None:
 
 def _item(path: Path) -> Path:
     """The folder of the tree itself: a manager keeps it in a folder for each step and item."""
-    if _is_item(path):
+    if is_checkpoint(path):
         return path
     below = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
-    items = [folder for folder in below if _is_item(folder)]
+    items = [folder for folder in below if is_checkpoint(folder)]
     if len(items) == 1:
         return items[0]
-    steps = [folder.name for folder in below if any(_is_item(item) for item in folder.iterdir() if item.is_dir())]
+    steps = [folder.name for folder in below if any(is_checkpoint(item) for item in folder.iterdir() if item.is_dir())]
     inside = [folder.name for folder in items] or steps
     if inside:
         raise CheckpointError(f"holds several checkpoints; name one, such as {path / inside[-1]}")
     raise CheckpointError("a folder, but no Orbax checkpoint; name the file in it")
 
 
-def _is_item(folder: Path) -> bool:
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one checkpoint, and no folder of such."""
     return any((folder / mark).exists() for mark in _MARKS)
 
 

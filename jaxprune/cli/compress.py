@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
     wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
     progress = shared.progress_wanted(args)
     made = replace(coded(opened.leaves, wanted, progress), metadata=dict(opened.metadata))
-    with host.written_whole(checkpoints.check_output(args.output, force=args.force)) as beside:
+    output = checkpoints.check_output(args.output, force=args.force)
+    with host.written_whole(output, over_folder=args.force) as beside:
         compressed.write_compressed(beside, made)
         rows = _verified(opened, made, str(beside), wanted, progress)
         after = beside.stat().st_size
