@@ -162,6 +162,39 @@ def test_a_plan_from_masks():
         graph().plan_from(SHAPES | {"first": {"kernel": np.True_, "bias": np.ones(6)}})
 
 
+def queries_that_share(batched, repeated):
+    """Eight heads of queries of width 4, one key and one value for all, kernels of two axes."""
+
+    def one(p, x):
+        q = (x @ p["q"]).reshape(-1, 8, 4)
+        k, v = x @ p["k"], x @ p["v"]
+        if repeated:
+            k, v = (jnp.broadcast_to(one.reshape(-1, 1, 4), q.shape) for one in (k, v))
+            weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+            return jnp.einsum("hts,shd->thd", weights, v).reshape(-1, 32) @ p["o"]
+        weights = jax.nn.softmax(jnp.einsum("thd,sd->hts", q, k))
+        return jnp.einsum("hts,sd->thd", weights, v).reshape(-1, 32) @ p["o"]
+
+    return jax.vmap(one, (None, 0)) if batched else lambda p, x: one(p, x[0])
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("repeated", [True, False])
+def test_case_57_heads_of_queries_that_share_keys(batched, repeated):
+    shapes = {"q": struct(16, 32), "k": struct(16, 4), "v": struct(16, 4), "o": struct(32, 16)}
+    function, x = queries_that_share(batched, repeated), struct(2, 5, 16)
+    (heads,) = trace(function, shapes, x).groups
+    assert (heads.size, heads.members, heads.description) == (8, (("q", 1), ("o", 0)), "heads of q")
+    np.testing.assert_array_equal(heads.units, np.repeat(np.arange(8), 4)[None].repeat(2, 0))
+    smaller, params = trace(function, shapes, x).at({heads: [0, 3, 4]}), zoo.fill(shapes)
+    assert smaller.certificate.exact and smaller.check(params, zoo.fill(x, 1)) <= 1e-5
+    trailing = trace(function, shapes, x, split="trailing").groups
+    assert [(group.size, group.members) for group in trailing] == [
+        (4, (("q", 1), ("k", 1))),
+        (4, (("v", 1), ("o", 0))),
+    ]
+
+
 # --- cutting --------------------------------------------------------------------------------------------------------
 
 

@@ -69,8 +69,9 @@ class Labels:
       choices: the places that offer a choice.
       notes: for the arrays of labels that a product contracts over ("in"), leaves ("out") or goes through one by one
         ("each"), in the program's order.
-      pairs: of the products that go through some axes one by one, as attention does, and of which both operands have
-        axes of their own: the labels of the former axes, of those that are contracted, and of those that are left.
+      pairs: of the products of which neither operand is a parameter and both have axes of their own, as in attention:
+        the labels of the axes that are gone through one by one, of those that are contracted, and of those left.
+      paired: the first label of each of these axes.
     """
 
     trailing: bool = False
@@ -80,6 +81,7 @@ class Labels:
     choices: dict[visitor.Place, Choice] = field(default_factory=dict)
     notes: list[tuple[np.ndarray, str]] = field(default_factory=list)
     pairs: list[tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]] = field(default_factory=list)
+    paired: list[int] = field(default_factory=list)
     _pins: list[tuple[np.ndarray, str, bool]] = field(default_factory=list)
     _edges: list[tuple[np.ndarray, np.ndarray, str]] = field(default_factory=list)
     _settled: tuple[int, int] = (0, 0)
@@ -122,6 +124,10 @@ class Labels:
         self._forest.grow(self.count)
         return self._forest.tie([edge[:2] for edge in edges] + [_pinned(one) for one, *_ in pins]).find(labels)
 
+    def of_parameters(self, axes: Axes) -> bool:
+        """Whether all axes of a value are those of parameters."""
+        return all(labels[0] < self.born for labels in axes if labels.size)
+
     def joined(self, *but: str) -> np.ndarray:
         """A number for each label, the same for those tied, each to one other, by other operations than some."""
         edges = [(left, right) for left, right, own in self._edges if own not in but]
@@ -137,10 +143,13 @@ class Labels:
         return self.preferred(candidates)
 
     def preferred(self, candidates: dict[int, np.ndarray]) -> int | None:
-        """Of the axes that can be cut, the first (or last); those that parameters share come before all others."""
+        """Of the axes that can be cut, the first (or last); those of attention and of parameters come before others."""
         roots = {axis: self.resolve(labels) for axis, labels in candidates.items()}
         live = [axis for axis, root in roots.items() if np.any(root != STAYS)]
-        live = [axis for axis in live if np.any((roots[axis] != STAYS) & (roots[axis] < self.born))] or live
+        if len(live) > 1:
+            paired = self.resolve(np.array(self.paired, np.int64))
+            shared = [axis for axis in live if np.any((roots[axis] != STAYS) & (roots[axis] < self.born))]
+            live = [axis for axis in live if axis in shared or roots[axis][0] in paired] or live
         return live[-1 if self.trailing else 0] if live else None
 
     def decide(self) -> dict[visitor.Place, int | None]:

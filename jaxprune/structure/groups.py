@@ -81,7 +81,7 @@ def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
     for i, root in enumerate(roots):
         for kind in np.unique(kinds[root[(root != STAYS) & in_products[root]]]):
             members.setdefault(int(kind), []).append(i)
-    describe, found = _words(rows, labels), []
+    describe, found = _words(labels), []
     for kind, where in members.items():
         where = sorted(where, key=lambda i: (rows[i].role != "out", rows[i].when, i))
         own = [np.where(kinds[roots[i]] == kind, roots[i], STAYS) for i in where]
@@ -131,9 +131,9 @@ def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], describe: Callable[
     )
 
 
-def _words(rows: Sequence[Row], labels: Labels) -> Callable[..., str]:
+def _words(labels: Labels) -> Callable[..., str]:
     """A function that says what units are, by the products that make them and by what joins these."""
-    heads, widths = _of_attention(rows, labels)
+    heads, widths = _of_attention(labels)
     joined, multiplied = labels.joined("factors", "product"), labels.joined("product")
 
     def describe(own: Sequence[Row], entries: Sequence[np.ndarray], unit: int) -> str:
@@ -148,7 +148,7 @@ def _words(rows: Sequence[Row], labels: Labels) -> Callable[..., str]:
             return f"experts of {names}"
         first = entries[0]
         if unit in heads or (unit in widths and first.size > 1 and np.all(np.diff(first) == 1)):
-            return f"heads of {parents.pop() if 1 < len(modules) <= 3 and len(parents) == 1 else names}"
+            return f"heads of {(len(parents) == 1 < len(modules) <= 3 and parents.pop()) or names}"
         summed = [joined[entries[i][0]] for i in makers]
         looked_up = [joined[labels[0]] for row, labels in zip(own, entries, strict=True) if row.role == "in"]
         if np.unique(summed).size < len(summed) or np.isin(summed, looked_up).any():
@@ -163,19 +163,21 @@ def _words(rows: Sequence[Row], labels: Labels) -> Callable[..., str]:
     return describe
 
 
-def _of_attention(rows: Sequence[Row], labels: Labels) -> tuple[set[int], set[int]]:
+def _of_attention(labels: Labels) -> tuple[set[int], set[int]]:
     """The labels that stand for heads, and those for their width: by the first product that tells.
 
     Heads are gone through one by one, or, where all share keys, left by a product that contracts the width.
     """
-    stacked = {int(row.labels[0]) for row in rows if row.role == "each"}
     heads, widths = set[int](), set[int]()
     for batch, *others in labels.pairs:
-        if not any(int(axis[0]) in stacked for axis in batch):
-            one_by_one, width, left = ({*_resolved(labels, axes).tolist()} - {STAYS} for axes in (batch, *others))
-            heads |= one_by_one
-            (heads if width else widths).update(left - heads - widths)
-            widths |= width
+        one_by_one, width, left = ({*_resolved(labels, axes).tolist()} - {STAYS} for axes in (batch, *others))
+        heads |= one_by_one
+        if not width:
+            widths |= left - heads
+            continue
+        heads |= left - widths
+        if batch:
+            widths |= width - heads
     return heads, widths
 
 

@@ -63,8 +63,9 @@ def _tie_product(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     notes += [(labels, "each") for i, j in pairs[1] for labels in (left[i], right[j])]
     notes += [(right[j], "each") for j in axes.grouped]
     batch = [left[i] for i in axes.batch[0]]
-    if batch and all(free):
+    if all(free) and not (call.labels.of_parameters(left) or call.labels.of_parameters(right)):
         call.labels.pairs.append((batch, [left[i] for i in axes.contracted[0]], [*free[0], *free[1]]))
+        call.labels.paired += [int(labels[0]) for labels in (*left, *right) if labels.size]
     front = [call.fixed(call.out_shape()[0], "groups of rows")] if axes.apart else []
     return [(*front, *batch, *free[0], *free[1])]
 
