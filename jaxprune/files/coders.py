@@ -54,6 +54,8 @@ def encode(codes: np.ndarray, effort: Effort = "fast", fraction: int | None = No
     entropy = 0.0 if counted is None else entropy_of_counts(counted[1])
     if counted is None or len(counted[0]) == 1 or entropy >= codes.size * width:
         return PACKING, pack(codes)
+    if effort == "fast" and _least_bits(counted) >= codes.size * width:
+        return PACKING, pack(codes)
     in_lanes = with_table(codes, counted, True) if entropy >= 8 * _IN_LANES else None
     ways = [(LANES, in_lanes)]
     if in_lanes is None or effort == "best":
@@ -96,12 +98,29 @@ def encode_bytes(plane: np.ndarray, effort: Effort, fraction: int | None, low: b
         search_log=1,
     )
     data = zstd.ZstdCompressor(compression_params=how).compress(np.ascontiguousarray(plane))
-    slow = effort == "best" or plane.size <= _FEW
-    if not slow and len(data) < _SKEWED * plane.size:
-        counted = tables.histogram(plane)
-        slow = counted is not None and 8 * len(data) > _NEAR * entropy_of_counts(counted[1])
-    other = encode(plane.astype(np.int32), fraction=fraction) if slow else (ZSTD, data)
-    return min((ZSTD, data), other, key=lambda way: len(way[1]))
+    ways = [(ZSTD, data)]
+    if effort == "best" or _beaten(plane, len(data)):
+        ways.append(encode(plane.astype(np.int32), fraction=fraction))
+    elif plane.size <= _FEW:
+        ways.append((PACKING, signed(0) + bytes([8]) + plane.tobytes()))
+    return min(ways, key=lambda way: len(way[1]))
+
+
+def _beaten(plane: np.ndarray, nbytes: int) -> bool:
+    """Whether other coders promise less than so many bytes by zstd, whose codes have at least a bit each."""
+    if plane.size > _FEW and nbytes > _SKEWED * plane.size:
+        return False
+    counted = tables.histogram(plane)
+    assert counted is not None  # bytes, not none
+    return 8 * nbytes > (_least_bits(counted) if plane.size <= _FEW else _NEAR * entropy_of_counts(counted[1]))
+
+
+def _least_bits(counted: tables.Counted) -> float:
+    """About what codes take at least with a table: their entropy, distances of values, and a bit for each level."""
+    symbols, counts = counted
+    return entropy_of_counts(counts) + len(symbols) * (
+        2 + math.log2((int(symbols[-1]) - int(symbols[0]) + 1) / len(symbols))
+    )
 
 
 def decode_bytes(number: int, data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
