@@ -392,3 +392,14 @@ def test_leaves_of_many_zeros_become_sparse_arrays():
     chex.assert_trees_all_equal(jax.jit(lambda a: a.todense())(jp.quantization.to_bcoo(jnp.eye(4))), jnp.eye(4))
     with pytest.raises(TypeError, match="traced"):
         jax.jit(jp.quantization.to_bcoo)(pruned)
+
+
+def test_the_same_bytes_whether_or_not_jax_has_64_bits():
+    """Large leaves are coded by programs of JAX."""
+    codes = jp.quantize(jnp.asarray(np.random.default_rng(0).normal(size=(128, 512)).astype(np.float32)), 8)
+    narrow = jp.compress(codes)
+    with jax.enable_x64(True):
+        wide = jp.compress(codes)
+        again = wide.decompress()
+    assert wide.nbytes == narrow.nbytes
+    chex.assert_trees_all_equal(again.codes, codes.codes)

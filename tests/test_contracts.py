@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,9 @@ def examples(p):
 
 def larger_than(p, s):
     """Masks of a kind that any user might make."""
-    return jax.tree.map(lambda w: ~(abs(w) < s) if jnp.issubdtype(w.dtype, jnp.floating) else jnp.array(True), p)
+    return jax.tree.map(
+        lambda w: ~(abs(w).astype(jnp.float32) < s) if jnp.issubdtype(w.dtype, jnp.floating) else jnp.array(True), p
+    )
 
 
 TABLE = {
@@ -431,3 +434,26 @@ def _check_slope(row, p, s, result):
             assert (slope == (row.slope == "one")).all()
     if row.rest:
         assert (found["Dense_0"]["bias"] == 1).all()
+
+
+DEBUGGING = {
+    "strict": lambda: (
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.checking_leaks(),
+    ),
+    "x64": lambda: (jax.enable_x64(True),),
+}
+
+
+@pytest.mark.parametrize("mode", DEBUGGING)
+@pytest.mark.parametrize("name", TABLE)
+def test_what_people_debug_with(name, mode):
+    """Traced alone: no promotion that was not asked for, nothing kept of a trace, no float64 of float32 weights."""
+    row, tree = TABLE[name], finite(params(jnp.float16))
+    setting = np.float32(row.settings[1]) if row.settings else None
+    with ExitStack() as stack:
+        for context in DEBUGGING[mode]():
+            stack.enter_context(context)
+        found = jax.eval_shape(lambda p: row.run(p, setting), tree)
+    assert all(leaf.dtype != np.float64 for leaf in jax.tree.leaves(found))

@@ -137,7 +137,7 @@ def _written(table: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, list[np.
         number = some.stop - some.start
         rows = np.zeros(_STEPS * LANES, np.uint8)
         rows[:number] = slots[some]
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval(), jax.enable_x64(False):
             states, *found = _encode(table, rows.reshape(-1, LANES), np.int32(number), states)
         words, given = (np.ascontiguousarray(np.asarray(array)[: -(-number // LANES)].T) for array in found)
         ends = np.cumsum(np.count_nonzero(given, axis=1)).tolist()
@@ -157,7 +157,7 @@ def _read(
     for some in _calls(count):
         number = some.stop - some.start
         window = _window(words, at, ends, -(-number // LANES))
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval(), jax.enable_x64(False):
             states, taken, slot, value = _decode(table, symbols, window, np.int32(number), states)
         at = at + np.asarray(taken)
         if (at > ends).any():
@@ -188,7 +188,7 @@ def _put(array: np.ndarray) -> Any:
         device = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # switched off: slower elsewhere, and the same
         device = jax.local_devices()[0]
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.enable_x64(False):
         return jax.device_put(array, device)
 
 

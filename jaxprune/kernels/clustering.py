@@ -222,7 +222,7 @@ def _squared(values: Array, table: Array, bounds: Array, shift: Array, leave_zer
 def _prefix(data: Sorted, ends: Array) -> Pair:
     """The sum of ``values * shift`` before each of ``ends``."""
     block, rest = ends // _BLOCK, ends % _BLOCK
-    lane = lax.iota(jnp.int32, _BLOCK)
+    lane = lax.broadcasted_iota(jnp.int32, (*(1 for _ in block.shape), _BLOCK), block.ndim)
     values = data.values[jnp.minimum(block[..., None] * _BLOCK + lane, data.values.size - 1)] * data.shift
     inside = total(jnp.where(lane < rest[..., None], values, 0))
     return add_pairs((data.before[0][block], data.before[1][block]), inside)

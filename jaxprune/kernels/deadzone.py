@@ -88,7 +88,7 @@ def _bits(counts: Array) -> Array:
     """Bits of each magnitude."""
     share = divide(counts, jnp.maximum(in_halves(counts), 1))
     bits = jnp.where(counts > 0, -jnp.log2(jnp.where(counts > 0, share, 1)), _UNSEEN)
-    return bits + (jnp.arange(BINS) > 0)
+    return bits + (jnp.arange(BINS) > 0).astype(bits.dtype)
 
 
 def _step(step: Array) -> Array:
@@ -99,7 +99,7 @@ def _magnitudes(x: Array, step: Array, up: Array, zero: Array) -> Array:
     """The whole number that stands for each magnitude, float32; NaN for NaN."""
     a = divide(jnp.abs(x.astype(jnp.float32)), step)
     below = jnp.floor(a)
-    above = below + (a - below > up[_place(below + 1)])
+    above = below + (a - below > up[_place(below + 1)]).astype(jnp.float32)
     return jnp.where(a <= zero[_place(above)], 0, above) + (a - a)
 
 

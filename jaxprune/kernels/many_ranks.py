@@ -34,7 +34,7 @@ def keys_at(
 
 def weights_below(leaves: Sequence[Array], dtype: np.dtype, keys: Array, weigh: Weigh) -> Array:
     """For each of ``keys`` [K], what all elements of lower keys weigh together: float32 [K], in shared passes."""
-    slot, total, left = jnp.zeros(keys.size, jnp.int32), jnp.zeros(keys.size), dtype.itemsize * 8
+    slot, total, left = jnp.zeros(keys.size, jnp.int32), jnp.zeros(keys.size, jnp.float32), dtype.itemsize * 8
     tables: tuple[Array, ...] = ()
     widths = _digit_widths(left, sum(leaf.size for leaf in leaves), keys.size)
     for level, width in enumerate(widths):
@@ -42,7 +42,7 @@ def weights_below(leaves: Sequence[Array], dtype: np.dtype, keys: Array, weigh: 
         digit = ((keys >> left) & ((1 << width) - 1)).astype(jnp.int32)
         binning = _SlotDigit(dtype, widths[: level + 1], keys.size)
         weights = _count_slots(leaves, [None] * len(leaves), binning, tables, weigh)
-        lower = jnp.arange(1 << width, dtype=jnp.int32) < digit[:, None]
+        lower = jnp.arange(1 << width, dtype=jnp.int32)[None] < digit[:, None]
         total += jnp.where(lower, weights[slot], 0.0).sum(1)
         tables, slot = _deepen(tables, slot, digit, width)
     return total

@@ -111,7 +111,7 @@ def smallest(leaves: Sequence[Array], counts: Array, weigh: Weigh) -> tuple[Arra
     dtype = common_dtype(leaves)
     total = np.uint32(sum(leaf.size for leaf in leaves))
     if not total:
-        return jnp.full(counts.shape, jnp.inf, dtype), jnp.zeros(counts.shape)
+        return jnp.full(counts.shape, jnp.inf, dtype), jnp.zeros(counts.shape, jnp.float32)
     keys, equals = _keys_at(leaves, [None] * len(leaves), dtype, jnp.minimum(counts, total - 1))
     elements = from_keys(keys, dtype)
     ties = jnp.where(equals > 0, equals.astype(jnp.float32) * weigh(elements), 0.0)

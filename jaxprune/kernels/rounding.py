@@ -24,7 +24,7 @@ HUGE = np.finfo(np.float32).max * np.float32(1 - 2**-21)  # room for the roundin
 
 def divide(x: Array, by: Any) -> Array:
     """``x / by`` correctly rounded, whatever is constant or broadcast: XLA does not see through the select."""
-    return x / jnp.where(jnp.isnan(x), 1.0, by)
+    return x / jnp.where(jnp.isnan(x), 1.0, jnp.asarray(by).astype(x.dtype))
 
 
 def top_code(bits: Array, symmetric: bool) -> Array:

@@ -27,7 +27,7 @@ def entropy(w: Array, bins: int) -> Array:
     p = divide(counts.astype(jnp.float32), jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True, dtype=jnp.uint32), 1))
     # log2 by parts, exact at powers of two: jnp.log2 alone is an ulp off at some of them.
     mantissa, exponent = jnp.frexp(jnp.where(p == 0, 1.0, p))
-    bits = jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1)), axis=-1)
+    bits = jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1).astype(p.dtype)), axis=-1)
     return bits.reshape(unit_shape(w))
 
 

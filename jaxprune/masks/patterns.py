@@ -78,7 +78,7 @@ def _best_of_groups(scores: Array, n: Array, m: int, axis: int) -> Array:
             earlier_first = members[i] <= members[j]
             ranks[j] += earlier_first.astype(ranks[j].dtype)
             ranks[i] += (~earlier_first).astype(ranks[i].dtype)
-    kept = jnp.stack([rank >= first for rank in ranks], axis + 1).reshape(keys.shape)
+    kept = jnp.stack([rank >= first.astype(jnp.uint8) for rank in ranks], axis + 1).reshape(keys.shape)
     return jax.lax.slice_in_dim(kept, 0, length, axis=axis)
 
 

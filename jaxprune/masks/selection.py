@@ -189,7 +189,7 @@ def thresholds(scores: Scores, sparsities: Any, *, scope: Scope = "leaf", where:
         found = [_kth([leaf], fractions) for leaf in values]
     else:
         found = [_kth(values, fractions)] * len(values)
-    return chosen.replace(found, lambda _: jnp.full(fractions.shape, -jnp.inf))
+    return chosen.replace(found, lambda _: jnp.full(fractions.shape, -jnp.inf, jnp.float32))
 
 
 @jax.jit

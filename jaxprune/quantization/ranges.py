@@ -84,7 +84,7 @@ def mean_squared_error(candidates: Sequence[float] = tuple(i / 25 for i in range
 def _mean_squared_error(ratios: tuple[float, ...]) -> Calibration:
     def calibrate(x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
         low, high = full_range(x, axes, spec.symmetric)
-        low_, high_ = low.reshape(-1), high.reshape(-1)
+        low_, high_ = low.reshape(1, -1), high.reshape(1, -1)
 
         def attempt(i, best):
             ratio = jnp.asarray(ratios, jnp.float32)[i]
@@ -98,7 +98,7 @@ def _mean_squared_error(ratios: tuple[float, ...]) -> Calibration:
             error = streamed(x, axes, squared)
             return tuple(jnp.where(error < best[0], new, old) for new, old in zip((error, ratio), best, strict=True))
 
-        start = (jnp.full(low_.shape, jnp.inf), jnp.full(low_.shape, jnp.float32(ratios[0])))
+        start = (jnp.full(low.size, jnp.inf, jnp.float32), jnp.full(low.size, ratios[0], jnp.float32))
         ratio = lax.fori_loop(0, len(ratios), attempt, start)[1].reshape(low.shape)
         return low * ratio, high * ratio
 
@@ -124,7 +124,9 @@ def _quantile(rows: Array, count: Array, q: float) -> Array:
     where the float32 position is finest."""
     last = jnp.maximum(count - 1, 0)
     from_top = q >= 50
-    distance = jnp.minimum(np.float32((100 - q if from_top else q) / 100) * last, last.astype(jnp.float32))
+    distance = jnp.minimum(
+        np.float32((100 - q if from_top else q) / 100) * last.astype(jnp.float32), last.astype(jnp.float32)
+    )
     step = jnp.floor(distance)
     near = jnp.minimum(step.astype(jnp.int32), last)
     ends = (near, jnp.minimum(near + 1, last))

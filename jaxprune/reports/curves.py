@@ -134,9 +134,9 @@ def entropy_curve(params: Params, thresholds: Any, *, bins: int = 64, where: Whe
 def _entropy_curve(w: Array, thresholds: Array, bins: int) -> tuple[Array, Array]:
     bits = unit_statistics.entropy(w, bins).reshape(-1)
     energy = jnp.sum(_squares(w), axis=layout.within_unit(w)).reshape(-1)
-    removed = bits < thresholds[:, None]
+    removed = bits[None] < thresholds[:, None]
     share = jnp.sum(removed, axis=1, dtype=jnp.int32).astype(jnp.float32) / max(bits.size, 1)
-    return share, _relative(jnp.sum(jnp.where(removed, energy, 0.0), axis=1), w)
+    return share, _relative(jnp.sum(jnp.where(removed, energy[None], 0.0), axis=1), w)
 
 
 def _squares(values: Array, *_: Any) -> Array:
@@ -157,4 +157,4 @@ def _vector(values: Any, name: str, low: float, high: float) -> Array:
 
 
 def _with_zeros(chosen: tree.Selection, found: list[Array], shape: tuple[int, ...]) -> Params:
-    return chosen.replace(found, lambda _: jnp.zeros(shape))
+    return chosen.replace(found, lambda _: jnp.zeros(shape, jnp.float32))
