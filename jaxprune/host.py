@@ -147,10 +147,12 @@ def progress_bar(progress: bool, what: str, start: int, count: int) -> Iterator[
 
 def in_parallel(work: Callable[[Any], Any], items: Sequence[Any], what: str = "", progress: bool = False) -> list[Any]:
     """``[work(item) for item in items]``, in threads, the first error in order raised; ``what`` is on the bar."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(progress, what, 0, len(items)) as show:
-        found = []
-        for result in pool.map(work, items):
-            found.append(result)
+    threads, found = os.cpu_count() or 1, []
+    some = -(-len(items) // (16 * threads)) or 1  # handing over takes longer than what is small
+    parts = [items[i : i + some] for i in range(0, len(items), some)]
+    with progress_bar(progress, what, 0, len(items)) as show, ThreadPoolExecutor(threads) as pool:
+        for result in (pool.map if len(parts) > 1 else map)(lambda part: list(map(work, part)), parts):
+            found += result
             show(len(found))
     return found
 

@@ -5,6 +5,7 @@ So ``numpy.load(path)[name]["bfloat16"].view(ml_dtypes.bfloat16)`` is the array,
 
 import io
 import math
+import threading
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,23 @@ from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, Ot
 
 _END = ".npy"
 _LONGEST_HEADER = 2**14  # bytes, more than NumPy reads
+
+
+class _Archive(zipfile.ZipFile):
+    """An archive that threads may read, one after the other."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.one = threading.Lock()
+
+    def content(self, entry: zipfile.ZipInfo) -> bytes:
+        with self.one:
+            return self.read(entry)
+
+    def array(self, entry: zipfile.ZipInfo, dtype: np.dtype) -> np.ndarray:
+        with self.one, self.open(entry) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        return array.view(dtype) if array.dtype.kind == "V" else array.astype(dtype, copy=False)
 
 
 def _recognizes(path: Path, start: bytes) -> bool:
@@ -30,23 +48,23 @@ def _recognizes(path: Path, start: bytes) -> bool:
 
 
 def _read(path: Path, limit: float) -> Content:
-    """In the order of the archive; only headers are read."""
+    """In the order of the archive; only headers are read. It stays open: reading its directory again takes long."""
     leaves, others = {}, {}
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            name = entry.filename.removesuffix(_END)
-            with archive.open(entry) as file:  # a little of it: who knows what a stranger's header expands to
-                start = io.BytesIO(file.read(_LONGEST_HEADER))
-            shape, stored = _header(start)
-            size = entry.file_size - start.tell()
-            try:
-                dtype = _dtype(stored)
-            except CheckpointError as error:
-                others[name] = Other(FORMAT.name, str(error), entry.file_size, partial(_bytes, path, entry.filename))
-                continue
-            if math.prod(shape) * stored.itemsize != size:
-                raise CheckpointError(f"damaged: leaf {name[:80]!r} of shape {shape} has {size} bytes as {dtype}")
-            leaves[name] = Leaf(name, shape, dtype, partial(_array, path, entry.filename, dtype))
+    archive = _Archive(path)
+    for entry in archive.infolist():
+        name = entry.filename.removesuffix(_END)
+        with archive.open(entry) as file:  # a little of it: who knows what a stranger's header expands to
+            start = io.BytesIO(file.read(_LONGEST_HEADER))
+        shape, stored = _header(start)
+        size = entry.file_size - start.tell()
+        try:
+            dtype = _dtype(stored)
+        except CheckpointError as error:
+            others[name] = Other(FORMAT.name, str(error), entry.file_size, partial(archive.content, entry))
+            continue
+        if math.prod(shape) * stored.itemsize != size:
+            raise CheckpointError(f"damaged: leaf {name[:80]!r} of shape {shape} has {size} bytes as {dtype}")
+        leaves[name] = Leaf(name, shape, dtype, partial(archive.array, entry, dtype))
     return Content(leaves, others=others)
 
 
@@ -88,17 +106,6 @@ def _dtype(stored: np.dtype) -> np.dtype:
     if stored.kind in "OSUMmV":
         raise CheckpointError(f"dtype {stored}, which does not say what numbers it holds")
     return dtype_of(stored.name)
-
-
-def _array(path: Path, entry: str, dtype: np.dtype) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive, archive.open(entry) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    return array.view(dtype) if array.dtype.kind == "V" else array.astype(dtype, copy=False)
-
-
-def _bytes(path: Path, entry: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(entry)
 
 
 FORMAT = Format("npz", (".npz",), _recognizes, _read, _write)

@@ -10,7 +10,7 @@ examples:
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxprune.cli import diff, recipe, shared
 from jaxprune.cli.recipe import Recipe, Treatment
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
+_BATCH = 2**24  # bytes
 _TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their leaves
 
 
@@ -73,21 +74,41 @@ def coded(leaves: Mapping[str, Leaf], wanted: Recipe, progress: bool) -> files.C
         treatment, array = wanted.treatments.get(name), leaves[name].read()
         return array if treatment is None else _masked(array, name, treatment, cuts.get(name))
 
-    def alone(name: str) -> dict[str, files.Compressed]:
-        return compressed.code({name: array_of(name)}, **_options(wanted.treatments.get(name), wanted.side))
+    def code(names: list[str]) -> dict[str, files.Compressed]:
+        options = _options(wanted.treatments.get(names[0]), wanted.side)
+        return compressed.code({name: array_of(name) for name in names}, **options)
 
-    together: dict[tuple[float, str], list[str]] = {}
-    for name, treatment in wanted.treatments.items():
-        if treatment.bits is not None and treatment.quantizer in _TOGETHER:
-            together.setdefault((treatment.bits, treatment.quantizer), []).append(name)
-    parts: dict[str, files.Compressed] = {}
-    for some in together.values():
-        options = _options(wanted.treatments[some[0]], wanted.side)
-        parts |= compressed.code({name: array_of(name) for name in some}, **options)
-    rest = [name for name in leaves if name not in parts]
-    for part in host.in_parallel(alone, rest, "leaves", progress):
-        parts |= part
-    return compressed.assemble(parts)
+    alike: dict[Treatment | None, list[str]] = {}
+    for name in leaves:
+        alike.setdefault(_coding(wanted.treatments.get(name)), []).append(name)
+    groups = [
+        group
+        for treatment, names in alike.items()
+        for group in ([names] if treatment and treatment.quantizer in _TOGETHER else _batches(names, leaves))
+    ]
+    parts = host.in_parallel(code, groups, "leaves", progress)
+    return compressed.assemble({name: part for group in parts for name, part in group.items()})
+
+
+def _coding(treatment: Treatment | None) -> Treatment | None:
+    """The part of a treatment that is about codes."""
+    if treatment is None:
+        return None
+    made = Treatment(bits=treatment.bits, codebook=treatment.codebook, quantizer=treatment.quantizer)
+    together = treatment.quantizer in _TOGETHER
+    return made if together else made._replace(axis=treatment.axis, block_size=treatment.block_size)
+
+
+def _batches(names: Iterable[str], leaves: Mapping[str, Leaf]) -> list[list[str]]:
+    """Leaves that are worked on together: many small ones take no longer than one of their size."""
+    found, room = [], 0
+    for name in names:
+        if room < leaves[name].nbytes or not found:
+            found.append([])
+            room = _BATCH
+        found[-1].append(name)
+        room -= leaves[name].nbytes
+    return found
 
 
 def _cuts(leaves: Mapping[str, Leaf], wanted: Recipe) -> dict[str, ranking.Cut]:
@@ -145,7 +166,8 @@ def _verified(
         sized = {"bytes_before": opened.leaves[name].nbytes, "bytes_after": sizes[name]}
         return found | sized | {"treatment": _said(wanted.treatments.get(name))}
 
-    return host.in_parallel(row, list(opened.leaves), "read back", progress)
+    batches = _batches(opened.leaves, opened.leaves)
+    return sum(host.in_parallel(lambda names: list(map(row, names)), batches, "read back", progress), [])
 
 
 def _said(treatment: Treatment | None) -> dict[str, Any] | None:
