@@ -504,6 +504,14 @@ def test_errors_are_one_line_that_says_what_to_do(model, fails, call):
         ("decompress", "small.jp", "-o", "d.txt"): "no format has the suffix '.txt'",
         ("convert", model, "other.npz"): "other.npz exists",
         (
+            "convert",
+            model,
+            "o.npz",
+            "--max-bytes",
+            "99",
+        ): "leaf 'model.a.weight': 384 bytes, more than 99; raise max_bytes",
+        ("decompress", "small.jp", "-o", "o.npz", "--max-bytes", "99"): "384 bytes, more than 99; raise max_bytes",
+        (
             "diff",
             model,
             "other.npz",

@@ -108,7 +108,9 @@ def _read(path: Path, leaf: Leaf, limit: float) -> np.ndarray:
     """The array of a leaf, if it is not too large and is what was promised."""
     with faults(str(path), leaf.name):
         if leaf.nbytes > limit:
-            raise CheckpointError(f"it takes {leaf.nbytes:,} bytes; the limit is {limit:,}")
+            raise CheckpointError(
+                f"{leaf.nbytes:,} bytes, more than {limit:,.0f}; raise max_bytes if you trust the file"
+            )
         array = leaf.read()
         if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
             raise CheckpointError(f"damaged: it is {array.dtype} of shape {array.shape}, not {leaf.dtype} {leaf.shape}")
