@@ -47,6 +47,16 @@ def image(p, h):
     return h[:, None, :] * jnp.arange(1.0, 5)[:, None]
 
 
+def collected(h, other):
+    """Two sums by one collective, a mean, a maximum, over the axis of a vmap."""
+
+    def one(h, other):
+        first, second = lax.psum((h, other), "batch")
+        return first * second + lax.pmean(h, "batch") * lax.pmax(lax.stop_gradient(h), "batch")
+
+    return jax.vmap(one, axis_name="batch")(h, other)
+
+
 @jax.custom_jvp
 def tripled(x, y):
     return jnp.sin(x) * y
@@ -199,6 +209,7 @@ CASES = {
         "6: c:1 b:0",
         y=(2, 6),
     ),
+    "collected over a batch": case(lambda p, x, h: collected(h, x @ p["c"]) @ p["b"], AB + " c:1"),
     "looked up one by one": case(
         lambda p, x, h: jax.vmap(lambda i: p["e"][i])(jnp.array([3, 0])) * h @ p["b"], AB + " e:1", e=(7, 6)
     ),
@@ -435,7 +446,7 @@ def holds(network, seed):
 #: met only inside bodies for several devices or kernels.
 WITHOUT = """
 after_all all_gather all_to_all approx_top_k axis_index call cholesky create_token custom_lin custom_linear_solve
-dce_sink eig eigh empty2 eval_jaxpr get hessenberg householder_product linear_solve lu pmax pmin ppermute psum qr
+dce_sink eig eigh empty2 eval_jaxpr get hessenberg householder_product linear_solve lu ppermute qr
 ragged_all_to_all random_gamma random_split reduce reduce_window rng_bit_generator rng_uniform schur
 select_and_gather_add select_and_scatter select_and_scatter_add sharding_constraint svd swap triangular_solve
 tridiagonal tridiagonal_solve

@@ -8,13 +8,14 @@ from jaxprune.program.primitives import (
     derivatives,
     elementwise,
     indexing,
+    orders,
     products,
     reductions,
     reshape,
     shapes,
 )
 
-_FAMILIES = (elementwise, products, shapes, reshape, indexing, reductions, calls, derivatives)
+_FAMILIES = (elementwise, products, shapes, reshape, indexing, reductions, orders, calls, derivatives)
 
 #: How axes are tied, and how operations run narrower. One that is missing pins everything that it touches.
 NARROWINGS: dict[str, Narrowing] = {name: one for family in _FAMILIES for name, one in family.NARROWINGS.items()}
