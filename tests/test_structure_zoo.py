@@ -129,6 +129,7 @@ EXPECTED = {
         "2: last/attend/q:1 last/attend/k:1 last/attend/v:1 last/attend/out:0",
         *(f"10: {layer}/mlp/up:1 {layer}/mlp/down:0" for layer in ("layers/0", "last")),
     ),
+    "normalized apart": ("6: conv:3 scale:0 bias:0 head:0",),
     "looked up": ("5: a:1 b:0", "6: table:1 gain:0 a:0 b:1 head:0"),
     "mixer": (
         "6: Conv_0 LayerNorm_0 LayerNorm_1 Dense_2 > Dense_3 Dense_4",
@@ -304,6 +305,13 @@ def test_removal_equals_masking(name):
     close(out, expected)
     if derivative:
         close(gradient, graph.at(plan).cut(expected_gradient), 10)
+
+
+@pytest.mark.parametrize("name", ["gemma", "experts", "looked up", "class attention", "normalized apart"])
+def test_removal_is_certified(name):
+    _, graph = traced(name)
+    certificate = graph.at(random_plan(graph.groups)).certificate
+    assert certificate.exact, certificate
 
 
 @some(["mlp", "padded resnet", "fused attention", "pure", "nnx cnn"])

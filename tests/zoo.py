@@ -472,6 +472,26 @@ def class_attention(layers=1):
     return Model(function, params, sequences)
 
 
+def normalized_apart():
+    """One image at a time under vmap, normalized with statistics of the batch; a scale that all channels share."""
+    params = {
+        "conv": struct(3, 3, 2, 6),
+        "scale": struct(6),
+        "bias": struct(6),
+        "shared": struct(),
+        "head": struct(6, 3),
+    }
+
+    def one(p, x):
+        h = jax.lax.conv_general_dilated(x[None], p["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        mean, square = jax.lax.pmean((h.mean((0, 1, 2)), jnp.square(h).mean((0, 1, 2))), "batch")
+        spread = jnp.sqrt(jnp.maximum(square - mean * mean, 0) + 1e-5)
+        h = (h - mean) / spread * p["scale"] + p["bias"]
+        return jax.nn.relu(h / p["shared"]).mean((0, 1, 2)) @ p["head"]
+
+    return Model(lambda p, x: jax.vmap(one, (None, 0), axis_name="batch")(p, x), params, images)
+
+
 def looked_up():
     """An embedding looked up entry by entry, as Equinox does, two layers of normalization and a gated unit."""
     params = {"table": struct(7, 6), "gain": struct(6), "a": struct(6, 5), "b": struct(5, 6), "head": struct(6, 3)}
@@ -567,6 +587,7 @@ MODELS = {
     "gemma": gemma,
     "experts": experts,
     "looked up": looked_up,
+    "normalized apart": normalized_apart,
     "class attention": class_attention,
     "mixer": lambda: linen(Mixer(), images),
     "vit": lambda: linen(ViT(), images),
