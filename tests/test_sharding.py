@@ -146,6 +146,8 @@ FUNCTIONS = BY_SPARSITY | {
     "fake_quant per channel": fake_quant(QuantSpec(axis=-1), "first", "one_of_two", "conv"),
     "fake_quant asymmetric": fake_quant(QuantSpec(symmetric=False, axis=-1), "first", "one_of_two"),
     "fake_quant of one bit": fake_quant(QuantSpec(axis=-1), "both", bits=1.0),
+    "fake_quant by block": fake_quant(QuantSpec(block_size=8), "first", "conv"),
+    "fake_quant by block of one bit": fake_quant(QuantSpec(block_size=8), "two_on_one", bits=1.0),
 }
 for kind in TYPES:
     for name, function in FUNCTIONS.items():
@@ -221,7 +223,7 @@ def the_search_for_gathers_sees_one():
 QUICK = (
     "by_sparsity both, explicit",
     "n_of_m, auto",
-    "fake_quant of one bit, auto",
+    "fake_quant by block of one bit, auto",
     "training, gradual, auto",
     "unsharded_arrays_inside_an_explicit_mesh",
     "the_search_for_gathers_sees_one",

@@ -62,19 +62,25 @@ def _finite_bits(x: Array) -> Array:
 
 
 @cache
-def mean_magnitude(axes: tuple[int, ...]):
+def mean_magnitude(axes: tuple[int, ...], blocks: bool):
     """``(wanted, x, high) -> mean abs(x)`` over the finite entries along ``axes``, float32, or zeros where not wanted.
 
     ``high`` is their largest magnitude. A whole read that only 1-bit codes need, so it happens under a ``cond`` that a
-    sweep over bits leaves unbatched.
+    sweep over bits leaves unbatched. Of an array that was cut into ``blocks`` the sum is one of plain operations, which
+    take a copy of it: how it is sharded, if the axis was, no mesh may be able to say, as a histogram has to.
     """
 
     @jax.jit  # traced once, though the rule below meets it again
     def mean(x, high):
         shift = jnp.where(jnp.max(high) > 2.0**64, jnp.float32(2.0**-32), 1)  # against overflow; exact
-        lane = _Lane(x.shape, axes)
-        parts = histogram(x, (shift,), lane, lane.groups * lane.lanes, _finite_magnitude)
-        total = in_halves(parts.reshape(lane.groups, lane.lanes)).reshape(high.shape)
+        if blocks:
+            rows = _finite_magnitude(x, shift).transpose(*(i for i in range(x.ndim) if i not in axes), *axes)
+            rows = rows.reshape(high.size, -1)
+            parts = jnp.pad(rows, ((0, 0), (0, (1 << (rows.shape[1] - 1).bit_length()) - rows.shape[1])))
+        else:
+            lane = _Lane(x.shape, axes)
+            parts = histogram(x, (shift,), lane, lane.groups * lane.lanes, _finite_magnitude).reshape(lane.groups, -1)
+        total = in_halves(parts).reshape(high.shape)
         count = jnp.sum(jnp.isfinite(x), axes, dtype=jnp.int32, keepdims=True).astype(jnp.float32)
         return divide(total, jnp.maximum(count, 1)) / shift
 
@@ -88,7 +94,7 @@ def mean_magnitude(axes: tuple[int, ...]):
         if not batched[1]:
             return lazily(wanted, x, high.max(0) if batched[2] else high), False
         high = high if batched[2] else jnp.broadcast_to(high, (size, *high.shape))
-        return mean_magnitude(tuple(a + 1 for a in axes))(wanted, x, high), True
+        return mean_magnitude(tuple(a + 1 for a in axes), blocks)(wanted, x, high), True
 
     return lazily
 

@@ -171,7 +171,7 @@ def _first_steps(leaves: list[Array], widths: list[Any], shared: tuple[tuple[int
         x = jax.lax.stop_gradient(x)
         if not x.size:
             return jnp.zeros([1 if i in axes else n for i, n in enumerate(x.shape)], jnp.float32)
-        mean = mean_magnitude(axes)(jnp.bool_(True), x, full_range(x, axes, True)[1])
+        mean = mean_magnitude(axes, False)(jnp.bool_(True), x, full_range(x, axes, True)[1])
         return divide(2 * mean, jnp.sqrt(top_code(_codes(width, signed), signed)))
 
     zipped = zip(leaves, widths, shared, strict=True)
