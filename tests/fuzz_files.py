@@ -22,11 +22,11 @@ import safetensors.numpy
 from flax import nnx
 
 import jaxprune as jp
-from jaxprune.files import FormatError, arrays, read
+from jaxprune.files import FormatError, arrays, coders, read
 from jaxprune.files.bytestream import unsigned
 
 DEEP = "many lists in one another"
-LIMIT = 2**20  # bytes that arrays may take
+LIMIT = 2**16  # bytes that arrays may take
 DTYPES = len(arrays.DTYPES)
 
 
@@ -67,7 +67,7 @@ def seeds():
     sparse = weights * (draw.random((20, 8)) < 0.3)
     leaves = [weights, sparse, codes, codes * np.float32(0.3), codes.astype(np.int8), weights.astype(np.float64)]
     leaves += [jnp.asarray(weights, jnp.bfloat16), sparse.astype(np.float16), np.zeros((0, 3)), jax.random.key(3)]
-    leaves += [7, 0.5, codes.astype(bool), codes * 1j, np.float32(2), wide.astype(np.uint32)]
+    leaves += [7, 0.5, codes.astype(bool), codes * 1j, np.float32(2), codes.astype(np.uint32)]
     trees = [
         {"plain": leaves[:6], "more": (*leaves[6:], None), "a/b": {"": weights}},
         {"q": jp.quantize(weights, 4), "blocks": jp.quantize(weights, 3, spec=jp.QuantSpec(axis=-1, block_size=4))},
@@ -83,6 +83,8 @@ def seeds():
     found.append((json.dumps({"version": 3, "tree": {"w": 0}, "kinds": []}), found[0][1][:1]))
     for some in (codes, wide):
         for number, data in coded.each(some):
+            if some is wide and number == coders.MIXING:  # which takes long
+                continue
             body = bytes([number]) + unsigned(len(data)) + data
             found.append(('{"version": 3, "tree": {"w": 0}}', [leaf(some.shape, 3, body=body)]))
     return found
