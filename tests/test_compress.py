@@ -1,7 +1,9 @@
 """What compress promises: no loss that was not asked for, few bytes, and a report that adds up."""
 
 import collections
+import copy
 import math
+import pickle
 from typing import NamedTuple
 
 import chex
@@ -19,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.files import arrays
+from jaxprune.files import arrays, records
 
 CHANNELS = jp.QuantSpec(axis=-1)
 HEAD = 24  # bytes that a leaf of rank up to 5 may take beyond its own
@@ -38,6 +40,12 @@ def assert_same(got, expected):
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert raw(one) == raw(other)
+
+
+def full_range_of(x, axes, bits, spec):
+    """A calibration of one's own."""
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+    return -largest, largest
 
 
 def lenet(seed=0):
@@ -262,6 +270,35 @@ def test_side_information_of_every_quantizer():
         assert_same(half.decompress("Dense_0/bias"), bias)
         if options["quantizer"] in ("rd", "trellis"):  # one step a leaf, which is not worth rounding
             assert_same(half.decompress("Dense_0/kernel"), exact.decompress("Dense_0/kernel"))
+
+
+@pytest.mark.parametrize(
+    "calibration", [jp.quantization.percentile(99), jp.quantization.mean_squared_error((1, 0.7)), full_range_of, None]
+)
+def test_calibrations_and_compressed_parameters_pickle(calibration, tmp_path):
+    spec = jp.QuantSpec(axis=-1, calibration=calibration)
+    assert pickle.loads(pickle.dumps(spec)) == spec == copy.deepcopy(spec) and hash(spec) == hash(copy.deepcopy(spec))
+    codes = jp.quantize({"w": lenet()["Dense_2"]["kernel"]}, 4, spec=spec)
+    again = pickle.loads(pickle.dumps(codes))
+    assert jax.tree.structure(again) == jax.tree.structure(codes)
+    small = jp.compress(codes)
+    jp.save(tmp_path / "w.jp", small)
+    for made in (small, jp.files.read(tmp_path / "w.jp")):
+        back = pickle.loads(pickle.dumps(made))
+        assert back.to_bytes() == small.to_bytes() == copy.copy(made).to_bytes()
+        found = back.decompress()["w"]
+        assert found.spec.calibration == (None if calibration is full_range_of else calibration)
+        if calibration is not full_range_of:
+            assert_same(back.decompress(), codes)
+            assert jax.tree.structure(back.decompress()) == jax.tree.structure(codes)
+
+
+@pytest.mark.parametrize(
+    "given", [3, {}, {"percentile": 0}, {"percentile": "x"}, {"eval": 1}, {"mean_squared_error": [10**400]}]
+)
+def test_calibrations_that_are_none_are_refused(given):
+    spec = {"symmetric": True, "axis": None, "block_size": None, "calibration": given}
+    assert records.from_json("QArray", {"bits": 4, "dtype": "float32", "spec": spec}) is None
 
 
 def test_records_of_the_user_stay_records_beside_what_is_quantized_here():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 from jax.core import Tracer
@@ -89,8 +89,15 @@ class Compressed:
         decoding.check_size(self.leaves, sum(part.size for part in self.stored), max_bytes)
         return size_report(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.root, [bytes(part.data()) for part in self.stored], dict(self.metadata))
+
     def __repr__(self) -> str:
         return f"Compressed({len(self.leaves)} leaves, {sum(part.size for part in self.stored):,} bytes)"
+
+
+def _unpickled(root: tree_json.Node, payloads: list[bytes], metadata: dict[str, str]) -> Compressed:
+    return Compressed(root, tuple(map(container.in_memory, payloads)), metadata)
 
 
 def compress(
@@ -113,7 +120,7 @@ def compress(
 
     Args:
       params: any pytree of arrays and Python numbers, or one bare array. Records (``QArray``, ``CodebookArray``) come
-        back as records, a spec's ``calibration`` as None.
+        back as records, a spec's ``calibration`` as None if it is a function of your own.
       bits: width of the codes of the selected leaves, a number or a tree of them; what comes back is what
         ``fake_quant`` gives. For "rd" and "trellis" one number in (0, 10]: the mean entropy of the codes that is aimed
         at, in bits a weight. None for no quantization.

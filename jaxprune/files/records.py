@@ -9,14 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import QuantSpec
+from jaxprune.base import Calibration, QuantSpec
 from jaxprune.files.bytestream import FormatError
 from jaxprune.kernels.viterbi import TAPS
+from jaxprune.quantization import ranges
 from jaxprune.quantization.arrays import n_of_m, protocol
 from jaxprune.quantization.arrays.coded import CodebookArray, QArray, TrellisArray
 from jaxprune.quantization.arrays.n_of_m import NOfMArray
 
 _DEFAULT = QuantSpec()
+_CALIBRATIONS = {  # what a file can name: the class, with one field, and what makes it of that
+    "percentile": (ranges.Percentile, ranges.percentile),
+    "mean_squared_error": (ranges.MeanSquaredError, ranges.mean_squared_error),
+}
 
 
 class Record(NamedTuple):
@@ -57,7 +62,15 @@ def _spec(given: Any) -> QuantSpec:
     numbers = [*(axis if isinstance(axis, list) else [axis or 0]), block or 1]
     if any(type(number) is not int for number in numbers) or (block or 1) < 1:
         raise ValueError(given)
-    return QuantSpec(bool(given["symmetric"]), tuple(axis) if isinstance(axis, list) else axis, block)
+    found = QuantSpec(bool(given["symmetric"]), tuple(axis) if isinstance(axis, list) else axis, block)
+    return replace(found, calibration=_calibration(given.get("calibration")))
+
+
+def _calibration(given: Any) -> Calibration | None:
+    if given is None:
+        return None
+    ((name, value),) = given.items()
+    return _CALIBRATIONS[name][1](value)
 
 
 def _zero(value: Any) -> int | None:
@@ -123,7 +136,7 @@ def from_json(name: str, kind: dict[str, Any]) -> dict[str, Any] | None:
     given = {"spec": _plain(_DEFAULT), **kind}
     try:
         return {key: make(given[key]) for key, make in RECORDS[name].static.items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
@@ -150,10 +163,14 @@ def check(record: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A static field as JSON. How ranges were found is no part of a spec: a calibration is a function."""
+    """A static field as JSON; a calibration that is a function of somebody's own is left out."""
     if isinstance(value, QuantSpec):
         axis = list(value.axis) if isinstance(value.axis, tuple) else value.axis
-        return {"symmetric": value.symmetric, "axis": axis, "block_size": value.block_size}
+        found = {"symmetric": value.symmetric, "axis": axis, "block_size": value.block_size}
+        for name, (cls, _) in _CALIBRATIONS.items():
+            if type(value.calibration) is cls:
+                found["calibration"] = dict.fromkeys([name], *vars(value.calibration).values())
+        return found
     if isinstance(value, tuple):
         return list(value)
     return value if value is None or isinstance(value, int | str) else np.dtype(value).name

@@ -2,11 +2,12 @@
 
 What ends up in ``QuantSpec.calibration`` has the signature ``(x, axes, bits, spec) -> (low, high)``: float32 ``x``, in
 which the entries that fill up a last, shorter block are NaN; int32 ``bits``; the finite entries over ``axes`` count,
-which are kept with size 1.
+which are kept with size 1. Those here are frozen records that can be called: equal ones share one compilation, and they
+pickle and go into files. A function of a module will do as well.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
 from math import prod
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def percentile(q: float) -> Calibration:
 
     Symmetric: the ``q``-th percentile of abs(x). Asymmetric: from the (100 - q)-th to the ``q``-th percentile of x. By
     linear interpolation over the finite entries of each group (a channel, a block), as ``numpy.percentile``; the work
-    is a sort. Equal ``q`` give the same object, so nothing recompiles. A group of 2**31 entries or more raises
+    is a sort. With equal ``q`` they are equal, so nothing recompiles. A group of 2**31 entries or more raises
     ``ValueError``.
 
     Args:
@@ -36,12 +37,16 @@ def percentile(q: float) -> Calibration:
     """
     if not 0 < q <= 100:
         raise ValueError(f"q must be in (0, 100], got {q!r}")
-    return _percentile(float(q))
+    return Percentile(float(q))
 
 
-@cache
-def _percentile(q: float) -> Calibration:
-    def calibrate(x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Percentile:
+    """What :func:`percentile` gives."""
+
+    q: float
+
+    def __call__(self, x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
         del bits
         shape = _kept_shape(x, axes)
         if x.size == 0:
@@ -51,10 +56,8 @@ def _percentile(q: float) -> Calibration:
             raise ValueError(f"a percentile of {x.size // prod(shape)} entries of {x.shape}; the most are 2**31 - 1")
         rows = x.transpose(*kept, *axes).reshape(prod(shape), -1)
         rows, count = _sorted(jnp.abs(rows) if spec.symmetric else rows)
-        high = _quantile(rows, count, q).reshape(shape)
-        return (-high, high) if spec.symmetric else (_quantile(rows, count, 100 - q).reshape(shape), high)
-
-    return calibrate
+        high = _quantile(rows, count, self.q).reshape(shape)
+        return (-high, high) if spec.symmetric else (_quantile(rows, count, 100 - self.q).reshape(shape), high)
 
 
 def mean_squared_error(candidates: Sequence[float] = tuple(i / 25 for i in range(25, 4, -1))) -> Calibration:
@@ -63,7 +66,7 @@ def mean_squared_error(candidates: Sequence[float] = tuple(i / 25 for i in range
     For each group (a channel, a block) takes the ratio r that minimizes the sum of (x - fake_quant(x))**2 over its
     finite entries, with the range [r * low, r * high]; of equal errors, the ratio named first. Work is one read of x
     for each candidate, memory one copy of x whatever their number. Has no say at 1 bit, symmetric, where the scale is
-    the mean magnitude. Equal candidates give the same object. Source: the clipping of Banner et al. 2019
+    the mean magnitude. With equal candidates they are equal. Source: the clipping of Banner et al. 2019
     (arXiv:1810.05723), by trial.
 
     Args:
@@ -77,17 +80,21 @@ def mean_squared_error(candidates: Sequence[float] = tuple(i / 25 for i in range
     ratios = tuple(float(c) for c in candidates)
     if not ratios or not all(0 < r <= 1 for r in ratios):
         raise ValueError(f"candidates must be ratios in (0, 1], got {candidates!r}")
-    return _mean_squared_error(ratios)
+    return MeanSquaredError(ratios)
 
 
-@cache
-def _mean_squared_error(ratios: tuple[float, ...]) -> Calibration:
-    def calibrate(x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """What :func:`mean_squared_error` gives."""
+
+    ratios: tuple[float, ...]
+
+    def __call__(self, x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
         low, high = full_range(x, axes, spec.symmetric)
         low_, high_ = low.reshape(1, -1), high.reshape(1, -1)
 
         def attempt(i, best):
-            ratio = jnp.asarray(ratios, jnp.float32)[i]
+            ratio = jnp.asarray(self.ratios, jnp.float32)[i]
             qparams = qparams_of(low_ * ratio, high_ * ratio, bits, spec.symmetric)
             quantizer = grid(qparams, bits, spec.symmetric)
 
@@ -98,11 +105,9 @@ def _mean_squared_error(ratios: tuple[float, ...]) -> Calibration:
             error = streamed(x, axes, squared)
             return tuple(jnp.where(error < best[0], new, old) for new, old in zip((error, ratio), best, strict=True))
 
-        start = (jnp.full(low.size, jnp.inf, jnp.float32), jnp.full(low.size, ratios[0], jnp.float32))
-        ratio = lax.fori_loop(0, len(ratios), attempt, start)[1].reshape(low.shape)
+        start = (jnp.full(low.size, jnp.inf, jnp.float32), jnp.full(low.size, self.ratios[0], jnp.float32))
+        ratio = lax.fori_loop(0, len(self.ratios), attempt, start)[1].reshape(low.shape)
         return low * ratio, high * ratio
-
-    return calibrate
 
 
 def _kept_shape(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
