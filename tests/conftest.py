@@ -35,7 +35,7 @@ if _own_folder:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
-collect_ignore = ["fuzz_files.py", "typing"]  # run by hand, and read by pyright alone
+collect_ignore = ["fuzz_files.py", "fuzz_checkpoints.py", "typing"]  # run by hand, and read by pyright alone
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,4 +1,4 @@
-"""Forged files with checksums that are right: ``python tests/fuzz_files.py [count [seed]]``.
+"""Forged files with checksums that are right, and checkpoints: ``python tests/fuzz_files.py [count [seed]]``.
 
 They reach the decoders. Whatever is in a file, what comes of it is a FormatError, the wish for a tree to compare with,
 or arrays within the limit; anything else is a finding, and its file is kept.
@@ -15,6 +15,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import coded
+import fuzz_checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,6 +216,7 @@ def main(number=50_000, first=0):
             print(i + 1, dict(outcomes), f"{slowest[0]:.1f} s at most", flush=True)
 
     run(number, first, where, say)
+    fuzz_checkpoints.main(number, first)
 
 
 if __name__ == "__main__":

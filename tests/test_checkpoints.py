@@ -6,7 +6,7 @@ import os
 import zipfile
 
 import flax.serialization
-import forged_checkpoints
+import fuzz_checkpoints
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -379,11 +379,11 @@ def test_damaged_headers_of_safetensors(tmp_path):
     assert "its metadata make no sense" in said({"__metadata__": {"format": 3}, "a": leaf})
 
 
-def test_forged_files_are_read_or_refused(tmp_path):
-    """Those of ``python tests/forged_checkpoints.py 50000`` are more."""
-    found = forged_checkpoints.attempts(range(600), tmp_path)
+@pytest.mark.parametrize("count", [400, pytest.param(5000, marks=pytest.mark.slow)])
+def test_forged_files_are_read_or_refused(count, tmp_path):
+    found = fuzz_checkpoints.attempts(range(count), tmp_path)
     for suffix in (".safetensors", ".npz", ".msgpack", ".jp"):
-        assert found[suffix, "read"] + found[suffix, "in part"] > 10 and found[suffix, "refused"] > 5
+        assert found[suffix, "read"] + found[suffix, "in part"] > 10 and found[suffix, "refused"] > 2
     assert found[".index.json", "refused"] > 20
 
 

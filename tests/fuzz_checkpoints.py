@@ -1,4 +1,4 @@
-"""Forged checkpoints: ``python tests/forged_checkpoints.py 50000`` makes so many, a few of which the tests make too.
+"""Forged checkpoints: ``python tests/fuzz_checkpoints.py [count [seed]]``, a few of which the tests make too.
 
 Headers are put together from plausible and absurd parts, with lengths and checksums that are right, so that what comes
 behind these is reached; some are damaged afterwards. Any of them must open or give a :class:`CheckpointError`.
@@ -177,8 +177,14 @@ def attempts(seeds, folder: Path) -> Counter:
     return found
 
 
-if __name__ == "__main__":
+def main(number=50_000, first=0):
+    """Prints what comes of so many files."""
     with tempfile.TemporaryDirectory() as folder:
-        for (suffix, what), number in sorted(attempts(range(int(sys.argv[1])), Path(folder)).items()):
-            print(f"{suffix:14}{what:10}{number:8,}")
+        found = attempts(range(first, first + number), Path(folder))
+    for (suffix, what), count in sorted(found.items()):
+        print(f"{suffix:14}{what:10}{count:8,}")
     print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
