@@ -22,7 +22,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprune import masks, pruning, schedules, training
+from jaxprune import dequantize, masks, pruning, schedules, training
 from jaxprune.base import QuantSpec
 from jaxprune.quantization import integers
 
@@ -191,6 +191,19 @@ for kind in TYPES:
 
 
 @check
+def sharded_and_plain_arrays_where_a_mesh_is_set():
+    plain, sharded = placed("first", "explicit")
+    spec = QuantSpec(block_size=8)
+    expected = dequantize(integers.quantize(plain, 4, spec=spec)), pruning.prune(plain, 0.5).params
+    with jax.set_mesh(sharded.sharding.mesh):
+        for x in (plain, sharded):
+            found = dequantize(integers.quantize(x, 4, spec=spec)), pruning.prune(x, 0.5).params
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+            np.testing.assert_array_equal(integers.fake_quant(x, 4, spec=spec), expected[0])
+            np.testing.assert_array_equal(integers.fake_quant(x, 1), integers.fake_quant(np.asarray(plain), 1))
+
+
+@check
 def unsharded_arrays_inside_an_explicit_mesh():
     plain = data((16, 24))
     expected = masks.by_sparsity(plain, 0.3)
@@ -225,6 +238,7 @@ QUICK = (
     "n_of_m, auto",
     "fake_quant by block of one bit, auto",
     "training, gradual, auto",
+    "sharded_and_plain_arrays_where_a_mesh_is_set",
     "unsharded_arrays_inside_an_explicit_mesh",
     "the_search_for_gathers_sees_one",
 )

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxprune.base import Array
 from jaxprune.kernels.sharding import explicit_spec
@@ -177,7 +177,8 @@ def _partition(
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def lower(shard: Array, rest: Any) -> Array:
-        return _summed(shard, rest, binning, length, weigh, every, array.shape, mesh, spec)
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # or an explicit one around asks for its constraints
+            return _summed(shard, rest, binning, length, weigh, every, array.shape, mesh, spec)
 
     replicated = jax.tree.map(lambda _: everywhere, operands)
     return mesh, lower, everywhere, (NamedSharding(mesh, spec), replicated)

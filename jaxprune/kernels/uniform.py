@@ -167,10 +167,15 @@ def _coded(
 def dequantize(codes: Array, scale: Array, zero_point: Array, bits: int, dtype: Any, spec: QuantSpec) -> Array:
     """``(codes - zero_point) * scale``, NaN where the code says so, in ``dtype``."""
     _, marker = _storage(bits, spec.symmetric)
-    code = group(jnp.asarray(codes), spec).astype(jnp.int32)
-    value = (code - zero_point).astype(jnp.float32) * scale
-    value = value if marker is None else jnp.where(code == marker, jnp.nan, value)
-    return ungroup(_store(value, dtype), codes.shape, spec)
+
+    def decoded(codes: Array, scale: Array, zero_point: Array) -> Array:
+        code = group(codes, spec).astype(jnp.int32)
+        value = (code - zero_point).astype(jnp.float32) * scale
+        value = value if marker is None else jnp.where(code == marker, jnp.nan, value)
+        return ungroup(_store(value, dtype), codes.shape, spec)
+
+    codes = jnp.asarray(codes)
+    return automatic(decoded, codes, scale, zero_point, out=explicit_spec(codes))
 
 
 def _storage(bits: int, symmetric: bool) -> tuple[Any, int | None]:
