@@ -1,43 +1,183 @@
-"""The axes of a leaf, decided in one place: along which its units lie, and which one its product contracts.
+"""The axes of a leaf, decided in one place: what its product keeps apart, what it contracts, and what it leaves.
 
-A leaf is ``(..., in, out)``. Units lie along the last axis; the inputs are along the axis before it.
+In this order: ``layout=``; the bias beside a kernel; names; a bare array, a matrix or a vector is ``(..., in, out)``.
 """
 
 import math
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.tree import Selection, show
+from jaxprune.base import Layout
+from jaxprune.tree import Selection, is_kernel, show
 
-#: The axis of the units: output neurons, channels.
-UNITS = -1
-#: The axis that a product contracts: groups of N:M and blocks of scales run along it.
-INPUTS = -2
+_BIASES = {"w": "b", "in_proj_weight": "in_proj_bias"}
+
+
+class Axes(NamedTuple):
+    """Axes of a leaf, counted from the front.
+
+    Attributes:
+      batch: what the product keeps apart: stacked layers.
+      inputs: what it contracts; N:M and blocks of scales run along the last of them.
+      outputs: what it leaves; an index along them is a unit.
+      lookup: whether rows are looked up, as of an embedding: N:M and blocks then run along the outputs.
+    """
+
+    batch: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    lookup: bool = False
+
+    @property
+    def along(self) -> int:
+        """The axis of N:M and of blocks; of a vector its only one."""
+        return (self.outputs if self.lookup or not self.inputs else self.inputs)[-1]
+
+    def __str__(self) -> str:
+        parts = (",".join(map(str, axes)) for axes in (self.inputs, self.outputs))
+        batch = f"{','.join(map(str, self.batch))}: " if self.batch else ""
+        return batch + (" looks up " if self.lookup else ">").join(parts)
+
+
+def axes_of(chosen: Selection, layout: Layout = None) -> list[Axes]:
+    """The axes of each chosen leaf.
+
+    Raises:
+      ValueError: no rule knows the axes of a kernel, with its path and what to do; or a ``layout`` that does not fit.
+    """
+    rows = zip(chosen.names, [chosen.leaves[i] for i in chosen.chosen], find_axes(chosen, layout), strict=True)
+    return [sure(*row) for row in rows]
+
+
+def sure(path: str, leaf: Any, axes: Axes | None) -> Axes:
+    """The axes found; ``ValueError`` if there are none of a kernel, and the last one is of units for what is none."""
+    if axes is not None:
+        return axes
+    if is_kernel(path, leaf):
+        raise ValueError(
+            f"leaf {show(path)} has shape {np.shape(leaf)}, and no rule knows which of its axes are inputs and which "
+            f"outputs; say so by layout={{{path!r}: (batch, inputs, outputs)}}, tuples of axes"
+        )
+    return _flax(np.ndim(leaf))
+
+
+def grouped_along(
+    chosen: Selection, axis: int | None, layout: Layout = None, leave_out: bool = False
+) -> tuple[Selection, list[int]]:
+    """The leaves that are grouped along an axis, and that axis of each: as given, or from the end that of the layout.
+
+    ``leave_out`` takes embeddings, whose rows are not contracted, and depthwise kernels, of one input, out.
+    """
+    if axis is not None:
+        return chosen, [int(axis)] * len(chosen.chosen)
+    rows = list(zip(chosen.chosen, axes_of(chosen, layout), strict=True))
+    if leave_out and chosen.paths != [""]:
+        rows = [(i, axes) for i, axes in rows if not (axes.lookup or _depthwise(np.shape(chosen.leaves[i]), axes))]
+    ranks = [np.ndim(chosen.leaves[i]) for i, _ in rows]
+    found = [axes.along - rank if rank > 1 else -2 for rank, (_, axes) in zip(ranks, rows, strict=True)]
+    return chosen._replace(chosen=tuple(i for i, _ in rows)), found
+
+
+def _depthwise(shape: tuple[int, ...], axes: Axes) -> bool:
+    return len(shape) > 2 and bool(axes.inputs) and shape[axes.along] == 1
+
+
+def find_axes(chosen: Selection, layout: Layout = None) -> list[Axes | None]:
+    """The axes of each chosen leaf; ``None`` where no rule knows them."""
+    if isinstance(layout, Mapping):
+        for pattern in layout:
+            if not any(_matches(path, pattern) for path in chosen.paths):
+                raise ValueError(f"layout: pattern {pattern!r} matches none of {chosen.paths}")
+    elif layout not in (None, "flax", "torch"):
+        raise ValueError(f"layout is {layout!r}; give 'flax', 'torch' or {{pattern: (batch, inputs, outputs)}}")
+    shapes = dict(zip(chosen.paths, map(np.shape, chosen.leaves), strict=True))
+    return [_find(path, shapes, layout) for path in chosen.names]
+
+
+def _find(path: str, shapes: dict[str, tuple[int, ...]], layout: Layout) -> Axes | None:
+    if isinstance(layout, Mapping):
+        for pattern, given in layout.items():
+            if _matches(path, pattern):
+                return _given(path, shapes[path], given)
+    shape, names = shapes[path], re.split(r"[/.]", path)
+    rank, name, parent = len(shape), names[-1], names[-2].lower() if len(names) > 1 else ""
+    if rank < 2 or path == "" or layout == "flax":
+        return _flax(rank)
+    embedding = name.endswith(("embedding", "embeddings")) or (name == "weight" and re.search("(^|_)emb|embed", parent))
+    if embedding or parent in ("wte", "wpe"):
+        return Axes((), tuple(range(rank - 1)), (rank - 1,), lookup=True)
+    bias = shapes.get(path[: -len(name)] + _BIASES.get(name, "bias"), ())
+    if layout == "torch" or re.match("(in_proj_)?weight(_[ih]h|$)", name):
+        turned = layout is None and bias and bias[0] != shape[0] and bias[0] == shape[1]  # ConvTranspose, GPT-2
+        return None if turned else Axes((), (*range(2, rank), 1), (0,))
+    if rank == 2:
+        return _flax(rank)
+    attention = name == "kernel" and parent in ("query", "key", "value")
+    if name in ("kernel", "w") and len(bias) > 0:
+        found = _transposed(rank) if name == "w" and "transpose" in parent else _beside(shape, bias, attention)
+        if found:
+            return found if isinstance(found, Axes) else None
+    if attention:
+        return Axes((), (0,), (1, 2)) if rank == 3 else None
+    if parent == "out" and path.removesuffix("out/kernel") + "query/kernel" in shapes:
+        return _flax(rank) if rank == 3 else None
+    return _flax(rank) if rank == 4 or any("conv" in part.lower() for part in names) else None
+
+
+def _beside(shape: tuple[int, ...], bias: tuple[int, ...], attention: bool) -> Axes | str | None:
+    """The axes of a kernel whose bias is batch + outputs: not stacked, or stacked at axis 0 or 1 of both."""
+    found = []
+    for batch in ((), (0,), (1,)):
+        axes = [i for i in range(len(shape)) if i not in batch]
+        outputs = tuple(n for i, n in enumerate(bias) if i not in batch)
+        stacked = all(i < len(bias) and bias[i] == shape[i] for i in batch)
+        first = len(axes) - len(outputs)
+        if stacked and outputs and first > 0 and tuple(shape[i] for i in axes[first:]) == outputs:
+            found.append(Axes(batch, tuple(axes[:first]), tuple(axes[first:])))
+    if not found and len(bias) == 1 and shape[-2] == bias[0]:
+        return _transposed(len(shape))
+    return found[0] if len(found) == 1 or (found and attention) else "in doubt" if found else None
+
+
+def _flax(rank: int) -> Axes:
+    """``(..., in, out)``; each entry of a vector is a unit."""
+    return Axes((), tuple(range(rank - 1)), (rank - 1,) if rank else ())
+
+
+def _transposed(rank: int) -> Axes:
+    """``(window, out, in)``."""
+    return Axes((), (*range(rank - 2), rank - 1), (rank - 2,))
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(path.removeprefix("params/"), pattern)
+
+
+def _given(path: str, shape: tuple[int, ...], given: Any) -> Axes:
+    rank = len(shape)
+    try:
+        batch, inputs, outputs = (tuple(i % rank if -rank <= i else i for i in part) for part in given)
+        if sorted((*batch, *inputs, *outputs)) == list(range(rank)) and (inputs or outputs):
+            return Axes(batch, inputs, outputs)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"layout of leaf {show(path)} is {given!r}; give (batch, inputs, outputs), tuples of axes that together are "
+        f"all {rank} of its shape {shape}"
+    )
 
 
 def within_unit(leaf: Any) -> tuple[int, ...]:
-    """The axes that a unit spans: all but that of the units.
+    """The axes that a unit spans where no layout is at hand: all but the last.
 
     >>> within_unit(np.ones((3, 3, 8, 16)))
     (0, 1, 2)
     """
     return tuple(range(np.ndim(leaf) - 1))
-
-
-def unit_count(leaf: Any) -> int:
-    """How many units a leaf has; a scalar is one."""
-    return np.shape(leaf)[UNITS] if np.ndim(leaf) else 1
-
-
-def unit_shape(leaf: Any) -> tuple[int, ...]:
-    """The shape of one value a unit that broadcasts to the leaf: ``(1, ..., 1, C)``; ``()`` of a scalar."""
-    return (1,) * (np.ndim(leaf) - 1) + np.shape(leaf)[UNITS:]
-
-
-def input_axis(ndim: int) -> int:
-    """The axis of the inputs, counted from the front; of a vector its only one."""
-    return max(ndim + INPUTS, 0)
 
 
 def check_axis(path: str, leaf: Any, axis: int) -> int:
@@ -48,12 +188,13 @@ def check_axis(path: str, leaf: Any, axis: int) -> int:
     return axis % ndim
 
 
-def check_countable(chosen: Selection, bins: int = 1) -> None:
+def check_countable(chosen: Selection, axes: Sequence[Axes], bins: int = 1) -> None:
     """Raises ``ValueError`` unless the histograms of the chosen leaves fit 32-bit integers."""
-    for i in chosen.chosen:
-        *rest, units = np.shape(chosen.leaves[i]) or (1,)
-        if max(math.prod(rest), units * bins) >= 2**31:
+    for path, i, (_, inputs, outputs, _) in zip(chosen.names, chosen.chosen, axes, strict=True):
+        shape = np.shape(chosen.leaves[i])
+        weights, units = (math.prod(shape[i] for i in part) for part in (inputs, outputs))
+        if max(weights, units * bins) >= 2**31:
             raise ValueError(
-                f"leaf {show(chosen.paths[i])} has {math.prod(rest)} values a unit and {units} units of {bins} bins; "
+                f"leaf {show(path)} has {weights} values a unit and {units} units of {bins} bins; "
                 "both must be below 2**31 in number"
             )

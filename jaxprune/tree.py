@@ -4,6 +4,7 @@ Everything here runs in Python, before any ``jit``: a selection is a static tupl
 or an equal pattern never recompiles, and leaves that take no part come back as the very objects that went in.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,9 +16,11 @@ from jax import tree_util
 from jaxprune.base import Array, Masks, Params, Where
 from jaxprune.paths import follow_paths, is_box, matching, paths_of, within
 
-# Names under which frameworks keep vectors that may be stacked (scanned layers) or reshaped (attention heads), and so
-# reach rank 2 without being kernels.
-_NEVER_KERNELS = ("bias", "scale")
+# Vectors that may be stacked (scanned layers) or reshaped (attention heads), and so reach rank 2 without being kernels:
+# by their own names, or as what is no kernel in a module of such a name.
+_NEVER_KERNELS = ("bias", "scale", "offset", "gamma", "beta")
+_KERNELS = ("kernel", "w", "embedding", "embeddings")
+_NORM = re.compile(r"norm(?!al)|(^|_)(ln|bn|gn|rms)(_|\d|$)", re.IGNORECASE)
 
 
 class Selection(NamedTuple):
@@ -61,9 +64,10 @@ def flatten(tree: Params) -> Selection:
 def select(tree: Params, where: Where = None) -> Selection:
     """Chooses the leaves of ``tree`` that take part in a transform.
 
-    By default these are the floating leaves of rank 2 and more: kernels and embeddings. Biases, normalization scales,
-    every Linen collection but ``params``, every NNX variable but ``Param``, integer leaves, PRNG keys and callables are
-    left alone. A tree that is one bare array is always selected.
+    By default these are the floating leaves of rank 2 and more: kernels and embeddings. Biases, leaves of norms (by name),
+    arrays of rank 3 and more with at most one axis above 1, every Linen collection but ``params``, every NNX variable
+    but ``Param``, integer leaves, PRNG keys and callables are left alone. A tree that is one bare array is always
+    selected.
 
     Args:
       tree: any pytree; boxed leaves (``nn.Partitioned``, ``nnx.Variable``) go by the path of their box.
@@ -86,7 +90,7 @@ def select(tree: Params, where: Where = None) -> Selection:
     leaves, paths = flat.leaves, flat.paths
     bare = paths == [""]
     default = [
-        bare or (free and _is_kernel(path, leaf)) for path, leaf, free in zip(paths, leaves, trainable, strict=True)
+        bare or (free and is_kernel(path, leaf)) for path, leaf, free in zip(paths, leaves, trainable, strict=True)
     ]
     chosen = tuple(i for i, taken in enumerate(_resolve(where, paths, leaves, default)) if taken)
     for i in chosen:
@@ -224,5 +228,10 @@ def _match(patterns: Sequence[str], paths: list[str], default: list[bool]) -> li
     return [taken and next(found) for taken in default]
 
 
-def _is_kernel(path: str, leaf: Any) -> bool:
-    return is_floating(leaf) and np.ndim(leaf) >= 2 and path.rsplit("/", 1)[-1] not in _NEVER_KERNELS
+def is_kernel(path: str, leaf: Any) -> bool:
+    """Whether a leaf takes part by default, wherever it stands."""
+    shape = np.shape(leaf)
+    if len(shape) < 2 or not is_floating(leaf) or (len(shape) > 2 and sum(n != 1 for n in shape) < 2):
+        return False
+    *_, parent, name = ["", *path.replace(".", "/").split("/")]
+    return name in _KERNELS or not (name in _NEVER_KERNELS or _NORM.search(parent))

@@ -53,7 +53,7 @@ def test_a_unit_that_is_not_finite_scores_nan_and_is_left_out_of_the_others():
 
 def test_narrow_floats_are_computed_in_float32():
     w = WEIGHTS["all near each other"].astype(jnp.bfloat16)
-    result = geometric_median({"kernel": w})["kernel"]
+    result = geometric_median(w)
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result, oracles.geometric_median(np.asarray(w)), rtol=1e-6)
 

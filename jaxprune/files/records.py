@@ -59,11 +59,12 @@ def _dtype(name: Any) -> np.dtype:
 
 def _spec(given: Any) -> QuantSpec:
     axis, block = given["axis"], given["block_size"]
-    numbers = [*(axis if isinstance(axis, list) else [axis or 0]), block or 1]
+    along = given.get("block_axis")
+    numbers = [*(axis if isinstance(axis, list) else [axis or 0]), block or 1, along or 0]
     if any(type(number) is not int for number in numbers) or (block or 1) < 1:
         raise ValueError(given)
     found = QuantSpec(bool(given["symmetric"]), tuple(axis) if isinstance(axis, list) else axis, block)
-    return replace(found, calibration=_calibration(given.get("calibration")))
+    return replace(found, calibration=_calibration(given.get("calibration")), block_axis=along)
 
 
 def _calibration(given: Any) -> Calibration | None:
@@ -167,6 +168,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, QuantSpec):
         axis = list(value.axis) if isinstance(value.axis, tuple) else value.axis
         found = {"symmetric": value.symmetric, "axis": axis, "block_size": value.block_size}
+        found |= {} if value.block_axis is None else {"block_axis": value.block_axis}
         for name, (cls, _) in _CALIBRATIONS.items():
             if type(value.calibration) is cls:
                 found["calibration"] = dict.fromkeys([name], *vars(value.calibration).values())

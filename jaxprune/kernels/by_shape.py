@@ -18,11 +18,11 @@ from jaxprune.base import Array
 _TOGETHER = 4  # leaves in one call: more make longer programs
 
 
-def groups(leaves: Sequence[Any], together: int = _TOGETHER) -> list[list[int]]:
+def groups(leaves: Sequence[Any], together: int = _TOGETHER, own: Sequence[Any] = ()) -> list[list[int]]:
     """The leaves' numbers: four of one shape and dtype together as long as there are so many, then each alone."""
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        alike.setdefault((leaf.shape, leaf.dtype), []).append(i)
+        alike.setdefault((leaf.shape, leaf.dtype, own[i] if own else None), []).append(i)
     found = []
     for members in alike.values():
         whole = len(members) - len(members) % together
@@ -32,22 +32,29 @@ def groups(leaves: Sequence[Any], together: int = _TOGETHER) -> list[list[int]]:
 
 
 def each(
-    kernel: Callable[..., Any], *columns: Sequence[Any], static: tuple[Any, ...] = (), together: int = _TOGETHER
+    kernel: Callable[..., Any],
+    *columns: Sequence[Any],
+    static: tuple[Any, ...] = (),
+    own: Sequence[Any] = (),
+    together: int = _TOGETHER,
 ) -> list[Any]:
-    """``[kernel(*row, *static) for row in zip(*columns)]``, jitted.
+    """``[kernel(*row, *static) for row in zip(*columns)]``, jitted; ``kernel(*row, own[i], *static)`` with ``own``.
 
     Args:
       kernel: static, hashable; traced once for each shape.
       columns: lists of equal length; the first holds the leaves, others what belongs to each.
       static: hashable.
+      own: what is static for each leaf, hashable.
       together: how many leaves of one shape make a program; 1 for what takes long to compile.
     """
     first = columns[0]
     if any(isinstance(leaf, Tracer) for column in columns for leaf in column):
-        return [_one(kernel, static, *row) for row in zip(*columns, strict=True)]
+        statics = [(mine, *static) for mine in own] if own else [static] * len(first)
+        return [_one(kernel, s, *row) for s, *row in zip(statics, *columns, strict=True)]
     results: list[Any] = [None] * len(first)
-    for members in groups(first, together):
-        found = _some(kernel, static, *(_pick(column, members) for column in columns))
+    for members in groups(first, together, own):
+        statics = (own[members[0]], *static) if own else static
+        found = _some(kernel, statics, *(_pick(column, members) for column in columns))
         for i, result in zip(members, found, strict=True):
             results[i] = result
     return results

@@ -13,17 +13,20 @@ from jaxprune.base import Array, QParams, QuantSpec
 from jaxprune.kernels.ranges import full_range, mean_magnitude
 from jaxprune.kernels.rounding import TINY, divide, grid, multiples, qparams_of, snap
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.layout import input_axis
 
 
 def layout(shape: tuple[int, ...], spec: QuantSpec, path: str) -> tuple[int | None, tuple[int, ...]]:
     """``(blocked axis, axes that share a range)``, the latter in the grouped array, where a blocked axis is two."""
     rank, size = len(shape), spec.block_size
     name = f"leaf {path!r} of shape {shape}"
-    blocked = None if size is None else input_axis(rank)
     if size is not None and (size < 1 or rank == 0):
         raise ValueError(f"{name}: block_size must be at least 1 and needs an axis to cut, got {size}")
+    if spec.block_axis is not None and not -rank <= spec.block_axis < rank:
+        raise ValueError(f"{name}: block_axis must be in [{-rank}, {rank - 1}], got {spec.block_axis}")
+    blocked = blocked_axis(rank, spec)
     axis = spec.axis
+    if isinstance(axis, str):
+        raise ValueError(f"{name}: axis must be integers, 'units' or None, got {axis!r}")
     if axis is None:
         axis = () if blocked is None else tuple(i for i in range(rank) if i != blocked)
     axis = (axis,) if isinstance(axis, int) else tuple(axis)
@@ -40,8 +43,15 @@ def layout(shape: tuple[int, ...], spec: QuantSpec, path: str) -> tuple[int | No
     return blocked, tuple(shared)
 
 
-def grouped_shape(shape: tuple[int, ...], spec: QuantSpec, path: str = "") -> tuple[int, ...]:
-    blocked, _ = layout(shape, spec, path)
+def blocked_axis(rank: int, spec: QuantSpec) -> int | None:
+    """The axis that is cut, counted from the front: as the spec has it, or the second to last."""
+    if spec.block_size is None:
+        return None
+    return max(rank - 2, 0) if spec.block_axis is None else spec.block_axis % rank
+
+
+def grouped_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
+    blocked = blocked_axis(len(shape), spec)
     if blocked is None or spec.block_size is None:
         return shape
     return (*shape[:blocked], -(-shape[blocked] // spec.block_size), spec.block_size, *shape[blocked + 1 :])
@@ -49,7 +59,7 @@ def grouped_shape(shape: tuple[int, ...], spec: QuantSpec, path: str = "") -> tu
 
 def checked(given: QParams, shape: tuple[int, ...], spec: QuantSpec, name: str) -> QParams:
     """Given parameters as arrays, if they fit an array of ``shape``; in Python, before any ``jit``."""
-    shape = grouped_shape(shape, spec, name)
+    shape = grouped_shape(shape, spec)
     with jax.ensure_compile_time_eval():
         scale, zero_point = jnp.asarray(given.scale, jnp.float32), jnp.asarray(given.zero_point, jnp.int32)
     for part, array in (("scale", scale), ("zero_point", zero_point)):
@@ -73,8 +83,7 @@ def width(bits: Array) -> Array:
 
 def group(x: Array, spec: QuantSpec, fill: float = 0) -> Array:
     """The array with the blocked axis cut in two, the last block filled up."""
-    blocked, _ = layout(x.shape, spec, "")
-    shape = grouped_shape(x.shape, spec)
+    blocked, shape = blocked_axis(x.ndim, spec), grouped_shape(x.shape, spec)
     if blocked is None:
         return x
     tail = shape[blocked] * shape[blocked + 1] - x.shape[blocked]
@@ -83,7 +92,7 @@ def group(x: Array, spec: QuantSpec, fill: float = 0) -> Array:
 
 
 def ungroup(x: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:
-    blocked, _ = layout(shape, spec, "")
+    blocked = blocked_axis(len(shape), spec)
     if blocked is None:
         return x
     x = x.reshape(*shape[:blocked], -1, *shape[blocked + 1 :]) if x.size else jnp.zeros(shape, x.dtype)
@@ -165,7 +174,10 @@ def _coded(
 
 
 def dequantize(codes: Array, scale: Array, zero_point: Array, bits: int, dtype: Any, spec: QuantSpec) -> Array:
-    """``(codes - zero_point) * scale``, NaN where the code says so, in ``dtype``."""
+    """``(codes - zero_point) * scale``, NaN where the code says so, in ``dtype``.
+
+    Of the spec counts only which axis is in blocks, from the end: a slice of codes and scales, or a stack, is as well.
+    """
     _, marker = _storage(bits, spec.symmetric)
 
     def decoded(codes: Array, scale: Array, zero_point: Array) -> Array:

@@ -1,9 +1,10 @@
 """What a unit's weights look like: the entropy of their histogram, their fraction of zeros. Kernels on one array.
 
-Traced, and written for float32, into which narrower floats widen exactly. A unit is an index along the last axis.
+Traced, and written for float32, into which narrower floats widen exactly. A unit is an index along the outputs.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -18,23 +19,46 @@ from jaxprune.kernels.float_keys import is_zero
 from jaxprune.kernels.histogram import histogram
 from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.kernels.sharding import automatic
-from jaxprune.layout import unit_count, unit_shape, within_unit
+from jaxprune.layout import Axes
 
 
-def entropy(w: Array, bins: int) -> Array:
-    """Entropy in bits of each unit's histogram, over equal bins between the finite ends of ``w``: (1, ..., 1, C)."""
-    counts = automatic(partial(_histograms, bins=bins), jax.lax.stop_gradient(w))
+def by_units(kernel: Callable[[Array], Array], w: Array, axes: Axes) -> Array:
+    """``kernel``, which makes a number of each unit of a matrix (weights, units), on each batch of ``w``."""
+    batch, inputs, outputs, _ = axes
+    sizes = [math.prod(w.shape[i] for i in part) for part in (batch, inputs, outputs)][0 if batch else 1 :]
+
+    def rows(w: Array) -> Array:
+        found = w.transpose(*batch, *inputs, *outputs).reshape(sizes)
+        found = jax.vmap(kernel)(found) if batch else kernel(found)
+        kept = [w.shape[i] for i in (*batch, *outputs)]
+        places = sorted(range(len(kept)), key=lambda i: (*batch, *outputs)[i])
+        return found.reshape(kept).transpose(places).reshape(unit_shape(w, axes))
+
+    return automatic(rows, w)
+
+
+def unit_shape(w: Array, axes: Axes) -> tuple[int, ...]:
+    """The shape of one value a unit that broadcasts to the leaf; ``(1, ..., 1, C)`` of a Flax kernel."""
+    return tuple(1 if i in axes.inputs else n for i, n in enumerate(w.shape))
+
+
+def entropy(w: Array, axes: Axes, bins: int) -> Array:
+    """Entropy in bits of each unit's histogram, over equal bins between the finite ends of ``w`` (of each batch)."""
+    return by_units(partial(_entropies, bins=bins), jax.lax.stop_gradient(w), axes)
+
+
+def _entropies(w: Array, bins: int) -> Array:
+    counts = _histograms(w, bins)
     p = divide(counts.astype(jnp.float32), jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True, dtype=jnp.uint32), 1))
     # log2 by parts, exact at powers of two: jnp.log2 alone is an ulp off at some of them.
     mantissa, exponent = jnp.frexp(jnp.where(p == 0, 1.0, p))
-    bits = jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1).astype(p.dtype)), axis=-1)
-    return bits.reshape(unit_shape(w))
+    return jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1).astype(p.dtype)), axis=-1)
 
 
-def sparsity(w: Array) -> Array:
-    """Fraction of zeros in each unit: (1, ..., 1, C)."""
-    zeros = jnp.sum(is_zero(w), axis=within_unit(w), keepdims=True, dtype=jnp.int32)
-    return divide(zeros.astype(jnp.float32), float(max(math.prod(w.shape[:-1]), 1)))
+def sparsity(w: Array, axes: Axes) -> Array:
+    """Fraction of zeros in each unit."""
+    zeros = jnp.sum(is_zero(w), axis=axes.inputs, keepdims=True, dtype=jnp.int32)
+    return divide(zeros.astype(jnp.float32), float(max(math.prod(w.shape[i] for i in axes.inputs), 1)))
 
 
 def check_bins(bins: Any) -> None:
@@ -51,7 +75,7 @@ def _histograms(w: Array, bins: int) -> Array:
     low, high = jnp.where(low <= high, low, 0.0), jnp.where(low <= high, high, 0.0)
     scale = normalizer(jnp.maximum(-low, high))  # so that the width of the range cannot overflow
     ends = (low * scale, high * scale, scale)
-    binning = _UnitBin(unit_count(w), bins)
+    binning = _UnitBin(w.shape[-1], bins)
     return jax.lax.platform_dependent(
         w, ends, tpu=partial(_count_by_pass, binning), default=partial(_count_by_scatter, binning)
     )
@@ -64,7 +88,9 @@ def _count_by_scatter(binning: "_UnitBin", w: Array, ends: tuple[Array, ...]) ->
 def _count_by_pass(binning: "_UnitBin", w: Array, ends: tuple[Array, ...]) -> Array:
     """The same counts by a pass over ``w`` for each bin, for hardware where scatters are slow."""
     bin_ = binning.bin_of(w, *ends)
-    counts = jax.lax.map(lambda b: jnp.sum(bin_ == b, within_unit(w), dtype=jnp.uint32), jnp.arange(binning.bins))
+    counts = jax.lax.map(
+        lambda b: jnp.sum(bin_ == b, tuple(range(w.ndim - 1)), dtype=jnp.uint32), jnp.arange(binning.bins)
+    )
     return counts.reshape(binning.bins, binning.units).T
 
 

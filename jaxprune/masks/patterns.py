@@ -8,33 +8,43 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import layout, settings, tree
-from jaxprune.base import Array, Masks, Params, Scope, Scores, Setting, Where
+from jaxprune import settings, tree
+from jaxprune.base import Array, Layout, Masks, Params, Scope, Scores, Setting, Where
 from jaxprune.kernels import by_shape, unit_statistics
 from jaxprune.kernels.float_keys import common_dtype, to_keys
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.layout import Axes, axes_of, check_axis, check_countable, grouped_along
 from jaxprune.masks.selection import as_masks, keep_highest
 
 
 def n_of_m(
-    scores: Scores, n: Setting, m: int, *, axis: int = layout.INPUTS, pad: bool = False, where: Where = None
+    scores: Scores,
+    n: Setting,
+    m: int,
+    *,
+    axis: int | None = None,
+    pad: bool = False,
+    where: Where = None,
+    layout: Layout = None,
 ) -> Masks:
     """Keeps the ``n`` largest of every ``m`` consecutive scores along the input axis (N:M sparsity; 2:4 on GPUs).
 
     Args:
-      scores: float arrays ``(..., in, out)``.
+      scores: float arrays in the shapes of the weights.
       n: traced, a whole number in [0, m], how many stay; a tree of them serves too. Traced values are rounded and
         clamped, and NaN keeps all.
       m: static, the length of a group.
-      axis: static; by default that of the inputs, the contraction axis of Flax kernels.
+      axis: static; by default that of each leaf's layout, the last that its product contracts.
       pad: static; lets the axis end in one shorter group, which keeps what fits: min(n, its length).
-      where: see :func:`jaxprune.tree.select`.
+      where: see :func:`jaxprune.tree.select`. By default embeddings and depthwise kernels take no part either.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       Masks in the shapes of the scores. Ties and NaN as in :func:`by_sparsity`.
 
     Raises:
-      ValueError: m or a concrete n out of range, no such axis, or a length that m does not divide (unless ``pad``).
+      ValueError: m or a concrete n out of range, no such axis, a kernel whose axes no rule knows, or a length that m
+        does not divide (unless ``pad``).
       TypeError: m is no integer, or n no number.
 
     Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021.
@@ -46,21 +56,21 @@ def n_of_m(
         raise TypeError(f"m must be an integer (it is static), got {m!r}")
     if m < 1:
         raise ValueError(f"m must be 1 or more, got {m}")
-    chosen = tree.select(scores, where)
+    chosen, axes = grouped_along(tree.select(scores, where), axis, layout, leave_out=where is None)
     values, counts = chosen.values, settings.per_leaf(n, chosen, "n", 0, m)
-    for path, leaf, count in zip(chosen.names, values, counts, strict=True):
+    for path, leaf, count, axis in zip(chosen.names, values, counts, axes, strict=True):
         if not isinstance(count, Tracer) and count != round(count):
             raise ValueError(f"n must be a whole number in [0, {m}], got {count:g}")
-        length = leaf.shape[layout.check_axis(path, leaf, axis)]
+        length = leaf.shape[check_axis(path, leaf, axis)]
         if length % m and not pad:
             raise ValueError(
                 f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}; "
                 "pad=True allows a short tail"
             )
-    return as_masks(chosen, by_shape.each(_best_of_groups, values, counts, static=(int(m), int(axis))))
+    return as_masks(chosen, by_shape.each(_best_of_groups, values, counts, static=(int(m),), own=axes))
 
 
-def _best_of_groups(scores: Array, n: Array, m: int, axis: int) -> Array:
+def _best_of_groups(scores: Array, n: Array, axis: int, m: int) -> Array:
     axis %= scores.ndim
     length = scores.shape[axis]
     first = m - jnp.where(jnp.isnan(n), m, jnp.clip(jnp.round(n), 0, m)).astype(jnp.int32)  # rank that stays
@@ -157,19 +167,22 @@ def _spread(masks: list[Array], scores: list[Array], block: tuple[int, ...]) -> 
     return [automatic(spread, leaf, mask, out=explicit_spec(leaf)) for leaf, mask in pairs]
 
 
-def by_unit_entropy(params: Params, threshold: Setting, *, bins: int = 64, where: Where = None) -> Masks:
+def by_unit_entropy(
+    params: Params, threshold: Setting, *, bins: int = 64, where: Where = None, layout: Layout = None
+) -> Masks:
     """Removes the units whose weights have an entropy below a threshold: ``keep = H >= threshold``.
 
     H = -sum P log2 P of the histogram of the unit's incoming weights; see ``jaxprune.saliency.unit_entropy``.
 
     Args:
-      params: float arrays ``(..., C)``; units are along the last axis.
+      params: float arrays.
       threshold: traced, in bits, 0 or more; a tree of them serves too.
       bins: static number of bins, shared by the units of a leaf.
       where: see :func:`jaxprune.tree.select`.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
-      Masks of shape ``(1, ..., 1, C)``.
+      Masks of a value a unit: ``(1, ..., 1, C)`` of a Flax kernel.
 
     Raises:
       ValueError: a concrete threshold is negative or NaN; ``bins`` is not an integer of at least 1.
@@ -179,25 +192,27 @@ def by_unit_entropy(params: Params, threshold: Setting, *, bins: int = 64, where
     """
     unit_statistics.check_bins(bins)
     chosen = tree.select(params, where)
-    layout.check_countable(chosen, int(bins))
+    axes = axes_of(chosen, layout)
+    check_countable(chosen, axes, int(bins))
     limits = settings.per_leaf(threshold, chosen, "threshold (bits)", 0.0, np.inf)
-    return as_masks(chosen, by_shape.each(_informative, chosen.values, limits, static=(int(bins),)))
+    return as_masks(chosen, by_shape.each(_informative, chosen.values, limits, static=(int(bins),), own=axes))
 
 
-def _informative(leaf: Array, limit: Array, bins: int) -> Array:
-    return unit_statistics.entropy(leaf, bins) >= limit
+def _informative(leaf: Array, limit: Array, axes: Axes, bins: int) -> Array:
+    return unit_statistics.entropy(leaf, axes, bins) >= limit
 
 
-def by_unit_sparsity(params: Params, threshold: Setting, *, where: Where = None) -> Masks:
+def by_unit_sparsity(params: Params, threshold: Setting, *, where: Where = None, layout: Layout = None) -> Masks:
     """Removes the units that are sparser than a threshold: ``keep = zeros / elements <= threshold``.
 
     Args:
-      params: float arrays ``(..., C)``; units are along the last axis. Masked parameters, typically.
+      params: float arrays. Masked parameters, typically.
       threshold: traced fraction in [0, 1], compared in float32; a tree of them serves too.
       where: see :func:`jaxprune.tree.select`.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
-      Masks of shape ``(1, ..., 1, C)``.
+      Masks of a value a unit: ``(1, ..., 1, C)`` of a Flax kernel.
 
     Raises:
       ValueError: a concrete threshold outside [0, 1] or NaN.
@@ -206,10 +221,11 @@ def by_unit_sparsity(params: Params, threshold: Setting, *, where: Where = None)
     [[False, True]]
     """
     chosen = tree.select(params, where)
-    layout.check_countable(chosen)
+    axes = axes_of(chosen, layout)
+    check_countable(chosen, axes)
     limits = settings.per_leaf(threshold, chosen, "threshold", 0.0, 1.0)
-    return as_masks(chosen, by_shape.each(_dense, chosen.values, limits))
+    return as_masks(chosen, by_shape.each(_dense, chosen.values, limits, own=axes))
 
 
-def _dense(leaf: Array, limit: Array) -> Array:
-    return unit_statistics.sparsity(leaf) <= limit
+def _dense(leaf: Array, limit: Array, axes: Axes) -> Array:
+    return unit_statistics.sparsity(leaf, axes) <= limit

@@ -67,7 +67,7 @@ def by_sparsity(
       scope: static; "leaf" ranks each leaf alone, "global" all chosen leaves together.
       min_keep: static; at least so many entries of each leaf stay, and others go in their place (global scope): a
         count, or a fraction of the leaf as a float in (0, 1), which is rounded half up and at least one entry. By
-        default 0; and 1 for global ranks of units, that is if all chosen scores have the shape (1, ..., 1, C).
+        default 0; and 1 for global ranks of units, that is if all chosen scores have one axis of more than an entry.
       where: see :func:`jaxprune.tree.select`.
 
     Returns:
@@ -98,7 +98,7 @@ def keep_highest(
 ) -> list[Array]:
     """One mask for each of ``scores``, which belong to the chosen leaves: the mechanism of ``by_sparsity``."""
     check_scope(chosen, scores, scope)
-    least = _least(scores, scope, min_keep)
+    least = _least(chosen, scores, scope, min_keep)
     if scope == "leaf":
         sparsities = settings.per_leaf(sparsity, chosen, "sparsity", 0.0, 1.0)
         spare = [np.uint32(leaf.size - keep) for leaf, keep in zip(scores, least, strict=True)]
@@ -113,10 +113,12 @@ def keep_highest(
     return kept
 
 
-def _least(scores: list[Array], scope: Scope, min_keep: int | float | None) -> tuple[int, ...]:
+def _least(chosen: tree.Selection, scores: list[Array], scope: Scope, min_keep: int | float | None) -> tuple[int, ...]:
     """How many entries of each leaf have to stay."""
     if min_keep is None:
-        units = all(leaf.ndim > 1 and leaf.size == leaf.shape[-1] for leaf in scores)
+        sizes = [np.size(chosen.leaves[i]) for i in chosen.chosen]  # of the parameters, where these are at hand
+        pairs = zip(scores, sizes, strict=True)
+        units = all(leaf.ndim > 1 and (leaf.size < size or leaf.size == max(leaf.shape)) for leaf, size in pairs)
         min_keep = int(units and scope == "global")
     whole = isinstance(min_keep, int | np.integer)
     if isinstance(min_keep, bool) or not (min_keep >= 0 if whole else 0 < min_keep < 1):

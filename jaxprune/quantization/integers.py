@@ -22,20 +22,28 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from jaxprune import settings, tree
-from jaxprune.base import Array, Params, QParams, QuantSpec, Setting, Where
+from jaxprune.base import Array, Layout, Params, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import rounding, uniform
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.quantization.arrays.coded import QArray
+from jaxprune.quantization.leaves import rows_of
 
 _PLAIN = QuantSpec()
 
 
 def choose_qparams(
-    params: Params, bits: Setting, *, spec: QuantSpec = _PLAIN, clip: Setting = 1.0, where: Where = None
+    params: Params,
+    bits: Setting,
+    *,
+    spec: QuantSpec = _PLAIN,
+    clip: Setting = 1.0,
+    where: Where = None,
+    layout: Layout = None,
 ) -> Params:
     """Scale and zero point of each selected leaf, found from its values.
 
@@ -45,23 +53,23 @@ def choose_qparams(
       spec: symmetric or not, axis, block size, calibration. Static.
       clip: ratio in (0, 1] that multiplies the range found (and the scale at 1 bit); a scalar or a tree. Traced.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       ``params`` with a ``QParams`` in place of each selected leaf (other leaves are the same objects). Its arrays have
       the leaf's rank with size 1 along the axes that share a range; in blocks, the contraction axis becomes two,
-      ``(blocks, 1)``.
+      ``(blocks, 1)``. Each of stacked layers has its own.
 
     Raises:
       ValueError: a concrete setting out of range; an axis or block size that does not fit, with the leaf's path.
       TypeError: a selected leaf does not hold floating-point numbers.
 
-    >>> import jax.numpy as jnp
     >>> qparams = choose_qparams(jnp.array([-1.0, 0.5, 1.27]), 8)
     >>> float(qparams.scale[0] * 100), int(qparams.zero_point[0])
     (1.0, 0)
     """
-    selection, rows = _rows(params, bits, clip, None, spec, where)
-    return selection.replace([_choose(x, width, ratio, spec) for x, width, ratio, _ in rows])
+    selection, rows, _ = rows_of(params, bits, clip, None, spec, where, layout)
+    return selection.replace([_choose(x, width, ratio, own) for x, width, ratio, _, own in rows])
 
 
 def fake_quant(
@@ -72,6 +80,7 @@ def fake_quant(
     clip: Setting = 1.0,
     qparams: Any = None,
     where: Where = None,
+    layout: Layout = None,
 ) -> Params:
     """Rounds each selected leaf to the values that ``bits``-bit codes can hold; equals
     ``dequantize(quantize(params, bits))`` bit for bit.
@@ -89,6 +98,7 @@ def fake_quant(
       qparams: a fixed scale and zero point as :func:`choose_qparams` returns them (for a bare array a ``QParams``),
         instead of those found from the values. Traced.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       ``params`` with the same structure, shapes and dtypes; leaves that take no part are the same objects.
@@ -98,12 +108,11 @@ def fake_quant(
         path; both ``clip`` and ``qparams``.
       TypeError: a selected leaf does not hold floating-point numbers.
 
-    >>> import jax.numpy as jnp
     >>> print(fake_quant(jnp.array([-1.0, 0.3, 0.0, 0.8]), 2))
     [-1.  0.  0.  1.]
     """
-    selection, rows = _rows(params, bits, clip, qparams, spec, where)
-    return selection.replace([_fake_quant(*row, spec) for row in rows])
+    selection, rows, _ = rows_of(params, bits, clip, qparams, spec, where, layout)
+    return selection.replace([_fake_quant(*row) for row in rows])
 
 
 def quantize(
@@ -114,6 +123,7 @@ def quantize(
     clip: Setting = 1.0,
     qparams: Any = None,
     where: Where = None,
+    layout: Layout = None,
 ) -> Params:
     """Stores each selected leaf as integer codes.
 
@@ -124,21 +134,22 @@ def quantize(
       params: any pytree, or one bare array.
       bits: width of a code in [1, 16], fractional values round half up; a scalar or a tree of scalars. Static, because
         it sets the storage dtype.
-      spec, clip, qparams, where: as in :func:`fake_quant`.
+      spec, clip, qparams, where, layout: as in :func:`fake_quant`.
 
     Returns:
       ``params`` with a ``QArray`` in place of each selected leaf: codes of its shape, ``int8`` up to 8 bits, else
-      ``int16`` (``uint8`` and ``uint16`` if asymmetric). Other leaves are the same objects.
+      ``int16`` (``uint8`` and ``uint16`` if asymmetric). Other leaves are the same objects. Scales and zero points have
+      the length of the leaf along the axes of stacked layers (where no rule knows these, along all but the last two):
+      so that ``scan``, ``vmap`` and indexing take a ``QArray`` apart.
 
     Raises:
       TypeError: traced ``bits``; a selected leaf that does not hold floating-point numbers.
       ValueError: as in :func:`fake_quant`; NaN under asymmetric codes of 8 or 16 bits.
 
-    >>> import jax.numpy as jnp
     >>> quantize(jnp.array([-1.0, 0.5, 1.0]), 8).codes
     Array([-127,   64,  127], dtype=int8)
     """
-    selection, rows = _rows(params, bits, clip, qparams, spec, where)
+    selection, rows, stacked = rows_of(params, bits, clip, qparams, spec, where, layout)
     if any(isinstance(row[1], Tracer) for row in rows):
         raise TypeError("quantize needs static bits, which set the storage dtype; fake_quant takes traced ones")
     widths = [int(np.floor(row[1] + np.float32(0.5))) for row in rows]
@@ -147,7 +158,9 @@ def quantize(
             (name, row[0]) for name, row, width in zip(selection.names, rows, widths, strict=True) if width % 8 == 0
         ]
         settings.refuse(full, settings.has_nan, "holds NaN, for which asymmetric codes of 8 or 16 bits leave no room")
-    return selection.replace([_quantize(*row, spec, width) for row, width in zip(rows, widths, strict=True)])
+    return selection.replace(
+        [_quantize(*row, width, along) for row, width, along in zip(rows, widths, stacked, strict=True)]
+    )
 
 
 def fixed_point(params: Params, exponent: Setting, *, codes: bool = False, where: Where = None) -> Params:
@@ -171,7 +184,6 @@ def fixed_point(params: Params, exponent: Setting, *, codes: bool = False, where
     Raises:
       ValueError: a concrete exponent out of range. TypeError: a selected leaf is not floating.
 
-    >>> import jax.numpy as jnp
     >>> print(fixed_point(jnp.array([0.3, 0.375, -1.2]), -2))
     [ 0.25  0.5  -1.25]
     >>> print(fixed_point(jnp.array([0.3, 0.375, -1.2]), -2, codes=True))
@@ -181,44 +193,6 @@ def fixed_point(params: Params, exponent: Setting, *, codes: bool = False, where
     exponents = settings.per_leaf(exponent, selection, "exponent", -126, 126)
     rounded = _power_codes if codes else _round_to_power
     return selection.replace([rounded(x, e) for x, e in zip(selection.values, exponents, strict=True)])
-
-
-#: A leaf, its width, its clip ratio, and its given parameters.
-_Row = tuple[Array, Any, Any, QParams | None]
-
-
-def _rows(
-    params: Params, bits: Setting, clip: Setting, qparams: Any, spec: QuantSpec, where: Where
-) -> tuple[tree.Selection, list[_Row]]:
-    """The leaves that take part, and what goes into the program of each."""
-    selection = tree.select(params, where)
-    leaves = selection.values
-    for name, leaf in zip(selection.names, leaves, strict=True):
-        uniform.layout(leaf.shape, spec, name)
-    given = _given(selection, leaves, qparams, clip, spec)
-    widths = settings.per_leaf(bits, selection, "bits", 1, 16)
-    clips = settings.per_leaf(clip, selection, "clip", float(rounding.TINY), 1)
-    return selection, list(zip(leaves, widths, clips, given, strict=True))
-
-
-def _given(
-    selection: tree.Selection, leaves: list[Array], qparams: Any, clip: Setting, spec: QuantSpec
-) -> list[QParams] | list[None]:
-    """The ``QParams`` of each chosen leaf, checked against it."""
-    if qparams is None:
-        return [None] * len(leaves)
-    if not (isinstance(clip, int | float) and clip == 1):
-        raise ValueError("clip scales a range that is found; with qparams the scale is fixed, so leave clip out")
-    try:
-        follow = selection.treedef.flatten_up_to(qparams)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"qparams do not follow the tree, whose paths are {selection.paths}: {error}") from error
-    found = []
-    for i, name, leaf in zip(selection.chosen, selection.names, leaves, strict=True):
-        if not isinstance(follow[i], QParams):
-            raise ValueError(f"qparams of leaf {name!r} must be a QParams, got {type(follow[i]).__name__}")
-        found.append(uniform.checked(follow[i], leaf.shape, spec, name))
-    return found
 
 
 # Called eagerly, each compiles one small program for every shape, dtype and sharding among the leaves.
@@ -235,10 +209,28 @@ def _fake_quant(x: Array, bits: Array, clip: Array, given: QParams | None, spec:
     return automatic(fake, x, uniform.width(bits), clip, given, out=explicit_spec(x))
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _quantize(x: Array, bits: Array, clip: Array, given: QParams | None, spec: QuantSpec, width: int) -> QArray:
-    parts = uniform.quantize(x, uniform.width(bits), clip, given, spec, width)
-    return QArray(*parts, width, np.dtype(x.dtype), spec)
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _quantize(
+    x: Array,
+    bits: Array,
+    clip: Array,
+    given: QParams | None,
+    spec: QuantSpec,
+    width: int,
+    stacked: tuple[int, ...],
+) -> QArray:
+    codes, scale, zero_point = uniform.quantize(x, uniform.width(bits), clip, given, spec, width)
+    shape = uniform.grouped_shape(x.shape, spec)
+    blocked = uniform.blocked_axis(x.ndim, spec)
+    long = {i if blocked is None or i < blocked else i + 1 for i in stacked if i != blocked}
+    scale, zero_point = (_stretched(part, shape, long) if long else part for part in (scale, zero_point))
+    return QArray(codes, scale, zero_point, width, np.dtype(x.dtype), spec)
+
+
+def _stretched(part: Array, shape: tuple[int, ...], axes: set[int]) -> Array:
+    """``part`` repeated to the length of ``shape`` along some axes."""
+    own = (1,) * (len(shape) - part.ndim) + part.shape
+    return jnp.broadcast_to(part, tuple(shape[i] if i in axes else n for i, n in enumerate(own)))
 
 
 _round_to_power = jax.jit(rounding.round_to_power)

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import layout, settings, tree
-from jaxprune.base import Array, Params, QuantSpec, Where
+from jaxprune import settings, tree
+from jaxprune.base import Array, Layout, Params, QuantSpec, Where
 from jaxprune.kernels import order, unit_statistics
 from jaxprune.kernels.counts import removed_count
+from jaxprune.layout import Axes, axes_of, check_countable
 from jaxprune.quantization.integers import fake_quant
 
 _PLAIN = QuantSpec()
@@ -100,17 +101,20 @@ def _error_curve(w: Array, bits: Array, spec: QuantSpec) -> Array:
     return _relative(jax.vmap(lost)(bits), w)
 
 
-def entropy_curve(params: Params, thresholds: Any, *, bins: int = 64, where: Where = None) -> EntropyCurve:
+def entropy_curve(
+    params: Params, thresholds: Any, *, bins: int = 64, where: Where = None, layout: Layout = None
+) -> EntropyCurve:
     """The units that entropy masking removes at every threshold, and the error, leaf by leaf.
 
     As ``masks.by_unit_entropy(params, t, bins=bins)`` for each ``t``; the weights are read twice, whatever the number
     of thresholds.
 
     Args:
-      params: float arrays ``(..., C)``; ``where`` chooses.
+      params: float arrays; ``where`` chooses.
       thresholds: traced, in bits, 0 or more, shape [T].
       bins: static number of bins.
       where: see :func:`jaxprune.tree.select`. Leaves that take no part get zeros.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       ``EntropyCurve``: trees with a float32 array [T] a leaf.
@@ -124,16 +128,17 @@ def entropy_curve(params: Params, thresholds: Any, *, bins: int = 64, where: Whe
     """
     unit_statistics.check_bins(bins)
     chosen = tree.select(params, where)
-    layout.check_countable(chosen, int(bins))
+    axes = axes_of(chosen, layout)
+    check_countable(chosen, axes, int(bins))
     limits = _vector(thresholds, "threshold (bits)", 0.0, np.inf)
-    found = [_entropy_curve(leaf, limits, int(bins)) for leaf in chosen.values]
+    found = [_entropy_curve(leaf, limits, own, int(bins)) for leaf, own in zip(chosen.values, axes, strict=True)]
     return EntropyCurve(*(_with_zeros(chosen, [pair[i] for pair in found], limits.shape) for i in range(2)))
 
 
-@partial(jax.jit, static_argnums=2)
-def _entropy_curve(w: Array, thresholds: Array, bins: int) -> tuple[Array, Array]:
-    bits = unit_statistics.entropy(w, bins).reshape(-1)
-    energy = jnp.sum(_squares(w), axis=layout.within_unit(w)).reshape(-1)
+@partial(jax.jit, static_argnums=(2, 3))
+def _entropy_curve(w: Array, thresholds: Array, axes: Axes, bins: int) -> tuple[Array, Array]:
+    bits = unit_statistics.entropy(w, axes, bins).reshape(-1)
+    energy = jnp.sum(_squares(w), axis=axes.inputs).reshape(-1)
     removed = bits[None] < thresholds[:, None]
     share = jnp.sum(removed, axis=1, dtype=jnp.int32).astype(jnp.float32) / max(bits.size, 1)
     return share, _relative(jnp.sum(jnp.where(removed, energy[None], 0.0), axis=1), w)

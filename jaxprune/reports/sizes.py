@@ -139,7 +139,7 @@ def holds_numbers(leaf: Any) -> bool:
 
 def _scale_bytes(shape: tuple[int, ...], spec: QuantSpec, path: str) -> int:
     _, shared = uniform.layout(shape, spec, path)
-    groups = math.prod(n for i, n in enumerate(uniform.grouped_shape(shape, spec, path)) if i not in shared)
+    groups = math.prod(n for i, n in enumerate(uniform.grouped_shape(shape, spec)) if i not in shared)
     return groups * (4 if spec.symmetric else 8)
 
 

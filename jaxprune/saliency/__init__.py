@@ -5,8 +5,8 @@ masks can be made of them leaf by leaf. All floating leaves get scores, whatever
 is decided later, by the ``where`` of the mask. Leaves that are not floating (integers, bools, PRNG keys, callables)
 get a 0-d float32 zero, which only keeps the structure.
 
-A **unit** is an index along a leaf's last axis; of a vector each entry is a unit. Scores of units have the shape
-``(1, ..., 1, C)``, which broadcasts against the parameter. A scalar leaf is one unit of one weight.
+A **unit** is an index along a leaf's output axes (:mod:`jaxprune.layout`); of a vector each entry is a unit. Scores of
+units broadcast against the parameter: ``(1, ..., 1, C)`` of a Flax kernel. A scalar leaf is one unit of one weight.
 
 Nothing here is a class or a registry: a criterion is any function ``params -> scores``.
 """

@@ -1,38 +1,39 @@
 """A criterion that looks at units together: how far each is from all the others."""
 
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Array, Params, Scores
+from jaxprune.base import Array, Layout, Params, Scores
 from jaxprune.kernels.rounding import divide, normalizer
-from jaxprune.kernels.sharding import automatic
-from jaxprune.layout import unit_count, unit_shape
+from jaxprune.kernels.unit_statistics import by_units
+from jaxprune.layout import Axes, axes_of
 from jaxprune.saliency.weights import floating, score
 
 _TILE = 128  # units whose distances to as many others are computed together
 _NEAR = 1 / 16  # of the sum of two squared norms: below it a squared distance is summed from differences
 
 
-def geometric_median(params: Params) -> Scores:
+def geometric_median(params: Params, *, layout: Layout = None) -> Scores:
     """Scores each unit by its distances to all other units of its leaf, ``sum over j of ||w_i - w_j||_2``.
 
     A unit of low score is near the geometric median of the units: the others can stand in for it, however large its
     weights are.
 
     Args:
-      params: any pytree of arrays; units are along the last axis.
+      params: any pytree of arrays.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
-      Scores of the structure of ``params``; of a leaf of shape ``(..., C)`` they have shape ``(1, ..., 1, C)``. Float32
+      Scores of the structure of ``params``; of a Flax kernel ``(..., C)`` they have shape ``(1, ..., 1, C)``. Float32
       and computed in float32, with a relative error near 1e-6 and no overflow or underflow on the way: distances of
       units that are near each other are summed from the differences of their weights, others from their products. Time
       grows with C times the leaf; memory is a few times the leaf. A unit with a weight that is not finite scores NaN,
       and the scores of the others leave it out. A unit without others scores 0. The derivative is 0.
 
     Raises:
+      ValueError: a kernel whose axes no rule knows, with its path.
       TypeError: a leaf is no array, with its path.
 
     Source: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", 2019
@@ -41,18 +42,18 @@ def geometric_median(params: Params) -> Scores:
     >>> geometric_median(jnp.array([[0.0, 3.0, 0.0], [0.0, 4.0, 1.0]]))
     Array([[6.       , 9.2426405, 5.2426405]], dtype=float32)
     """
-    return score(floating(params), _geometric_median)
+    selection = floating(params)
+    return score(selection, _geometric_median, axes=axes_of(selection, layout))
 
 
-def _geometric_median(w: Array) -> Array:
-    sums = automatic(_sums_of_distances, jax.lax.stop_gradient(w))
-    return sums.reshape(unit_shape(w))
+def _geometric_median(w: Array, axes: Axes) -> Array:
+    return by_units(_sums_of_distances, jax.lax.stop_gradient(w), axes)
 
 
 def _sums_of_distances(w: Array) -> Array:
-    """The scores: float32 (C,)."""
-    units, weights = unit_count(w), math.prod(w.shape[:-1])
-    rows = w.astype(jnp.float32).reshape(weights, units).T
+    """The scores, float32 (C,), of a matrix (weights, C)."""
+    weights, units = w.shape
+    rows = w.astype(jnp.float32).T
     finite = jnp.all(jnp.isfinite(rows), axis=1)
     rows = jnp.where(finite[:, None], rows, 0.0)
     scale = normalizer(jnp.max(jnp.abs(rows), initial=0.0))

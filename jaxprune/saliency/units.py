@@ -1,4 +1,4 @@
-"""Criteria that score each unit: one score an index along the last axis, of shape ``(1, ..., 1, C)``."""
+"""Criteria that score each unit: one score an index along the output axes, that broadcasts to the leaf."""
 
 import math
 from numbers import Real
@@ -9,28 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import tree
-from jaxprune.base import Array, Params, Scores
+from jaxprune.base import Array, Layout, Params, Scores
 from jaxprune.kernels import unit_statistics
 from jaxprune.kernels.rounding import divide, normalizer
-from jaxprune.layout import check_countable, within_unit
+from jaxprune.layout import Axes, axes_of, check_countable
 from jaxprune.saliency.weights import floating, score
 
 
-def unit_norm(params: Params, *, ord: float = 1) -> Scores:
+def unit_norm(params: Params, *, ord: float = 1, layout: Layout = None) -> Scores:
     """Scores each unit by the norm of its weights, ``(sum of |w|**ord) ** (1 / ord)``.
 
     With ``ord`` 1 the criterion of Li et al., "Pruning Filters for Efficient ConvNets" (2017).
 
     Args:
-      params: any pytree of arrays; units are along the last axis.
+      params: any pytree of arrays.
       ord: a real number above 0, or ``inf`` for the largest magnitude. Static.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
-      Scores of the structure of ``params``; of a leaf of shape ``(..., C)`` they have shape ``(1, ..., 1, C)``. Float32
+      Scores of the structure of ``params``; of a Flax kernel ``(..., C)`` they have shape ``(1, ..., 1, C)``. Float32
       and computed in float32, with no overflow or underflow on the way. The derivative at a zero unit is taken as 0.
 
     Raises:
-      ValueError: ``ord`` is not a number above 0.
+      ValueError: ``ord`` is not a number above 0; or a kernel whose axes no rule knows, with its path.
       TypeError: a leaf is no array, with its path.
 
     >>> unit_norm(jnp.array([[3.0, 1.0], [-4.0, 1.0]]), ord=2)
@@ -38,12 +39,12 @@ def unit_norm(params: Params, *, ord: float = 1) -> Scores:
     """
     if isinstance(ord, bool) or not isinstance(ord, Real) or not ord > 0:
         raise ValueError(f"ord must be a number above 0 (it is static, inf is allowed), got {ord!r}")
-    return score(floating(params), _unit_norm, float(ord))
+    selection = floating(params)
+    return score(selection, _unit_norm, float(ord), axes=axes_of(selection, layout))
 
 
-def _unit_norm(w: Array, ord: float) -> Array:
-    w = jnp.abs(w.astype(jnp.float32))
-    axes = within_unit(w)
+def _unit_norm(w: Array, of: Axes, ord: float) -> Array:
+    w, axes = jnp.abs(w.astype(jnp.float32)), of.inputs
     if ord == 1:
         return jnp.sum(w, axis=axes, keepdims=True)
     largest = jnp.max(w, axis=axes, keepdims=True, initial=0.0)
@@ -57,7 +58,7 @@ def _unit_norm(w: Array, ord: float) -> Array:
     return jnp.where(total == 0, 0.0, scale * jnp.where(total == 0, 1.0, total) ** (1 / ord))
 
 
-def unit_entropy(params: Params, *, bins: int = 64) -> Scores:
+def unit_entropy(params: Params, *, bins: int = 64, layout: Layout = None) -> Scores:
     """Scores each unit by the entropy of the histogram of its incoming weights, ``H = -sum P log2 P``.
 
     All units of a leaf share ``bins`` equal bins between ``lo`` and ``hi``, the finite minimum and maximum of the leaf:
@@ -65,49 +66,53 @@ def unit_entropy(params: Params, *, bins: int = 64) -> Scores:
     weights are all alike has entropy 0, however large they are.
 
     Args:
-      params: any pytree of arrays; units are along the last axis.
+      params: any pytree of arrays.
       bins: number of bins, at least 1. Static.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
-      Scores of the structure of ``params``; of a leaf of shape ``(..., C)`` they have shape ``(1, ..., 1, C)``.
+      Scores of the structure of ``params``; of a Flax kernel ``(..., C)`` they have shape ``(1, ..., 1, C)``.
       Float32, in bits, in [0, log2 bins] up to the rounding of the sum; a unit that fills 2**k bins evenly has k bits.
       Counts are exact integers. Weights that are not finite are not counted, and ranges that overflow float32 do no
       harm. A constant leaf, a unit without weights and a unit of non-finite weights score 0. The derivative is 0.
 
     Raises:
       ValueError: ``bins`` is not an integer of at least 1; or a unit has 2**31 weights or more, or a leaf as many bins,
-        with the leaf's path.
+        or no rule knows the axes of a kernel, with the leaf's path.
       TypeError: a leaf is no array, with its path.
 
     >>> unit_entropy(jnp.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]), bins=4)
     Array([[2., 0.]], dtype=float32)
     """
-    return score(_countable(params, bins), unit_statistics.entropy, int(bins))
+    selection, axes = _countable(params, bins, layout)
+    return score(selection, unit_statistics.entropy, int(bins), axes=axes)
 
 
-def unit_sparsity(params: Params) -> Scores:
+def unit_sparsity(params: Params, *, layout: Layout = None) -> Scores:
     """Scores each unit by its fraction of zeros, ``zeros / elements``.
 
     The one criterion here where **larger is less important**: ``masks.by_unit_sparsity`` removes the units *above* a
     threshold. To rank units by it, negate it.
 
     Args:
-      params: any pytree of arrays; units are along the last axis.
+      params: any pytree of arrays.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
-      Fractions in [0, 1] in the structure of ``params``; of a leaf of shape ``(..., C)`` they have shape
+      Fractions in [0, 1] in the structure of ``params``; of a Flax kernel ``(..., C)`` they have shape
       ``(1, ..., 1, C)``. The counts are exact integers, the quotient is the float32 nearest to the fraction (of units
       above 2**24 elements, to within an ulp or two). -0.0 is a zero, NaN and subnormals are none. Of no elements
       it is 0.
 
     Raises:
-      ValueError: a unit has 2**31 elements or more, with the leaf's path.
+      ValueError: a unit has 2**31 elements or more, or no rule knows the axes of a kernel, with the leaf's path.
       TypeError: a leaf is no array, with its path.
 
     >>> unit_sparsity(jnp.array([[0.0, 1.0], [2.0, 1.0], [0.0, 0.0], [0.0, 1.0]]))
     Array([[0.75, 0.25]], dtype=float32)
     """
-    return score(_countable(params), unit_statistics.sparsity)
+    selection, axes = _countable(params, 1, layout)
+    return score(selection, unit_statistics.sparsity, axes=axes)
 
 
 def activation_entropy(activations: Any, *, bins: int = 64) -> Any:
@@ -133,11 +138,11 @@ def activation_entropy(activations: Any, *, bins: int = 64) -> Any:
     >>> activation_entropy(jnp.array([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]), bins=4)
     Array([0., 2.], dtype=float32)
     """
-    selection = _countable(activations, bins)
+    selection, axes = _countable(activations, bins, "flax")
     for i in selection.chosen:
         if np.ndim(selection.leaves[i]) == 0:
             raise ValueError(f"activations at {selection.paths[i]!r} are a scalar; they need a last axis of units")
-    return score(selection, _activation_entropy, int(bins))
+    return score(selection, _activation_entropy, int(bins), axes=axes)
 
 
 def activation_taylor(activations: Any, grads: Any, *, normalize: bool = False) -> Any:
@@ -192,13 +197,14 @@ def _activation_taylor(x: Array, g: Array, normalize: bool) -> Array:
     return divide(scores, jnp.sqrt(jnp.where(squares == 0, 1.0, squares)))
 
 
-def _activation_entropy(x: Array, bins: int) -> Array:
-    return unit_statistics.entropy(x, bins).reshape(x.shape[-1:])
+def _activation_entropy(x: Array, axes: Axes, bins: int) -> Array:
+    return unit_statistics.entropy(x, axes, bins).reshape(x.shape[-1:])
 
 
-def _countable(params: Params, bins: int = 1) -> tree.Selection:
-    """The floating leaves, once it is sure that their histograms fit 32-bit integers."""
+def _countable(params: Params, bins: int, layout: Layout) -> tuple[tree.Selection, list[Axes]]:
+    """The floating leaves and their axes, once it is sure that their histograms fit 32-bit integers."""
     unit_statistics.check_bins(bins)
     selection = floating(params)
-    check_countable(selection, int(bins))
-    return selection
+    axes = axes_of(selection, layout)
+    check_countable(selection, axes, int(bins))
+    return selection, axes

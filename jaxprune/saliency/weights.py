@@ -9,17 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import tree
-from jaxprune.base import Array, Params, Scores
+from jaxprune.base import Array, Layout, Params, Scores
 from jaxprune.kernels import by_shape
 from jaxprune.kernels.rounding import divide, normalizer
-from jaxprune.layout import within_unit
+from jaxprune.layout import Axes, axes_of
 
 
 def score(
-    selection: tree.Selection, kernel: Callable[..., Array], *static: Any, partners: Sequence[list[Array]] = ()
+    selection: tree.Selection,
+    kernel: Callable[..., Array],
+    *static: Any,
+    partners: Sequence[list[Array]] = (),
+    axes: Sequence[Axes] = (),
 ) -> Scores:
-    """Applies ``kernel(leaf, *partners, *static)`` to every chosen leaf."""
-    return selection.replace(by_shape.each(kernel, selection.values, *partners, static=static), no_score)
+    """Applies ``kernel(leaf, *partners, *static)`` to every chosen leaf; with its ``axes`` before what is static."""
+    return selection.replace(by_shape.each(kernel, selection.values, *partners, static=static, own=axes), no_score)
 
 
 def floating(params: Params) -> tree.Selection:
@@ -154,7 +158,7 @@ def _random(key: Array, positions: tuple[int, ...], shapes: tuple[tuple[int, ...
     return [jax.random.uniform(k, shape, jnp.float32) for k, shape in zip(keys, shapes, strict=True)]
 
 
-def connection_entropy(params: Params) -> Scores:
+def connection_entropy(params: Params, *, layout: Layout = None) -> Scores:
     """Scores each weight by ``-p log2 p``, where ``p = |w| / sum of |w|`` over the weights of its unit.
 
     The sum of the scores over a unit is the entropy of how its total weight is spread over its inputs: 0 for a single
@@ -162,7 +166,8 @@ def connection_entropy(params: Params) -> Scores:
     dominates its unit carries little entropy.
 
     Args:
-      params: any pytree of arrays; units are along the last axis, the sum runs over all the others.
+      params: any pytree of arrays; the sum runs over the input axes.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       Scores of the structure and shapes of ``params``, float32, in bits, in [0, 0.531]. A zero weight scores 0 (0 log
@@ -171,19 +176,21 @@ def connection_entropy(params: Params) -> Scores:
       taken as 0.
 
     Raises:
+      ValueError: a kernel whose axes no rule knows, with its path.
       TypeError: a leaf is no array, with its path.
 
     >>> connection_entropy(jnp.array([[1.0, 0.0], [1.0, 5.0]]))
     Array([[0.5, 0. ],
            [0.5, 0. ]], dtype=float32)
     """
-    return score(floating(params), _connection_entropy)
+    selection = floating(params)
+    return score(selection, _connection_entropy, axes=axes_of(selection, layout))
 
 
-def _connection_entropy(w: Array) -> Array:
+def _connection_entropy(w: Array, axes: Axes) -> Array:
     w = jnp.abs(w.astype(jnp.float32))
-    largest = jnp.max(w, axis=within_unit(w), keepdims=True, initial=0.0)
+    largest = jnp.max(w, axis=axes.inputs, keepdims=True, initial=0.0)
     w = w * jax.lax.stop_gradient(normalizer(largest))
-    total = jnp.sum(w, axis=within_unit(w), keepdims=True)
+    total = jnp.sum(w, axis=axes.inputs, keepdims=True)
     p = divide(w, jnp.where(total == 0, 1.0, total))
     return jnp.where(p == 0, 0.0, 0.0 - p * jnp.log2(jnp.where(p == 0, 1.0, p)))  # never -0.0

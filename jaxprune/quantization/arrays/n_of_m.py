@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune import layout, tree
-from jaxprune.base import Array, Masks, Params, Where
+from jaxprune import tree
+from jaxprune.base import Array, Layout, Masks, Params, Where
+from jaxprune.layout import check_axis, grouped_along
 from jaxprune.quantization.arrays.bcoo import masked
 from jaxprune.quantization.arrays.flax_state import FlaxState
 from jaxprune.quantization.arrays.packed import pack, packed_length, unpack
@@ -72,7 +73,16 @@ class NOfMArray(FlaxState):
         return describe(self, f"{self.n}:{self.m} along axis {self.axis}")
 
 
-def to_n_of_m(params: Params, masks: Masks, n: int = 2, m: int = 4, *, axis: int = -2, where: Where = None) -> Params:
+def to_n_of_m(
+    params: Params,
+    masks: Masks,
+    n: int = 2,
+    m: int = 4,
+    *,
+    axis: int | None = None,
+    where: Where = None,
+    layout: Layout = None,
+) -> Params:
     """Stores each masked leaf without the entries that an N:M mask removes, in ``n / m`` of its bytes and the indices.
 
     Works under ``jit`` and ``vmap``.
@@ -83,8 +93,9 @@ def to_n_of_m(params: Params, masks: Masks, n: int = 2, m: int = 4, *, axis: int
         are.
       n: how many of a group are stored, 1 to ``m``. Static.
       m: the length of a group, 2 to 256. Static.
-      axis: the axis of the groups; -2 is the contraction axis of Flax kernels. Static.
+      axis: the axis of the groups; by default that of each leaf's layout, the last that its product contracts. Static.
       where: which of the masked leaves take part, see :func:`jaxprune.tree.select`; None for all of them.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       ``params`` with an :class:`NOfMArray` in place of each masked leaf; other leaves are the same objects. Where a
@@ -105,13 +116,14 @@ def to_n_of_m(params: Params, masks: Masks, n: int = 2, m: int = 4, *, axis: int
     """
     _check_numbers(n, m)
     selection, kept = masked(params, masks, where)
-    for path, leaf, mask in zip(selection.names, selection.values, kept, strict=True):
-        length = leaf.shape[layout.check_axis(path, leaf, axis)]
+    selection, axes = grouped_along(selection, axis, layout)
+    for path, leaf, mask, axis in zip(selection.names, selection.values, kept, axes, strict=True):
+        length = leaf.shape[check_axis(path, leaf, axis)]
         if length % m:
             raise ValueError(f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}")
         _check_groups(path, leaf, mask, n, m, axis)
-    numbers = (int(n), int(m), int(axis))
-    return selection.replace([_to_leaf(x, mask, *numbers) for x, mask in zip(selection.values, kept, strict=True)])
+    rows = zip(selection.values, kept, axes, strict=True)
+    return selection.replace([_to_leaf(x, mask, int(n), int(m), axis) for x, mask, axis in rows])
 
 
 def fault(record: NOfMArray) -> str:
