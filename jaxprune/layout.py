@@ -95,10 +95,19 @@ def find_axes(chosen: Selection, layout: Layout = None) -> list[Axes | None]:
     elif layout not in (None, "flax", "torch"):
         raise ValueError(f"layout is {layout!r}; give 'flax', 'torch' or {{pattern: (batch, inputs, outputs)}}")
     shapes = dict(zip(chosen.paths, map(np.shape, chosen.leaves), strict=True))
-    return [_find(path, shapes, layout) for path in chosen.names]
+    turned = any(_turned(path, shape, shapes) for path, shape in shapes.items())
+    return [_find(path, shapes, layout, turned) for path in chosen.names]
 
 
-def _find(path: str, shapes: dict[str, tuple[int, ...]], layout: Layout) -> Axes | None:
+def _turned(path: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether the bias beside a ``weight`` says that its outputs come second, not first: GPT-2, ConvTranspose."""
+    if not path.endswith("weight") or len(shape) < 2:
+        return False
+    outputs = shapes.get(path.removesuffix("weight") + "bias", ())[:1]
+    return outputs != shape[:1] and outputs == shape[1:2]
+
+
+def _find(path: str, shapes: dict[str, tuple[int, ...]], layout: Layout, turned: bool) -> Axes | None:
     if isinstance(layout, Mapping):
         for pattern, given in layout.items():
             if _matches(path, pattern):
@@ -112,8 +121,10 @@ def _find(path: str, shapes: dict[str, tuple[int, ...]], layout: Layout) -> Axes
         return Axes((), tuple(range(rank - 1)), (rank - 1,), lookup=True)
     bias = shapes.get(path[: -len(name)] + _BIASES.get(name, "bias"), ())
     if layout == "torch" or re.match("(in_proj_)?weight(_[ih]h|$)", name):
-        turned = layout is None and bias and bias[0] != shape[0] and bias[0] == shape[1]  # ConvTranspose, GPT-2
-        return None if turned else Axes((), (*range(2, rank), 1), (0,))
+        if layout is None and _turned(path, shape, shapes):
+            return _flax(rank) if rank == 2 else None
+        square = turned and layout is None and shape[0] == shape[1]  # as others here are turned, it may be as well
+        return None if square else Axes((), (*range(2, rank), 1), (0,))
     if rank == 2:
         return _flax(rank)
     attention = name == "kernel" and parent in ("query", "key", "value")

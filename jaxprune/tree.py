@@ -64,10 +64,10 @@ def flatten(tree: Params) -> Selection:
 def select(tree: Params, where: Where = None) -> Selection:
     """Chooses the leaves of ``tree`` that take part in a transform.
 
-    By default these are the floating leaves of rank 2 and more: kernels and embeddings. Biases, leaves of norms (by name),
-    arrays of rank 3 and more with at most one axis above 1, every Linen collection but ``params``, every NNX variable
-    but ``Param``, integer leaves, PRNG keys and callables are left alone. A tree that is one bare array is always
-    selected.
+    By default these are the floating leaves of rank 2 and more: kernels and embeddings. Biases, leaves of norms (by
+    name), arrays of rank 3 and more with at most one axis above 1, every Linen collection but ``params``, every NNX
+    variable but ``Param``, integer leaves, PRNG keys and callables are left alone. A tree that is one bare array is
+    always selected.
 
     Args:
       tree: any pytree; boxed leaves (``nn.Partitioned``, ``nnx.Variable``) go by the path of their box.

@@ -130,7 +130,7 @@ def test_inspect_warns(tmp_path, call):
         "zeros: all 5 entries are 0",
         "odd: 2 NaN and 1 infinite of 4 entries",
         "model.a.weight: 1 of 12 units (last axis) have zeros alone",
-        "model.b.weight: 1 of 8 rows (first axis) have zeros alone",
+        "model.b.weight: 1 of 8 units (first axis) have zeros alone",
         "b, a: the same array 2 times",
     ]
     text = call("inspect", str(tmp_path / "odd.npz"), "--where", "odd")
@@ -142,8 +142,8 @@ def test_inspect_draws_a_table(model, call):
     assert lines[0] == f"model.safetensors: safetensors, {shared.size(os.path.getsize(model))}, 6 leaves"
     kernel = LEAVES["model.a.weight"]
     row = next(line for line in lines if "a.weight" in line)
-    assert row.split()[:8] == ["*", "model.a.weight", "8x12", "float32", "96", "384", "8", "0"]
-    assert row.split()[8:11] == [f"{np.abs(kernel).max():.4g}"] + [
+    assert row.split()[:8] == ["*", "model.a.weight", "8x12", "0>1", "float32", "96", "384", "8"]
+    assert row.split()[9:12] == [f"{np.abs(kernel).max():.4g}"] + [
         f"{entropy(codes_of(kernel, b)):.2f}" for b in (8, 4)
     ]
     assert any(line.split()[:3] == ["total", f"{sum(x.size for x in LEAVES.values())}", f"{BYTES:,}"] for line in lines)

@@ -122,7 +122,7 @@ NAMES = {
     "model.layers.0.input_layernorm": ({"weight": (3, 4)}, {}),
     "attn": ({"in_proj_weight": (12, 4), "in_proj_bias": (12,)}, {"in_proj_weight": "1>0"}),
     "up": ({"weight": (4, 5, 3, 3), "bias": (5,)}, {"weight": "?"}),  # ConvTranspose2d
-    "h.0.attn.c_attn": ({"weight": (4, 12), "bias": (12,)}, {"weight": "?"}),  # of GPT-2
+    "h.0.attn.c_attn": ({"weight": (4, 12), "bias": (12,)}, {"weight": "0>1"}),  # of GPT-2
     "qkv": ({"kernel": (4, 3, 2, 6), "bias": (3, 2, 6)}, {"kernel": "0>1,2,3"}),
     "fused": ({"kernel": (4, 3, 6)}, {"kernel": "?"}),
     "stack": ({"kernel": (4, 4, 4), "bias": (4, 4)}, {"kernel": "?"}),  # which is which?
@@ -137,6 +137,14 @@ def test_names(module):
     params = {f"{module}{split}{name}": jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in leaves.items()}
     assert found(params) == {f"{module}{split}{name}": axes for name, axes in expected.items()}
     assert found({module: shapes(**leaves)}) == {f"{module}/{name}": axes for name, axes in expected.items()}
+
+
+def test_square_weights_beside_turned_ones_are_in_doubt():
+    gpt = named(("c_attn.weight", (4, 12)), ("c_attn.bias", (12,)), ("c_proj.weight", (4, 4)), ("c_proj.bias", (4,)))
+    assert found(gpt) == {"c_attn.weight": "0>1", "c_proj.weight": "?"}
+    assert found(gpt, "flax") == {"c_attn.weight": "0>1", "c_proj.weight": "0>1"}
+    linear = named(("c_proj.weight", (4, 4)), ("c_proj.bias", (4,)))
+    assert found(linear) == {"c_proj.weight": "1>0"}
 
 
 def test_a_layout_that_is_said():

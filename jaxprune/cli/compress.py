@@ -21,6 +21,8 @@ from jaxprune.base import QuantSpec
 from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, compressed, ranking
 from jaxprune.cli import diff, recipe, shared
 from jaxprune.cli.recipe import Recipe, Treatment
+from jaxprune.layout import Axes, sure
+from jaxprune.quantization.leaves import spec_of
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
 _BATCH = 2**24  # bytes
@@ -68,22 +70,24 @@ def run(args: argparse.Namespace) -> None:
 
 def coded(leaves: Mapping[str, Leaf], wanted: Recipe, progress: bool) -> files.Compressed:
     """All leaves, those of the recipe with its losses, coded one by one; their arrays are never in memory together."""
-    cuts = _cuts(leaves, wanted)
+    cuts, axes = _cuts(leaves, wanted), shared.axes(leaves)
 
     def array_of(name: str) -> np.ndarray:
         treatment, array = wanted.treatments.get(name), leaves[name].read()
-        return array if treatment is None else _masked(array, name, treatment, cuts.get(name))
+        return array if treatment is None else _masked(array, name, treatment, cuts.get(name), axes[name])
 
     def code(names: list[str]) -> dict[str, files.Compressed]:
-        options = _options(wanted.treatments.get(names[0]), wanted.side)
+        treatment = wanted.treatments.get(names[0])
+        options = _options(treatment, _spec(treatment, leaves[names[0]], axes), wanted.side)
         return compressed.code({name: array_of(name) for name in names}, **options)
 
-    alike: dict[Treatment | None, list[str]] = {}
-    for name in leaves:
-        alike.setdefault(_coding(wanted.treatments.get(name)), []).append(name)
+    alike: dict[tuple[Treatment | None, QuantSpec | None], list[str]] = {}
+    for name, leaf in leaves.items():
+        treatment = wanted.treatments.get(name)
+        alike.setdefault((_coding(treatment), _spec(treatment, leaf, axes)), []).append(name)
     groups = [
         group
-        for treatment, names in alike.items()
+        for (treatment, _), names in alike.items()
         for group in ([names] if treatment and treatment.quantizer in _TOGETHER else _batches(names, leaves))
     ]
     parts = host.in_parallel(code, groups, "leaves", progress)
@@ -97,6 +101,14 @@ def _coding(treatment: Treatment | None) -> Treatment | None:
     made = Treatment(bits=treatment.bits, codebook=treatment.codebook, quantizer=treatment.quantizer)
     together = treatment.quantizer in _TOGETHER
     return made if together else made._replace(axis=treatment.axis, block_size=treatment.block_size)
+
+
+def _spec(treatment: Treatment | None, leaf: Leaf, axes: Mapping[str, Axes | None]) -> QuantSpec | None:
+    """The spec of a uniform quantizer, with the axes of the leaf."""
+    if treatment is None or treatment.bits is None or treatment.quantizer != "uniform":
+        return None
+    spec = QuantSpec(axis=treatment.axis, block_size=treatment.block_size)
+    return spec_of(spec, leaf.name, leaf, axes[leaf.name])
 
 
 def _batches(names: Iterable[str], leaves: Mapping[str, Leaf]) -> list[list[str]]:
@@ -125,28 +137,31 @@ def _cuts(leaves: Mapping[str, Leaf], wanted: Recipe) -> dict[str, ranking.Cut]:
     return found
 
 
-def _masked(array: np.ndarray, name: str, treatment: Treatment, cut: ranking.Cut | None) -> np.ndarray:
+def _masked(
+    array: np.ndarray, name: str, treatment: Treatment, cut: ranking.Cut | None, axes: Axes | None
+) -> np.ndarray:
     """The array with 0 where the treatment removes weights."""
     if cut is not None:
         kept = ranking.mask(array, cut)
     elif treatment.n_of_m is not None:
         scores = {name: np.abs(array.astype(np.float32))}
-        found = masks.n_of_m(scores, *treatment.n_of_m, axis=treatment.n_of_m_axis, where=lambda *_: True)
+        axis = treatment.n_of_m_axis
+        axis = sure(name, array, axes).along - array.ndim if axis is None else axis
+        found = masks.n_of_m(scores, *treatment.n_of_m, axis=axis, where=lambda *_: True)
         kept = np.asarray(found[name])
     else:
         return array
     return np.where(kept, array, np.zeros((), array.dtype))
 
 
-def _options(treatment: Treatment | None, side: str | None) -> dict[str, Any]:
+def _options(treatment: Treatment | None, spec: QuantSpec | None, side: str | None) -> dict[str, Any]:
     """What :func:`jaxprune.compress` is told; every leaf that it is given is meant, or none."""
     options: dict[str, Any] = {"side": side, "where": lambda *_: treatment is not None}
     if treatment is None or (treatment.codebook is None and treatment.bits is None):
         return options
     if treatment.codebook is not None:
         return options | {"codebook": treatment.codebook}
-    spec = QuantSpec(axis=treatment.axis, block_size=treatment.block_size)
-    quantizer = spec if treatment.quantizer == "uniform" else treatment.quantizer
+    quantizer = treatment.quantizer if spec is None else spec
     return options | {"bits": treatment.bits, "quantizer": quantizer}
 
 
@@ -158,9 +173,10 @@ def _verified(
     if stored.to_bytes() != made.to_bytes():
         raise CheckpointError("the file reads back with other bytes; the disk or the memory is faulty")
     sizes = dict(zip(back.leaves, (leaf.nbytes for leaf in stored.leaves), strict=True))
+    axes = shared.axes(opened.leaves)
 
     def row(name: str) -> dict[str, Any]:
-        found = diff.measured(opened.leaves[name], back.leaves[name])
+        found = diff.measured(opened.leaves[name], back.leaves[name], axes[name])
         if name not in wanted.treatments and not wanted.side and not found["equal"]:
             raise CheckpointError(f"leaf {name!r} reads back changed, though nothing was to happen to it")
         sized = {"bytes_before": opened.leaves[name].nbytes, "bytes_after": sizes[name]}

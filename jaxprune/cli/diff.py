@@ -15,11 +15,12 @@ from jaxprune import host
 from jaxprune.checkpoints import Checkpoint, Leaf
 from jaxprune.checkpoints.leaf import paths
 from jaxprune.cli import shared
+from jaxprune.layout import Axes
 from jaxprune.reports import measures
 
 _NOTES = """\
 rel. error: L2 norm of after - before over that of before; of the total, over all floating leaves.
-removed: entries that became 0; units: indices along the last axis that became 0 altogether."""
+removed: entries that became 0; units: indices along the output axes that became 0 altogether."""
 _COUNTS = ("size", "zeros_before", "zeros_after", "removed", "units_removed", "changed")
 
 
@@ -38,10 +39,10 @@ def run(args: argparse.Namespace) -> None:
     if not both:
         sides = f"{shared.few(list(before))} against {shared.few(list(after))}"
         raise ValueError(f"{args.before} and {args.after} have no leaf in common: {sides}")
-    rows, shapes = [], []
+    rows, shapes, axes = [], [], shared.axes(old.leaves)
     for path in shared.tracked(both, "leaves", shared.progress_wanted(args)):
         if before[path].shape == after[path].shape:
-            rows.append(measured(before[path], after[path]))
+            rows.append(measured(before[path], after[path], axes[before[path].name]))
         else:
             shapes.append({"name": path, "before": list(before[path].shape), "after": list(after[path].shape)})
     found = {
@@ -68,9 +69,9 @@ def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return counts | {"relative_error": measures.relative(*errors), "max_error": largest}
 
 
-def measured(before: Leaf, after: Leaf) -> dict[str, Any]:
+def measured(before: Leaf, after: Leaf, axes: Axes | None) -> dict[str, Any]:
     """What is known of a leaf when both its arrays have been read."""
-    found = measures.compare(before.read(), after.read())
+    found = measures.compare(before.read(), after.read(), axes.inputs if axes else None)
     return {
         "name": before.name,
         "shape": list(before.shape),

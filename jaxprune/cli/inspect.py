@@ -18,12 +18,14 @@ from jaxprune import host
 from jaxprune.checkpoints import Leaf
 from jaxprune.cli import shared
 from jaxprune.kernels.rounding import HUGE, TINY
+from jaxprune.layout import Axes
 from jaxprune.reports import measures
 
 _NOTES = """\
 H8, H4: entropy in bits a weight of the codes of jaxprune.quantize(leaf, 8 or 4): symmetric, one scale a leaf.
 8-bit, 4-bit: bytes of these codes at their entropy, and 4 for the scale. The total takes them for the leaves marked *,
-which compress works on by default (floating, rank 2 and more), and all other leaves as they are."""
+which compress works on by default (floating, rank 2 and more), and all other leaves as they are.
+axes: which are inputs > which are outputs (units); stacked layers before a colon; ? where no rule knows."""
 WIDTHS = (8, 4)
 
 
@@ -67,17 +69,19 @@ def run(args: argparse.Namespace) -> None:
     leaves = [opened.leaves[name] for name in shown]
     tracked = shared.tracked(leaves, "leaves", shared.progress_wanted(args))
     facts = {leaf.name: describe(leaf.read()) for leaf in tracked}
-    rows = [_row(leaf, facts[leaf.name], leaf.name in marked) for leaf in leaves]
+    axes = shared.axes(opened.leaves)
+    rows = [_row(leaf, facts[leaf.name], leaf.name in marked, axes[leaf.name]) for leaf in leaves]
     found = {"path": str(opened.path), "format": opened.format, "file_bytes": opened.file_bytes, "leaves": rows}
     found["metadata"] = dict(opened.metadata)
-    found |= {"total": _total(rows), "warnings": _warnings(leaves, facts)}
+    found |= {"total": _total(rows), "warnings": _warnings(leaves, facts, axes)}
     shared.show(args, found, _text(found), opened)
 
 
-def _row(leaf: Leaf, facts: Facts, marked: bool) -> dict[str, Any]:
+def _row(leaf: Leaf, facts: Facts, marked: bool, axes: Axes | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": leaf.name,
         "shape": list(leaf.shape),
+        "axes": str(axes or "?") if marked else "",
         "dtype": leaf.dtype.name,
         "parameters": leaf.size,
         "bytes": leaf.nbytes,
@@ -100,7 +104,7 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _warnings(leaves: list[Leaf], facts: dict[str, Facts]) -> list[str]:
+def _warnings(leaves: list[Leaf], facts: dict[str, Facts], axes: dict[str, Axes | None]) -> list[str]:
     found, alike = [], defaultdict(list)
     for leaf in leaves:
         name, fact = leaf.name, facts[leaf.name]
@@ -108,10 +112,11 @@ def _warnings(leaves: list[Leaf], facts: dict[str, Facts]) -> list[str]:
             found.append(f"{name}: {fact.nan:,} NaN and {fact.inf:,} infinite of {leaf.size:,} entries")
         if leaf.size > 1 and fact.zeros == leaf.size:
             found.append(f"{name}: all {leaf.size:,} entries are 0")
-        if fact.dead.get(-1):
-            found.append(f"{name}: {fact.dead[-1]:,} of {leaf.shape[-1]:,} units (last axis) have zeros alone")
-        if fact.dead.get(0):
-            found.append(f"{name}: {fact.dead[0]:,} of {leaf.shape[0]:,} rows (first axis) have zeros alone")
+        for at, end, other in ((-1, "last", "columns"), (0, "first", "rows")):
+            if fact.dead.get(at):
+                known = axes[name]
+                units = "units" if known and at % len(leaf.shape) in known.outputs else other
+                found.append(f"{name}: {fact.dead[at]:,} of {leaf.shape[at]:,} {units} ({end} axis) have zeros alone")
         if not fact.constant:
             alike[fact.digest, leaf.shape, leaf.dtype].append(name)
     found += [f"{', '.join(same)}: the same array {len(same)} times" for same in alike.values() if len(same) > 1]
@@ -119,16 +124,30 @@ def _warnings(leaves: list[Leaf], facts: dict[str, Facts]) -> list[str]:
 
 
 def _text(found: dict[str, Any]) -> str:
-    head = ("leaf", "shape", "dtype", "parameters", "bytes", "zeros", "nan/inf", "absmax", "H8", "H4", "8-bit", "4-bit")
+    head = (
+        "leaf",
+        "shape",
+        "axes",
+        "dtype",
+        "parameters",
+        "bytes",
+        "zeros",
+        "nan/inf",
+        "absmax",
+        "H8",
+        "H4",
+        "8-bit",
+        "4-bit",
+    )
     cells = [_cells(row | {"name": f"{'*' if row['selected'] else ' '} {row['name']}"}) for row in found["leaves"]]
-    table = host.table(head, cells, _cells(found["total"] | {"name": "  total"}), left=3)
+    table = host.table(head, cells, _cells(found["total"] | {"name": "  total"}), left=4)
     title = f"{found['path']}: {found['format']}, {shared.size(found['file_bytes'])}, {len(found['leaves'])} leaves"
     warnings = ["", "Warnings", *(f"  {warning}" for warning in found["warnings"])] if found["warnings"] else []
     return "\n".join([title, "", table, "", _NOTES, *warnings])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    form = "{name} {shape} {dtype} {parameters:,} {bytes:,} {zeros:,} {odd:,} {absmax:.4g} {entropy_8:.2f} "
+    form = "{name} {shape} {axes} {dtype} {parameters:,} {bytes:,} {zeros:,} {odd:,} {absmax:.4g} {entropy_8:.2f} "
     form += "{entropy_4:.2f} {coded_bytes_8:,} {coded_bytes_4:,}"
     return shared.cells(form, row | {"odd": row["nan"] + row["inf"]})
 

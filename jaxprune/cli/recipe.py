@@ -32,7 +32,7 @@ class Key(NamedTuple):
 KEYS = {
     "sparsity": Key(float, "fraction of the weights that becomes 0, those of the least magnitude, in [0, 1]", 0, 1),
     "n_of_m": Key(str, 'N of every M weights stay, such as "2:4"; instead of sparsity'),
-    "n_of_m_axis": Key(int, "the axis along which N of M are counted; default: -2, of inputs (PyTorch: -1)"),
+    "n_of_m_axis": Key(int, "the axis along which N of M are counted; default: the inputs of each leaf"),
     "bits": Key(float, "width of the codes, 1 to 16; mean bits a weight for the quantizers rd and trellis", 1, 16),
     "codebook": Key(int, "number of values that the weights of a leaf share; instead of bits", 1, 65536),
     "quantizer": Key(str, "rd is for rate and distortion; default: uniform", choices=("uniform", "rd", "trellis")),
@@ -54,7 +54,7 @@ class Treatment(NamedTuple):
 
     sparsity: float | None = None
     n_of_m: tuple[int, int] | None = None
-    n_of_m_axis: int = -2
+    n_of_m_axis: int | None = None
     bits: float | None = None
     codebook: int | None = None
     quantizer: str = "uniform"

@@ -18,6 +18,7 @@ import jax
 from jaxprune import checkpoints, host, tree
 from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, nested
 from jaxprune.checkpoints.leaf import paths
+from jaxprune.layout import Axes, find_axes
 
 
 def eligible(leaves: Mapping[str, Leaf]) -> list[str]:
@@ -30,6 +31,12 @@ def eligible(leaves: Mapping[str, Leaf]) -> list[str]:
     order = jax.tree.leaves(grown({name: name for name in leaves}))
     chosen = {order[i] for i in tree.select(grown(shapes)).chosen}
     return [name for name in leaves if name in chosen]
+
+
+def axes(leaves: Mapping[str, Leaf]) -> dict[str, Axes | None]:
+    """The axes of each leaf by its name and the bias beside it; ``None`` where no rule knows them."""
+    flat = tree.flatten({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()})
+    return dict(zip(flat.paths, find_axes(flat._replace(chosen=tuple(range(len(flat.paths))))), strict=True))
 
 
 def choose(leaves: Mapping[str, Leaf], where: Sequence[str], exclude: Sequence[str]) -> list[str]:

@@ -49,7 +49,8 @@ def entropy(w: Array, axes: Axes, bins: int) -> Array:
 
 def _entropies(w: Array, bins: int) -> Array:
     counts = _histograms(w, bins)
-    p = divide(counts.astype(jnp.float32), jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True, dtype=jnp.uint32), 1))
+    total = jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True, dtype=jnp.uint32), 1)
+    p = divide(counts.astype(jnp.float32), total.astype(jnp.float32))
     # log2 by parts, exact at powers of two: jnp.log2 alone is an ulp off at some of them.
     mantissa, exponent = jnp.frexp(jnp.where(p == 0, 1.0, p))
     return jnp.sum(0.0 - p * (jnp.log2(2 * mantissa) + (exponent - 1).astype(p.dtype)), axis=-1)

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import rounding, uniform
@@ -29,14 +31,15 @@ def rows_of(
     return selection, list(zip(leaves, widths, clips, given, specs, strict=True)), stacked
 
 
-def spec_of(spec: QuantSpec, path: str, leaf: Array, axes: Axes | None) -> QuantSpec:
+def spec_of(spec: QuantSpec, path: str, leaf: Any, axes: Axes | None) -> QuantSpec:
     """The spec with the axes of a leaf put in, those of blocks and of stacked layers from the end."""
-    blocks = spec.block_size is not None and spec.block_axis is None and leaf.ndim > 0
+    rank = len(np.shape(leaf))
+    blocks = spec.block_size is not None and spec.block_axis is None and rank > 0
     if blocks or spec.axis == "units":
         axes = sure(path, leaf, axes)
     if not axes or not (blocks or axes.batch or spec.axis == "units"):
         return spec
-    axis, rank, along = spec.axis, leaf.ndim, spec.block_axis
+    axis, along = spec.axis, spec.block_axis
     if blocks:
         along = axes.along - rank
     if axis == "units":
@@ -46,7 +49,7 @@ def spec_of(spec: QuantSpec, path: str, leaf: Array, axes: Axes | None) -> Quant
         axis = written + tuple(i for i in axes.batch if i not in {a % rank for a in written})
     elif axes.batch and spec.block_size is None:
         axis = axes.batch
-    return replace(spec, axis=axis, block_axis=None if along == -2 else along)
+    return replace(spec, axis=axis, block_axis=along)
 
 
 def _given(

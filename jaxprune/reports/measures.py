@@ -22,7 +22,7 @@ class Difference(NamedTuple):
       size: entries.
       zeros_before, zeros_after: entries that are 0.
       removed: entries that became 0.
-      units_removed: indices along the last axis of which all entries became 0, or stayed it; of rank 2 and more.
+      units_removed: units, of which all entries became 0, or stayed it; of rank 2 and more.
       changed: entries that differ; NaN in both places is no difference.
       squared_error: the sum of ``(after - before)**2``.
       squared_norm: the sum of ``before**2`` over finite entries.
@@ -53,12 +53,13 @@ def relative(squared_error: float, squared_norm: float) -> float:
     return math.sqrt(squared_error / squared_norm) if squared_norm else math.inf
 
 
-def compare(before: np.ndarray, after: np.ndarray) -> Difference:
+def compare(before: np.ndarray, after: np.ndarray, inputs: tuple[int, ...] | None = None) -> Difference:
     """Compares two arrays of one shape.
 
     Args:
       before: of any dtype of numbers.
       after: of the same shape; perhaps of another dtype.
+      inputs: the axes that a unit spans; ``None`` for all but the last.
 
     Returns:
       A :class:`Difference`.
@@ -80,7 +81,8 @@ def compare(before: np.ndarray, after: np.ndarray) -> Difference:
         squared_norm += float(np.sum(np.abs(old[np.isfinite(old)]) ** 2))
         max_error = float(np.maximum(max_error, np.max(difference, initial=0.0)))
     zeros_before, zeros_after, removed, changed = map(int, numbers)
-    units = _units_removed(before, after) if before.ndim >= 2 and removed else 0
+    within = tuple(range(before.ndim - 1)) if inputs is None else inputs
+    units = _units_removed(before, after, within) if before.ndim >= 2 and removed else 0
     return Difference(
         equal, before.size, zeros_before, zeros_after, removed, units, changed, squared_error, squared_norm, max_error
     )
@@ -137,7 +139,6 @@ def wide(part: np.ndarray) -> np.ndarray:
     return part.astype(np.complex128 if jnp.issubdtype(part.dtype, jnp.complexfloating) else np.float64)
 
 
-def _units_removed(before: np.ndarray, after: np.ndarray) -> int:
-    within = tuple(range(before.ndim - 1))
+def _units_removed(before: np.ndarray, after: np.ndarray, within: tuple[int, ...]) -> int:
     gone = ~(after != 0).any(axis=within) & (before != 0).any(axis=within)
     return int(np.count_nonzero(gone))

@@ -19,7 +19,9 @@ import numpy as np
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, QuantSpec, Setting, Where
 from jaxprune.kernels import uniform
+from jaxprune.layout import find_axes
 from jaxprune.quantization.arrays.coded import QArray
+from jaxprune.quantization.leaves import spec_of
 
 _PLAIN = QuantSpec()
 
@@ -124,9 +126,12 @@ def widths(
     if bits is None:
         return found
     given = settings.per_leaf(bits, selection, "bits", 1, 16)
-    for i, path, width in zip(selection.chosen, selection.names, given, strict=True):
+    axes = find_axes(selection)
+    for i, path, width, known in zip(selection.chosen, selection.names, given, axes, strict=True):
         if i not in codes:
-            found[i] = (width, _scale_bytes(np.shape(selection.leaves[i]), spec, path))
+            leaf = selection.leaves[i]
+            own = spec_of(spec, path, leaf, known or find_axes(tree.select(leaf))[0])
+            found[i] = (width, _scale_bytes(np.shape(leaf), own, path))
         elif codes[i].bits != math.floor(width + 0.5):
             raise ValueError(f"leaf {tree.show(path)} holds {codes[i].bits}-bit codes, but bits says {width:g}")
     return found
