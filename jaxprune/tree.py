@@ -61,7 +61,7 @@ def flatten(tree: Params) -> Selection:
     return _flatten(tree)[0]
 
 
-def select(tree: Params, where: Where = None) -> Selection:
+def select(tree: Params, where: Where = None, scores: bool = False) -> Selection:
     """Chooses the leaves of ``tree`` that take part in a transform.
 
     By default these are the floating leaves of rank 2 and more: kernels and embeddings. Biases, leaves of norms (by
@@ -76,6 +76,8 @@ def select(tree: Params, where: Where = None) -> Selection:
         predicate ``(path, leaf) -> bool`` over all leaves, taken at its word; or a tree of bools that follows the paths
         (a bool for a leaf is taken at its word, a bool for a subtree chooses among its default leaves).
 
+      scores: whether the tree holds scores: those of units have one axis above 1 whatever they are of.
+
     Raises:
       ValueError: a pattern matches nothing, or a tree of bools names a path that is not there.
       TypeError: a leaf is no array, or a chosen leaf does not hold floating-point numbers.
@@ -89,9 +91,8 @@ def select(tree: Params, where: Where = None) -> Selection:
     flat, trainable = _flatten(tree)
     leaves, paths = flat.leaves, flat.paths
     bare = paths == [""]
-    default = [
-        bare or (free and is_kernel(path, leaf)) for path, leaf, free in zip(paths, leaves, trainable, strict=True)
-    ]
+    every = zip(paths, leaves, trainable, strict=True)
+    default = [bare or (free and is_kernel(path, leaf, scores)) for path, leaf, free in every]
     chosen = tuple(i for i, taken in enumerate(_resolve(where, paths, leaves, default)) if taken)
     for i in chosen:
         if not is_floating(leaves[i]):
@@ -228,10 +229,10 @@ def _match(patterns: Sequence[str], paths: list[str], default: list[bool]) -> li
     return [taken and next(found) for taken in default]
 
 
-def is_kernel(path: str, leaf: Any) -> bool:
+def is_kernel(path: str, leaf: Any, scores: bool = False) -> bool:
     """Whether a leaf takes part by default, wherever it stands."""
     shape = np.shape(leaf)
-    if len(shape) < 2 or not is_floating(leaf) or (len(shape) > 2 and sum(n != 1 for n in shape) < 2):
+    if len(shape) < 2 or not is_floating(leaf) or (not scores and len(shape) > 2 and sum(n != 1 for n in shape) < 2):
         return False
     *_, parent, name = ["", *path.replace(".", "/").split("/")]
     return name in _KERNELS or not (name in _NEVER_KERNELS or _NORM.search(parent))

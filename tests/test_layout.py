@@ -317,3 +317,10 @@ def test_norms_of_any_rank_take_no_part():
         ("head/kernel", (64, 1)),
     )
     assert tree.select(params).names == ["head/kernel", "norm_first/kernel", "normal/weight"]
+
+
+def test_scores_of_units_take_part_whatever_they_are_called():
+    params = {"first": normal(3, 3, 2, 4), "cls": normal(1, 1, 4)}
+    masks = jp.masks.by_sparsity(jp.saliency.unit_norm(params, layout="flax"), 0.5)
+    assert masks["first"].shape == (1, 1, 1, 4) and int(masks["first"].sum()) == 2
+    assert jp.prune(params, 0.5).masks["cls"].ndim == 0

@@ -56,7 +56,7 @@ def n_of_m(
         raise TypeError(f"m must be an integer (it is static), got {m!r}")
     if m < 1:
         raise ValueError(f"m must be 1 or more, got {m}")
-    chosen, axes = grouped_along(tree.select(scores, where), axis, layout, leave_out=where is None)
+    chosen, axes = grouped_along(tree.select(scores, where, scores=True), axis, layout, leave_out=where is None)
     values, counts = chosen.values, settings.per_leaf(n, chosen, "n", 0, m)
     for path, leaf, count, axis in zip(chosen.names, values, counts, axes, strict=True):
         if not isinstance(count, Tracer) and count != round(count):
@@ -132,7 +132,7 @@ def blocks(
     block = tuple(int(size) for size in block_shape)
     if not block or min(block) < 1:
         raise ValueError(f"block_shape must hold lengths of 1 or more, got {tuple(block_shape)}")
-    chosen = tree.select(scores, where)
+    chosen = tree.select(scores, where, scores=True)
     for path, leaf in zip(chosen.names, chosen.values, strict=True):
         if leaf.ndim < len(block):
             raise ValueError(f"leaf {tree.show(path)} has shape {leaf.shape}, too few axes for blocks of shape {block}")

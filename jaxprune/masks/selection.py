@@ -33,7 +33,7 @@ def by_threshold(scores: Scores, threshold: Setting, *, where: Where = None) -> 
     >>> by_threshold(jnp.array([0.1, 0.2, 0.3]), 0.2).tolist()
     [False, True, True]
     """
-    chosen = tree.select(scores, where)
+    chosen = tree.select(scores, where, scores=True)
     return as_masks(chosen, at_least(chosen, chosen.values, threshold))
 
 
@@ -85,7 +85,7 @@ def by_sparsity(
     >>> by_sparsity(jnp.array([0.0, 0.0, 1.0, 1.0, 2.0, 2.0]), 0.5).tolist()
     [False, False, False, True, True, True]
     """
-    chosen = tree.select(scores, where)
+    chosen = tree.select(scores, where, scores=True)
     return as_masks(chosen, keep_highest(chosen, chosen.values, sparsity, scope, min_keep))
 
 
@@ -183,7 +183,7 @@ def thresholds(scores: Scores, sparsities: Any, *, scope: Scope = "leaf", where:
     >>> thresholds(jnp.array([4.0, 1.0, 3.0, 2.0]), jnp.array([0.0, 0.5, 1.0])).tolist()
     [1.0, 3.0, inf]
     """
-    chosen = tree.select(scores, where)
+    chosen = tree.select(scores, where, scores=True)
     values = chosen.values
     check_scope(chosen, values, scope)
     fractions = settings.check_settings(sparsities, "sparsity", 0.0, 1.0)
