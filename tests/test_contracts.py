@@ -438,17 +438,22 @@ def _check_slope(row, p, s, result):
 
 
 DEBUGGING = {
-    "strict": lambda: (
-        jax.numpy_dtype_promotion("strict"),
-        jax.numpy_rank_promotion("raise"),
-        jax.checking_leaks(),
-    ),
+    "promotion": lambda: (jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")),
+    "leaks": lambda: (jax.checking_leaks(),),
     "x64": lambda: (jax.enable_x64(True),),
 }
 
 
-@pytest.mark.parametrize("mode", DEBUGGING)
-@pytest.mark.parametrize("name", TABLE)
+# To look for leaks, JAX traces everything anew.
+QUICK_LEAKS = ("prune", "prune globally", "threshold_prune", "fake_quant", "quantize", "masks.n_of_m")
+DEBUGGED = [
+    pytest.param(name, mode, marks=[pytest.mark.slow] if mode == "leaks" and name not in QUICK_LEAKS else [])
+    for name in TABLE
+    for mode in DEBUGGING
+]
+
+
+@pytest.mark.parametrize("name, mode", DEBUGGED)
 def test_what_people_debug_with(name, mode):
     """Traced alone: no promotion that was not asked for, nothing kept of a trace, no float64 of float32 weights."""
     row, tree = TABLE[name], finite(params(jnp.float16))

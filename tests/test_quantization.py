@@ -316,7 +316,7 @@ def test_no_recompilation():
         y = fake_quant(params, bits, spec=spec, clip=0.5, where=lambda path, leaf: leaf.ndim == 2)
         assert y["Dense_0"]["bias"] is params["Dense_0"]["bias"]
     assert compiled() == before
-    assert mean_squared_error([1.0, 0.5]) is mean_squared_error((1, 0.5))
+    assert mean_squared_error([1.0, 0.5]) == mean_squared_error((1, 0.5))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
