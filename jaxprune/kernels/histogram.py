@@ -7,6 +7,7 @@ where it lies and the counts are summed; its elements never move.
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ def histogram(
 
     @custom_vmap
     def count(array: Array, operands: tuple[Any, ...]) -> Array:
-        return _partitioned(array, operands, binning, length, weigh, every)
+        return _partitioned(binning, length, weigh, every)(array, operands)
 
     @count.def_vmap
     def _(axis_size: int, batched: Any, array: Array, operands: tuple[Any, ...]) -> tuple[Array, bool]:
@@ -166,36 +167,39 @@ def _axis_index(axes: tuple[str, ...], mesh: Any) -> Any:
     return index
 
 
-def _partition(
-    binning: Binning, length: int, weigh: Weigh | None, every: int, mesh: Mesh, arguments: Any, result: Any
-) -> Any:
-    array, operands = arguments
-    spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
-    shards = [math.prod(mesh.shape[name] for name in _names(entry)) for entry in spec]
-    if any(size % count for size, count in zip(array.shape, shards, strict=False)):
-        spec = PartitionSpec()  # padded shards would be counted too
-    everywhere = NamedSharding(mesh, PartitionSpec())
+@cache
+def _partitioned(binning: Binning, length: int, weigh: Weigh | None, every: int) -> Any:
+    """``(array, operands) -> counts``, which knows how it is partitioned."""
 
-    def lower(shard: Array, rest: Any) -> Array:
-        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # or an explicit one around asks for its constraints
-            return _summed(shard, rest, binning, length, weigh, every, array.shape, mesh, spec)
+    def count(array: Array, operands: tuple[Any, ...]) -> Array:
+        return _unpartitioned(array, operands, binning, length, weigh, every)
 
-    replicated = jax.tree.map(lambda _: everywhere, operands)
-    return mesh, lower, everywhere, (NamedSharding(mesh, spec), replicated)
+    def partition(mesh: Mesh, arguments: Any, result: Any) -> Any:
+        array, operands = arguments
+        spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
+        shards = [math.prod(mesh.shape[name] for name in _names(entry)) for entry in spec]
+        if any(size % count for size, count in zip(array.shape, shards, strict=False)):
+            spec = PartitionSpec()  # padded shards would be counted too
+        everywhere = NamedSharding(mesh, PartitionSpec())
+
+        def lower(shard: Array, rest: Any) -> Array:
+            with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # or one around asks for its constraints
+                return _summed(shard, rest, binning, length, weigh, every, array.shape, mesh, spec)
+
+        replicated = jax.tree.map(lambda _: everywhere, operands)
+        return mesh, lower, everywhere, (NamedSharding(mesh, spec), replicated)
+
+    alone = custom_partitioning(count)  # its static_argnums would keep tracers that are looked for as leaks
+    alone.def_partition(
+        partition=partition,
+        infer_sharding_from_operands=lambda mesh, arguments, result: NamedSharding(mesh, PartitionSpec()),
+        sharding_rule=_rule,
+    )
+    return alone
 
 
-def _infer(
-    binning: Binning, length: int, weigh: Weigh | None, every: int, mesh: Mesh, arguments: Any, result: Any
-) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def _rule(binning: Binning, length: int, weigh: Weigh | None, every: int, mesh: Mesh, values: Any, results: Any) -> str:
+def _rule(mesh: Mesh, values: Any, results: Any) -> str:
     """Every axis of every operand has a factor of its own, none of which the result shares."""
     letters = iter(f"a{i}" for i in range(sum(len(value.shape) for value in values) + 1))
     operands = ", ".join(" ".join(next(letters) for _ in value.shape) for value in values)
     return f"{operands} -> {next(letters)}"
-
-
-_partitioned = custom_partitioning(_unpartitioned, static_argnums=(2, 3, 4, 5))
-_partitioned.def_partition(partition=_partition, infer_sharding_from_operands=_infer, sharding_rule=_rule)
