@@ -15,7 +15,7 @@ from jaxprune.kernels import bisection, radix
 from jaxprune.kernels.batching import one_at_a_time
 from jaxprune.kernels.float_keys import Cut, flat_index, to_keys
 
-_EVERY = np.uint32(2**32 - 1)  # beyond the last flat index
+_BEYOND = np.uint32(2**32 - 1)  # every flat index lies before it
 _SMALL = 1 << 16  # elements up to which a bisection is as fast as a histogram; it compiles sooner
 
 
@@ -51,7 +51,7 @@ def after_ties(leaves: Any, guards: Any, dtype: np.dtype, key: Array, rest: Arra
     leaves = [lax.stop_gradient(leaf) for leaf in leaves]
     passed, index = one_at_a_time(needed)(leaves, list(guards), key, rest)
     partly = (jnp.where(before <= rest, index, np.uint32(0)) for before in passed[:-1])
-    return [jnp.where(after <= rest, _EVERY, some) for after, some in zip(passed[1:], partly, strict=True)]
+    return [jnp.where(after <= rest, _BEYOND, some) for after, some in zip(passed[1:], partly, strict=True)]
 
 
 @partial(jax.jit, static_argnums=4)
