@@ -52,7 +52,8 @@ class QuantSpec:
         of an embedding), wherever the leaf's layout has them, or axes as written. Each of stacked layers keeps its own.
       block_size: if given, the contraction axis is cut into consecutive blocks of this length; the last one may be
         shorter. A range then belongs to a block and an index along ``axis``, which may not name the cut axis; here
-        ``None`` stands for all others, as is usual, and ``()`` for ranges that span them.
+        ``None`` stands for all others, as is usual, and ``()`` for ranges that span them. A depthwise kernel has one
+        input, so there is nothing to cut: it has a range for each index along ``axis``, for ``None`` one a unit.
       calibration: how the range is found; ``None`` takes the largest finite magnitude (symmetric) or the finite
         minimum and maximum. See ``jaxprune.quantization.percentile`` and ``jaxprune.quantization.mean_squared_error``.
       block_axis: the axis that is cut; ``None`` for that of the leaf's layout: the last of the inputs, of an embedding

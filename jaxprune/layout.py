@@ -37,6 +37,10 @@ class Axes(NamedTuple):
         """The axis of N:M and of blocks; of a vector its only one."""
         return (self.outputs if self.lookup or not self.inputs else self.inputs)[-1]
 
+    def depthwise(self, shape: tuple[int, ...]) -> bool:
+        """Whether each unit has one input, beside a window perhaps: there is nothing to group along."""
+        return len(shape) > 2 and bool(self.inputs) and not self.lookup and shape[self.along] == 1
+
     def __str__(self) -> str:
         parts = (",".join(map(str, axes)) for axes in (self.inputs, self.outputs))
         batch = f"{','.join(map(str, self.batch))}: " if self.batch else ""
@@ -76,14 +80,10 @@ def grouped_along(
         return chosen, [int(axis)] * len(chosen.chosen)
     rows = list(zip(chosen.chosen, axes_of(chosen, layout), strict=True))
     if leave_out and chosen.paths != [""]:
-        rows = [(i, axes) for i, axes in rows if not (axes.lookup or _depthwise(np.shape(chosen.leaves[i]), axes))]
+        rows = [(i, axes) for i, axes in rows if not (axes.lookup or axes.depthwise(np.shape(chosen.leaves[i])))]
     ranks = [np.ndim(chosen.leaves[i]) for i, _ in rows]
     found = [axes.along - rank if rank > 1 else -2 for rank, (_, axes) in zip(ranks, rows, strict=True)]
     return chosen._replace(chosen=tuple(i for i, _ in rows)), found
-
-
-def _depthwise(shape: tuple[int, ...], axes: Axes) -> bool:
-    return len(shape) > 2 and bool(axes.inputs) and shape[axes.along] == 1
 
 
 def find_axes(chosen: Selection, layout: Layout = None) -> list[Axes | None]:
@@ -180,15 +180,6 @@ def _given(path: str, shape: tuple[int, ...], given: Any) -> Axes:
         f"layout of leaf {show(path)} is {given!r}; give (batch, inputs, outputs), tuples of axes that together are "
         f"all {rank} of its shape {shape}"
     )
-
-
-def within_unit(leaf: Any) -> tuple[int, ...]:
-    """The axes that a unit spans where no layout is at hand: all but the last.
-
-    >>> within_unit(np.ones((3, 3, 8, 16)))
-    (0, 1, 2)
-    """
-    return tuple(range(np.ndim(leaf) - 1))
 
 
 def check_axis(path: str, leaf: Any, axis: int) -> int:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracles
 import pytest
 from flax import linen as nn
@@ -219,6 +220,9 @@ def test_what_no_rule_knows_raises_where_axes_are_needed():
         lambda p: jp.fake_quant(p, 4, spec=jp.QuantSpec(block_size=2)),
         lambda p: jp.quantize(p, 4, spec=jp.QuantSpec(axis="units")),
         lambda p: jp.reports.entropy_curve(p, [0.5]),
+        lambda p: jp.codebook.kmeans(p, 4, axis="units"),
+        jp.training.group_lasso,
+        lambda p: jp.training.soft_threshold(1.0, units=True).update(p, optax.EmptyState(), p),
     ):
         with pytest.raises(ValueError, match=message):
             call(params)
@@ -303,6 +307,110 @@ def test_arrays_of_unknown_axes_come_apart_too():
     )
     np.testing.assert_array_equal(vectors.dense(), expected)
     np.testing.assert_array_equal(jax.tree.map(lambda part: part[2, 1], vectors).dense(), expected[2, 1])
+
+
+# A kernel (in, out), and how attention and PyTorch hold it; to the flat kernel, and back from it.
+FORMS = {
+    "flat": ({"d": {"kernel": (8, 6)}}, lambda w: w, lambda w: w),
+    "attention": ({"query": {"kernel": (8, 2, 3)}}, lambda w: w.reshape(8, 6), lambda w: w.reshape(8, 2, 3)),
+    "torch": ({"fc": {"weight": (6, 8)}}, lambda w: w.T, lambda w: w.T),
+    "stacked": (
+        {"d": {"kernel": (2, 8, 3), "bias": (2, 3)}},
+        lambda w: np.hstack([*w]),
+        lambda w: np.stack(np.hsplit(w, 2)),
+    ),
+}
+in_each_form = pytest.mark.parametrize("form", FORMS)
+
+
+def held(form, flat):
+    """Parameters of a form that hold a flat kernel, and what gives it back."""
+    ((module, leaves),) = FORMS[form][0].items()
+    kernel, *biases = leaves
+    params = {module: {kernel: FORMS[form][2](flat)} | {name: np.zeros(leaves[name], flat.dtype) for name in biases}}
+    return params, lambda tree: np.asarray(FORMS[form][1](np.asarray(tree[module][kernel])))
+
+
+@in_each_form
+def test_codebooks_of_units_and_of_stacked_layers(form):
+    flat = np.random.default_rng(1).integers(-3, 4, (8, 6)).astype(np.float32)
+    params, back = held(form, flat)
+    units = np.stack([jp.codebook.kmeans(unit, 3) for unit in flat.T], 1)
+    np.testing.assert_array_equal(back(jp.codebook.kmeans(params, 3, axis="units")), units)
+    np.testing.assert_array_equal(back(jp.dequantize(jp.codebook.encode(params, 3, axis="units"))), units)
+    layers = np.hsplit(flat, 2) if form == "stacked" else [flat]
+    np.testing.assert_array_equal(
+        back(jp.codebook.kmeans(params, 3)), np.hstack([jp.codebook.kmeans(layer, 3) for layer in layers])
+    )
+
+
+def test_codebooks_of_a_stack_come_apart_train_and_go_into_files(tmp_path):
+    layers = normal(3, 8, 4)
+    params = {"d": {"kernel": layers, "bias": np.zeros((3, 4), np.float32)}}
+    stored = jp.codebook.encode(params, 3)["d"]["kernel"]
+    alone = np.stack([jp.codebook.kmeans(w, 3) for w in layers])
+    assert stored.centroids.shape == (3, 1, 1, 3)
+    np.testing.assert_array_equal(jax.lax.scan(lambda _, q: (None, jp.dequantize(q)), None, stored)[1], alone)
+    np.testing.assert_array_equal(jp.dequantize(jax.tree.map(lambda part: part[1], stored)), alone[1])
+    jp.save(tmp_path / "a.jp", jp.compress(params, codebook=3))
+    np.testing.assert_array_equal(jp.load(tmp_path / "a.jp")["d"]["kernel"], alone)
+    shared = {"d": {"kernel": jnp.asarray(alone), "bias": jnp.zeros((3, 4))}}
+    optimizer = jp.training.shared_weights(optax.sgd(0.5), 3)
+    grads = {"d": {"kernel": normal(3, 8, 4, seed=1), "bias": jnp.zeros((3, 4))}}
+    moved = optax.apply_updates(shared, optimizer.update(grads, optimizer.init(shared), shared)[0])
+    for before, after, grad in zip(alone, np.asarray(moved["d"]["kernel"]), grads["d"]["kernel"], strict=True):
+        for value in np.unique(before):
+            same = before == value
+            np.testing.assert_allclose(after[same], value - 0.5 * grad[same].sum(), rtol=1e-5)
+    said = {"d/kernel": ((), (0, 1), (2,))}
+    assert len(np.unique(jp.codebook.kmeans(params, 3, layout=said)["d"]["kernel"])) <= 3
+    with pytest.raises(ValueError, match="leaf 'd/kernel' has shape .* and no axis 3"):
+        jp.codebook.kmeans(params, 3, axis=3)
+
+
+@in_each_form
+def test_penalties_of_units(form):
+    """The units of all forms are the columns of the flat kernel."""
+    flat = normal(8, 6)
+    params, back = held(form, flat)
+    norms = np.linalg.norm(np.float64(flat), axis=0)
+    value, slope = jax.value_and_grad(jp.training.group_lasso)(params)
+    np.testing.assert_allclose(value, np.sqrt(8) * norms.sum(), rtol=1e-6)
+    np.testing.assert_allclose(back(slope), np.sqrt(8) * flat / norms, rtol=1e-5)
+    strength = float(np.median(norms) / np.sqrt(8))
+    step = jp.training.soft_threshold(strength, units=True)
+    moved = optax.apply_updates(params, step.update(jax.tree.map(np.zeros_like, params), step.init(params), params)[0])
+    expected = flat * np.maximum(1 - strength * np.sqrt(8) / norms, 0)
+    np.testing.assert_allclose(back(moved), expected, atol=1e-6)
+    assert (back(moved) == 0).all(0).sum() == 3
+    turned = {"w": normal(4, 3, 2)}
+    said = {"w": ((), (2, 0), (1,))}
+    units = jp.training.group_lasso({"w": turned["w"].transpose(2, 0, 1).reshape(8, 3)})
+    np.testing.assert_allclose(jp.training.group_lasso(turned, layout=said), units, rtol=1e-6)
+
+
+DEPTHWISE = {
+    "conv/kernel": lambda w: w.reshape(3, 3, 1, 8),
+    "features.0.weight": lambda w: w.T.reshape(8, 1, 3, 3),
+    "depthwise_conv/w": lambda w: w.reshape(9, 1, 8),
+}
+
+
+@pytest.mark.parametrize("path", DEPTHWISE)
+def test_depthwise_kernels_have_one_input_so_their_scales_are_of_units(path):
+    flat = normal(9, 8)
+    params = {path: DEPTHWISE[path](flat)}
+    spec = jp.QuantSpec(block_size=32)
+    stored = jp.quantize(params, 4, spec=spec)[path]
+    assert stored.scale.size == 8
+    expected = DEPTHWISE[path](oracles.fake_quant_symmetric(flat, 4, axis=1))
+    np.testing.assert_array_equal(stored.dense(), expected)
+    np.testing.assert_array_equal(jp.fake_quant(params, 4, spec=spec)[path], expected)
+    assert jp.choose_qparams(params, 4, spec=jp.QuantSpec(block_size=32, axis=()))[path].scale.size == 1
+    assert int(jp.reports.coded_bytes(params, None, 4, spec=spec)) == 36 + 32
+    along = np.argmax(np.array(stored.shape) == 1)
+    said = jp.QuantSpec(block_size=32, block_axis=int(along))  # taken at its word
+    assert jp.choose_qparams(params, 4, spec=said)[path].scale.size == 72
 
 
 def test_norms_of_any_rank_take_no_part():

@@ -86,7 +86,9 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _no_centroid(record: CodebookArray) -> str:
-    codes, number = np.asarray(record.codes), record.centroids.size
+    codes, number = np.asarray(record.codes), record.centroids.shape[-1]
+    if record.centroids.shape[:-1] != record.keeps_zeros.shape:
+        return f"centroids of shape {record.centroids.shape} for {record.keeps_zeros.shape} tables"
     beyond = codes.size and not 0 <= codes.min() <= codes.max() < number
     return f"codes from {codes.min()} to {codes.max()} for {number} centroids" if beyond else ""
 

@@ -5,6 +5,7 @@ whatever the number of values; nothing of size n times k ever exists. Prefix sum
 its rounding left out, and they are kept for blocks of values only: a difference is good to a float32's last bit.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -82,6 +83,12 @@ def codes(x: Array, table: Array, zeros: Array) -> Array:
     first = jnp.where(zeros, -jnp.inf, table[0])
     code = position(x, midpoints(table.at[0].set(first)))
     return jnp.where(zeros, jnp.where(x == 0, 0, jnp.maximum(code, 1)), code)
+
+
+def places(codes: Array, tables: tuple[int, ...], k: int) -> Array:
+    """Where the codes point to in tables [*tables, k], as one row; int32."""
+    first = np.arange(math.prod(tables), dtype=np.int32).reshape(tables) * np.int32(k)
+    return codes.astype(jnp.int32) + first
 
 
 def prepare(x: Array, leave_zeros: bool) -> Sorted:

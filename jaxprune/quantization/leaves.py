@@ -32,24 +32,32 @@ def rows_of(
 
 
 def spec_of(spec: QuantSpec, path: str, leaf: Any, axes: Axes | None) -> QuantSpec:
-    """The spec with the axes of a leaf put in, those of blocks and of stacked layers from the end."""
-    rank = len(np.shape(leaf))
-    blocks = spec.block_size is not None and spec.block_axis is None and rank > 0
-    if blocks or spec.axis == "units":
+    """The spec with the axes of a leaf put in, those of blocks from the end; without blocks for depthwise kernels."""
+    shape = np.shape(leaf)
+    if spec.block_size is not None and spec.block_axis is None and shape:
         axes = sure(path, leaf, axes)
-    if not axes or not (blocks or axes.batch or spec.axis == "units"):
+        if axes.depthwise(shape):
+            spec = replace(spec, block_size=None, axis="units" if spec.axis is None else spec.axis)
+        else:
+            spec = replace(spec, block_axis=axes.along - len(shape))
+    if spec.axis is None and spec.block_size is not None:
         return spec
-    axis, along = spec.axis, spec.block_axis
-    if blocks:
-        along = axes.along - rank
+    axis = kept_axes(spec.axis, path, leaf, axes)
+    return spec if axis == spec.axis else replace(spec, axis=axis)
+
+
+def kept_axes(axis: Any, path: str, leaf: Any, axes: Axes | None) -> Any:
+    """The axes that keep a range, or a table, of their own: as written, or of the layout; and those of stacked layers.
+
+    As it is, an integer, a tuple or ``None``, if there is nothing to add.
+    """
     if axis == "units":
-        axis = axes.batch + (axes.inputs if axes.lookup else axes.outputs)
-    elif axis is not None:
-        written = (axis,) if isinstance(axis, int) else tuple(axis)
-        axis = written + tuple(i for i in axes.batch if i not in {a % rank for a in written})
-    elif axes.batch and spec.block_size is None:
-        axis = axes.batch
-    return replace(spec, axis=axis, block_axis=along)
+        axes = sure(path, leaf, axes)
+        return axes.batch + (axes.inputs if axes.lookup else axes.outputs)
+    written = () if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    batch = axes.batch if axes else ()
+    more = tuple(i for i in batch if i not in {a % np.ndim(leaf) for a in written})
+    return (*written, *more) if more else axis
 
 
 def _given(

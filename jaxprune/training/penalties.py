@@ -18,9 +18,9 @@ import numpy as np
 import optax
 
 from jaxprune import settings, tree
-from jaxprune.base import Array, Params, Setting, Where
+from jaxprune.base import Array, Layout, Params, Setting, Where
 from jaxprune.kernels.rounding import divide, normalizer
-from jaxprune.layout import within_unit
+from jaxprune.layout import Axes, axes_of
 from jaxprune.training.held_masks import chosen_of, need, within
 
 
@@ -43,25 +43,26 @@ def l1(params: Params, *, where: Where = None) -> Array:
     >>> l1({"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0, 3.0])})
     Array(3., dtype=float32)
     """
-    return _sum(_l1, tree.select(params, where).values)
+    return _sum(_l1, None, tree.select(params, where).values)
 
 
-def group_lasso(params: Params, *, where: Where = None) -> Array:
+def group_lasso(params: Params, *, where: Where = None, layout: Layout = None) -> Array:
     """The sum over units of ``sqrt(m) * ||w_unit||_2``, ``m`` the number of weights of the unit.
 
-    It pulls whole units to 0, where :func:`l1` pulls single weights. A unit is an index along the last axis; of a
-    vector each entry is one.
+    It pulls whole units to 0, where :func:`l1` pulls single weights. A unit is an index along the output axes of a
+    leaf; of a vector each entry is one.
 
     Args:
       params: any pytree of arrays.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       float32 scalar; 0 for no leaves. The derivative is ``sqrt(m) * w / ||w_unit||_2``, 0 at a zero unit. The norm
       neither overflows nor underflows on the way.
 
     Raises:
-      ValueError: a pattern that matches no leaf.
+      ValueError: a pattern that matches no leaf, or a kernel whose axes no rule knows.
       TypeError: a leaf is no array, with its path.
 
     Source: Yuan & Lin, "Model selection and estimation in regression with grouped variables", 2006; for the units of a
@@ -70,7 +71,8 @@ def group_lasso(params: Params, *, where: Where = None) -> Array:
     >>> group_lasso(jnp.array([[3.0, 0.0], [4.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
     Array(12., dtype=float32)
     """
-    return _sum(_group_lasso, tree.select(params, where).values)
+    chosen = tree.select(params, where)
+    return _sum(_group_lasso, tuple(axes_of(chosen, layout)), chosen.values)
 
 
 def hoyer(params: Params, *, where: Where = None) -> Array:
@@ -98,11 +100,15 @@ def hoyer(params: Params, *, where: Where = None) -> Array:
     >>> hoyer({"a": jnp.full((2, 2), 7.0), "b": jnp.array([[0.0, -5.0]])})
     Array(5., dtype=float32)
     """
-    return _sum(_hoyer, tree.select(params, where).values)
+    return _sum(_hoyer, None, tree.select(params, where).values)
 
 
 def soft_threshold(
-    strength: Setting | Callable[[Any], Setting], *, units: bool = False, where: Where = None
+    strength: Setting | Callable[[Any], Setting],
+    *,
+    units: bool = False,
+    where: Where = None,
+    layout: Layout = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The proximal step of :func:`l1` or :func:`group_lasso`: after the update ``u`` a weight ``p`` is ``prox(p + u)``.
 
@@ -118,8 +124,9 @@ def soft_threshold(
       strength: 0 or more, in the units of the weights; a scalar, a tree of scalars that follows the parameters' paths,
         or a schedule ``count -> scalar or tree``, such as one of optax's. Traced. Concrete ones are checked, traced
         ones below 0 count as 0.
-      units: static; whole units (an index along the last axis; of a vector each entry is one) in place of weights.
+      units: static; whole units, as of :func:`group_lasso`, in place of weights.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       An optax transformation. Its update is ``prox(p + u) - p``, and ``-p`` where the proximal operator gives 0, so
@@ -130,7 +137,7 @@ def soft_threshold(
 
     Raises:
       ValueError: at the update: no ``params``, parameters and updates with other paths, a concrete strength that is
-        negative or NaN, a pattern that matches no leaf.
+        negative or NaN, a pattern that matches no leaf, units of a kernel whose axes no rule knows.
 
     Sources: Beck & Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems", 2009;
     Parikh & Boyd, "Proximal Algorithms", 2014, sections 6.5.2 and 6.5.4.
@@ -152,7 +159,8 @@ def soft_threshold(
         tree.same_paths(chosen, moved, "params", "updates")
         setting = within(strength(state.count) if scheduled else strength, params)
         limits = settings.per_leaf(setting, chosen, "strength", 0.0, np.inf)
-        new = _step(prox, chosen.values, [jnp.asarray(moved.leaves[i]) for i in chosen.chosen], limits)
+        axes = tuple(axes_of(chosen, layout)) if units else None
+        new = _step(prox, axes, chosen.values, [jnp.asarray(moved.leaves[i]) for i in chosen.chosen], limits)
         if scheduled:
             state = optax.ScaleByScheduleState(jnp.asarray(optax.safe_increment(state.count)))
         return moved._replace(chosen=chosen.chosen).replace(new), state
@@ -160,21 +168,18 @@ def soft_threshold(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def unit_lengths(w: Array) -> tuple[Array, Array]:
-    """``(scale, lengths)``: the 2-norm of each unit of ``w`` (float32) times ``scale``, both (1, ..., 1, C).
+def _unit_lengths(w: Array, axes: Axes) -> tuple[Array, Array, np.float32]:
+    """``(scale, lengths, sqrt(m))``: the 2-norm of each unit of ``w`` (float32) times ``scale``, with size 1 along
+    its m weights.
 
     The scale is a power of two, one a unit, under which squares neither overflow nor underflow.
     """
-    largest = jnp.max(jnp.abs(w), axis=within_unit(w), keepdims=True, initial=0.0)
-    scale = normalizer(largest)
-    squares = jnp.sum(jnp.square(_apart(w * scale)), axis=within_unit(w), keepdims=True)
+    within = axes.inputs
+    scale = normalizer(jnp.max(jnp.abs(w), axis=within, keepdims=True, initial=0.0))
+    squares = jnp.sum(jnp.square(_apart(w * scale)), axis=within, keepdims=True)
     some = squares != 0  # so that no second derivative is 0/0
-    return scale, jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0)
-
-
-def unit_weight(w: Array) -> np.float32:
-    """``sqrt(m)``, with m the number of weights of a unit."""
-    return np.float32(math.sqrt(math.prod(w.shape[:-1])))
+    lengths = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0)
+    return scale, lengths, np.float32(math.sqrt(math.prod(w.shape[i] for i in within)))
 
 
 def _apart(scaled: Array) -> Array:
@@ -182,40 +187,41 @@ def _apart(scaled: Array) -> Array:
     return jnp.maximum(scaled, -8.0)
 
 
-@partial(jax.jit, static_argnums=0)
-def _sum(kernel: Any, leaves: list[Array]) -> Array:
-    return sum((_value(kernel, leaf) for leaf in leaves), jnp.zeros((), jnp.float32))
+@partial(jax.jit, static_argnums=(0, 1))
+def _sum(kernel: Any, axes: tuple[Axes, ...] | None, leaves: list[Array]) -> Array:
+    rows = zip(axes or [None] * len(leaves), leaves, strict=True)
+    return sum((_value(kernel, *row) for row in rows), jnp.zeros((), jnp.float32))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _value(kernel: Any, w: Array) -> Array:
-    return kernel(w.astype(jnp.float32))[0]
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _value(kernel: Any, axes: Axes | None, w: Array) -> Array:
+    return kernel(w.astype(jnp.float32), axes)[0]
 
 
 @_value.defjvp
-def _value_jvp(kernel: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _value_jvp(kernel: Any, axes: Axes | None, primals: Any, tangents: Any) -> tuple[Array, Array]:
     # Written out, as automatic derivatives run into 0/0 and inf - inf; limited to what the leaf's dtype can hold.
     (w,), (tangent,) = primals, tangents
-    value, slope = kernel(w.astype(jnp.float32))
+    value, slope = kernel(w.astype(jnp.float32), axes)
     limit = min(float(jnp.finfo(w.dtype).max), float(np.finfo(np.float32).max))
     return value, jnp.sum(jnp.clip(slope, -limit, limit) * tangent.astype(jnp.float32))
 
 
-# Kernels: one leaf in float32 -> value and derivative.
+# Kernels: one leaf in float32, and its axes where there are units -> value and derivative.
 
 
-def _l1(w: Array) -> tuple[Array, Array]:
+def _l1(w: Array, _: None) -> tuple[Array, Array]:
     return jnp.sum(jnp.abs(w)), jnp.sign(w)
 
 
-def _group_lasso(w: Array) -> tuple[Array, Array]:
-    scale, lengths = unit_lengths(w)
-    some, weight = lengths != 0, unit_weight(w)
+def _group_lasso(w: Array, axes: Axes) -> tuple[Array, Array]:
+    scale, lengths, weight = _unit_lengths(w, axes)
+    some = lengths != 0
     slope = jnp.where(some, weight * divide(w * scale, jnp.where(some, lengths, 1.0)), 0.0)
     return jnp.sum(weight * divide(lengths, scale)), slope
 
 
-def _hoyer(w: Array) -> tuple[Array, Array]:
+def _hoyer(w: Array, _: None) -> tuple[Array, Array]:
     largest = jnp.max(jnp.abs(w), initial=0.0)
     some = largest > 0
     scale = jnp.where(some, normalizer(largest), 1.0)
@@ -225,12 +231,14 @@ def _hoyer(w: Array) -> tuple[Array, Array]:
     return total * ratio, scale * (2 * ratio * (jnp.sign(w) - scaled * ratio))
 
 
-@partial(jax.jit, static_argnums=0)
-def _step(prox: Any, params: list[Array], updates: list[Array], limits: list[Array]) -> list[Array]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _step(
+    prox: Any, axes: tuple[Axes, ...] | None, params: list[Array], updates: list[Array], limits: list[Array]
+) -> list[Array]:
     new = []
-    for p, u, limit in zip(params, updates, limits, strict=True):
+    for own, p, u, limit in zip(axes or [None] * len(params), params, updates, limits, strict=True):
         start = p.astype(jnp.float32)
-        zero, end = prox(start + u.astype(jnp.float32), jnp.maximum(limit, 0.0))
+        zero, end = prox(start + u.astype(jnp.float32), own, jnp.maximum(limit, 0.0))
         dtype = jnp.promote_types(p.dtype, u.dtype)  # can hold -p
         new.append(jnp.where(zero, -p.astype(dtype), (end - start).astype(dtype)))
     return new
@@ -239,12 +247,12 @@ def _step(prox: Any, params: list[Array], updates: list[Array], limits: list[Arr
 # Proximal operators of one leaf in float32: where the result is 0, and the result elsewhere.
 
 
-def _soft(x: Array, strength: Array) -> tuple[Array, Array]:
+def _soft(x: Array, _: None, strength: Array) -> tuple[Array, Array]:
     return jnp.abs(x) <= strength, x - jnp.sign(x) * strength
 
 
-def _group_soft(x: Array, strength: Array) -> tuple[Array, Array]:
-    scale, lengths = unit_lengths(x)
-    cut = strength * unit_weight(x) * scale
+def _group_soft(x: Array, axes: Axes, strength: Array) -> tuple[Array, Array]:
+    scale, lengths, weight = _unit_lengths(x, axes)
+    cut = strength * weight * scale
     zero = lengths <= cut
     return zero, x * divide(lengths - cut, jnp.where(zero, 1.0, lengths))

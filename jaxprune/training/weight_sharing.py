@@ -3,7 +3,7 @@
 :func:`shared_weights` wraps an optimizer and leaves dense parameters dense: equal weights stay equal, and zeros stay 0.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from jax import lax
 from jax.core import Tracer
 
 from jaxprune import tree
-from jaxprune.base import Array, Params, Setting, Where
+from jaxprune.base import Array, Layout, Params, Setting, Where
+from jaxprune.kernels import clustering
 from jaxprune.kernels.rounding import divide
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.quantization import codebook
@@ -26,8 +27,8 @@ class Shares(NamedTuple):
 
     Attributes:
       codes: uint8 or uint16, the cluster of each weight, in the leaf's shape.
-      member: int32 ``(k,)``, a position in each cluster; that of an empty one is the leaf's size.
-      keeps_zeros: bool scalar; whether cluster 0 is that of zeros that stay.
+      member: int32 ``(tables * k,)``, a position in each cluster; that of an empty one is the leaf's size.
+      keeps_zeros: bool, as of a ``CodebookArray``; whether cluster 0 of a table is that of zeros that stay.
     """
 
     codes: Array
@@ -46,31 +47,35 @@ def shared_weights(
     inner: optax.GradientTransformation,
     k: Setting,
     *,
+    axis: int | tuple[int, ...] | Literal["units"] | None = None,
     average: bool = False,
     keep_zeros: bool = True,
     where: Where = None,
+    layout: Layout = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains the values that weights share, with any optimizer: equal weights stay equal, zeros stay exactly 0.
 
     When it is initialized, the equal weights of each selected leaf become one cluster. From then on ``inner`` sees
-    float32 vectors of ``k`` centroids in place of these leaves, the gradient of a centroid being the sum of those of
+    float32 vectors of ``k`` centroids (of all tables, in a row) in place of these leaves, the gradient of a centroid being the sum of those of
     its weights, in float32, and each weight gets the update of its centroid. Moments are of ``k`` entries, and weight
     decay, norms and learning rates are those of the centroids.
 
     Args:
       inner: an optax transformation. What it decides by the rank of a parameter it decides for vectors.
-      k: number of values a leaf, an integer in [1, 65536]; one for all leaves or a tree of them. Static. Weights that
+      k: number of values a table, an integer in [1, 65536]; one for all leaves or a tree of them. Static. Weights that
         ``jaxprune.codebook.kmeans(params, k)`` has shared have no more.
+      axis: the axes that keep a table of their own, as in ``jaxprune.codebook.kmeans``. Static.
       average: whether a centroid's gradient is the mean instead of the sum, which suits a learning rate of dense
         training. Static.
       keep_zeros: whether weights that are 0 when it is initialized stay 0. Static.
       where: which leaves take part; see :func:`jaxprune.tree.select`. Others are trained as they are.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       An optax transformation; its updates have the dtypes of the parameters.
 
     Raises:
-      ValueError: when initialized, a leaf of more than ``k`` distinct values (not seen under ``jit``), with its path;
+      ValueError: when initialized, a leaf with a table of more than ``k`` distinct values (not seen under ``jit``), with its path;
         when it updates, no ``params``.
       TypeError: ``k`` is no integer; a selected leaf does not hold floating-point numbers.
 
@@ -85,7 +90,8 @@ def shared_weights(
 
     def init(params: Params) -> SharedState:
         selection = chosen_of(params, where)
-        shares = _shares_of(selection, within(k, params), keep_zeros)
+        like = {"axis": axis, "keep_zeros": keep_zeros, "layout": layout}
+        shares = _shares_of(selection, within(k, params), like)
         return SharedState(shares, inner.init(_centroids(selection, shares)))
 
     def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> tuple[Any, SharedState]:
@@ -101,15 +107,15 @@ def shared_weights(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _shares_of(selection: tree.Selection, k: Setting, keep_zeros: bool) -> tuple[Shares, ...]:
+def _shares_of(selection: tree.Selection, k: Setting, like: dict[str, Any]) -> tuple[Shares, ...]:
     """The clusters of equal weights of each chosen leaf."""
     chosen, params = set(selection.names), selection.treedef.unflatten(selection.leaves)
-    encoded = codebook.encode(params, k, iterations=0, keep_zeros=keep_zeros, where=lambda path, _: path in chosen)
+    encoded = codebook.encode(params, k, iterations=0, where=lambda path, _: path in chosen, **like)
     every = selection.treedef.flatten_up_to(encoded)
     records = [every[i] for i in selection.chosen]
     for path, leaf, record in zip(selection.names, selection.values, records, strict=True):
         if not isinstance(leaf, Tracer) and not _is_shared(leaf, record):
-            size = record.centroids.size
+            size = record.centroids.shape[-1]
             raise ValueError(
                 f"leaf {tree.show(path)} has more than {size} distinct values; share them first, "
                 f"with jaxprune.codebook.kmeans(params, {size})"
@@ -125,8 +131,9 @@ def _is_shared(leaf: Array, record: CodebookArray) -> bool:
 @jax.jit
 def _shares(record: CodebookArray) -> Shares:
     def members(codes: Array) -> Array:
-        first = jnp.full(record.centroids.shape, codes.size, jnp.int32)
-        return first.at[_flat(codes)].min(lax.iota(jnp.int32, codes.size))
+        first = jnp.full(record.centroids.size, codes.size, jnp.int32)
+        places = clustering.places(codes, record.keeps_zeros.shape, record.centroids.shape[-1])
+        return first.at[places.reshape(-1)].min(lax.iota(jnp.int32, codes.size))
 
     return Shares(record.codes, automatic(members, record.codes), record.keeps_zeros)
 
@@ -151,9 +158,10 @@ def _summed(grad: Array, share: Shares, average: bool) -> Array:
 
     def summed(codes: Array, grad: Array) -> Array:
         empty = jnp.zeros(share.member.size, jnp.float32)
-        total = empty.at[_flat(codes)].add(grad.reshape(-1).astype(jnp.float32))
+        places = _places(codes, share).reshape(-1)
+        total = empty.at[places].add(grad.reshape(-1).astype(jnp.float32))
         if average:
-            count = empty.astype(jnp.int32).at[_flat(codes)].add(1)
+            count = empty.astype(jnp.int32).at[places].add(1)
             total = divide(total, jnp.maximum(count, 1).astype(jnp.float32))
         return total
 
@@ -164,15 +172,21 @@ def _spread(step: Array, share: Shares, dtype: Any) -> Array:
     """The update of each weight: that of its cluster."""
 
     def spread(codes: Array, step: Array) -> Array:
-        return step.at[codes.astype(jnp.int32)].get(mode="promise_in_bounds")
+        return step.at[_places(codes, share)].get(mode="promise_in_bounds")
 
     step = jnp.where(_kept(share), 0, step).astype(dtype)
     return automatic(spread, share.codes, step, out=explicit_spec(share.codes))
 
 
-def _flat(codes: Array) -> Array:
-    return codes.reshape(-1).astype(jnp.int32)
+def _places(codes: Array, share: Shares) -> Array:
+    """The number of each weight's centroid."""
+    return clustering.places(codes, share.keeps_zeros.shape, _table_size(share))
 
 
 def _kept(share: Shares) -> Array:
-    return share.keeps_zeros & (lax.iota(jnp.int32, share.member.size) == 0)
+    first = lax.iota(jnp.int32, _table_size(share)) == 0
+    return (share.keeps_zeros.reshape(-1, 1) & first).reshape(-1)
+
+
+def _table_size(share: Shares) -> int:
+    return share.member.size // max(share.keeps_zeros.size, 1)

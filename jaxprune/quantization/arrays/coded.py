@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.base import Array, QuantSpec
-from jaxprune.kernels import rotation, uniform, viterbi
+from jaxprune.kernels import clustering, rotation, uniform, viterbi
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.quantization.arrays.flax_state import FlaxState
 from jaxprune.quantization.arrays.protocol import describe
@@ -60,8 +60,9 @@ class CodebookArray(FlaxState):
 
     Attributes:
       codes: ``uint8`` up to 256 centroids, else ``uint16``, in the shape of the array.
-      centroids: float32 ``(k,)``.
-      keeps_zeros: bool scalar; whether code 0 stands for the weights that were exactly 0. It then decodes to 0 and
+      centroids: float32 ``(k,)``; or ``(..., k)``, with the rank of the array and one more, and its length along the
+        axes that keep tables of their own, 1 along others.
+      keeps_zeros: bool ``()``, or ``(...)`` as of the centroids; whether code 0 stands for the weights that were exactly 0. It then decodes to 0 and
         takes no gradient, whatever its centroid is.
       dtype: dtype of the array, static.
     """
@@ -80,16 +81,19 @@ class CodebookArray(FlaxState):
         """``centroids[codes]``."""
 
         def table(codes: Array, centroids: Array, keeps_zeros: Array) -> Array:
-            zero = keeps_zeros & (lax.iota(jnp.int32, centroids.size) == 0)
-            centroids = jnp.where(zero, 0.0, centroids)
+            k = centroids.shape[-1]
+            zero = keeps_zeros[..., None] & (lax.iota(jnp.int32, k) == 0)
+            centroids = jnp.where(zero, 0.0, centroids).reshape(-1)
             # In float32 up to here and back: the transpose of the gather is the sum over each cluster.
-            return centroids.at[codes.astype(jnp.int32)].get(mode="promise_in_bounds").astype(self.dtype)
+            places = clustering.places(codes, keeps_zeros.shape, k)
+            return centroids.at[places].get(mode="promise_in_bounds").astype(self.dtype)
 
         out = explicit_spec(self.codes)
-        return automatic(table, jnp.asarray(self.codes), self.centroids, self.keeps_zeros, out=out)
+        parts = map(jnp.asarray, (self.codes, self.centroids, self.keeps_zeros))
+        return automatic(table, *parts, out=out)
 
     def __repr__(self) -> str:
-        return describe(self, f"k={getattr(self.centroids, 'size', '?')}")
+        return describe(self, f"k={self.centroids.shape[-1] if getattr(self.centroids, 'shape', ()) else '?'}")
 
 
 @partial(
