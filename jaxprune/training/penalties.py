@@ -35,8 +35,7 @@ def l1(params: Params, *, where: Where = None) -> Array:
       float32 scalar; 0 for no leaves. The derivative is sign(w), 0 at 0.
 
     Raises:
-      ValueError: a pattern that matches no leaf.
-      TypeError: a leaf is no array, with its path.
+      ValueError: a pattern that matches no leaf. TypeError: a leaf is no array, with its path.
 
     Source: Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996.
 
@@ -62,8 +61,7 @@ def group_lasso(params: Params, *, where: Where = None, layout: Layout = None) -
       neither overflows nor underflows on the way.
 
     Raises:
-      ValueError: a pattern that matches no leaf, or a kernel whose axes no rule knows.
-      TypeError: a leaf is no array, with its path.
+      ValueError: a pattern that matches no leaf, a kernel whose axes no rule knows. TypeError: a leaf is no array.
 
     Source: Yuan & Lin, "Model selection and estimation in regression with grouped variables", 2006; for the units of a
     network Wen et al., "Learning Structured Sparsity in Deep Neural Networks", 2016 (arXiv:1608.03665).
@@ -91,8 +89,7 @@ def hoyer(params: Params, *, where: Where = None) -> Array:
       and derivative 0. Nothing overflows or underflows on the way.
 
     Raises:
-      ValueError: a pattern that matches no leaf.
-      TypeError: a leaf is no array, with its path.
+      ValueError: a pattern that matches no leaf. TypeError: a leaf is no array, with its path.
 
     Source: Yang et al., "DeepHoyer: Learning Sparser Neural Network with Differentiable Scale-Invariant Sparsity
     Measures", 2020 (arXiv:1908.09979), Eq. 2.
@@ -104,11 +101,7 @@ def hoyer(params: Params, *, where: Where = None) -> Array:
 
 
 def soft_threshold(
-    strength: Setting | Callable[[Any], Setting],
-    *,
-    units: bool = False,
-    where: Where = None,
-    layout: Layout = None,
+    strength: Setting | Callable[[Any], Setting], *, units: bool = False, where: Where = None, layout: Layout = None
 ) -> optax.GradientTransformationExtraArgs:
     """The proximal step of :func:`l1` or :func:`group_lasso`: after the update ``u`` a weight ``p`` is ``prox(p + u)``.
 
@@ -169,11 +162,7 @@ def soft_threshold(
 
 
 def _unit_lengths(w: Array, axes: Axes) -> tuple[Array, Array, np.float32]:
-    """``(scale, lengths, sqrt(m))``: the 2-norm of each unit of ``w`` (float32) times ``scale``, with size 1 along
-    its m weights.
-
-    The scale is a power of two, one a unit, under which squares neither overflow nor underflow.
-    """
+    """``(scale, lengths, sqrt(m))``: the 2-norms of units of m weights times powers of two that let squares fit."""
     within = axes.inputs
     scale = normalizer(jnp.max(jnp.abs(w), axis=within, keepdims=True, initial=0.0))
     squares = jnp.sum(jnp.square(_apart(w * scale)), axis=within, keepdims=True)

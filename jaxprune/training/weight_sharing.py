@@ -56,8 +56,8 @@ def shared_weights(
     """Trains the values that weights share, with any optimizer: equal weights stay equal, zeros stay exactly 0.
 
     When it is initialized, the equal weights of each selected leaf become one cluster. From then on ``inner`` sees
-    float32 vectors of ``k`` centroids (of all tables, in a row) in place of these leaves, the gradient of a centroid being the sum of those of
-    its weights, in float32, and each weight gets the update of its centroid. Moments are of ``k`` entries, and weight
+    float32 vectors of ``k`` centroids in place of these leaves (of all tables of a leaf, one after the other), the
+    gradient of a centroid being the sum of those of its weights, in float32, and each weight gets the update of its centroid. Moments are of ``k`` entries, and weight
     decay, norms and learning rates are those of the centroids.
 
     Args:
@@ -75,8 +75,8 @@ def shared_weights(
       An optax transformation; its updates have the dtypes of the parameters.
 
     Raises:
-      ValueError: when initialized, a leaf with a table of more than ``k`` distinct values (not seen under ``jit``), with its path;
-        when it updates, no ``params``.
+      ValueError: when initialized, more than ``k`` distinct values of a table (not seen under ``jit``), with the path
+        of the leaf; when it updates, no ``params``.
       TypeError: ``k`` is no integer; a selected leaf does not hold floating-point numbers.
 
     >>> params = jnp.array([0.0, 2.0, 2.0, -1.0])

@@ -62,8 +62,8 @@ class CodebookArray(FlaxState):
       codes: ``uint8`` up to 256 centroids, else ``uint16``, in the shape of the array.
       centroids: float32 ``(k,)``; or ``(..., k)``, with the rank of the array and one more, and its length along the
         axes that keep tables of their own, 1 along others.
-      keeps_zeros: bool ``()``, or ``(...)`` as of the centroids; whether code 0 stands for the weights that were exactly 0. It then decodes to 0 and
-        takes no gradient, whatever its centroid is.
+      keeps_zeros: bool ``()``, or ``(...)`` as of the centroids; whether code 0 stands for the weights that were
+        exactly 0. It then decodes to 0 and takes no gradient, whatever its centroid is.
       dtype: dtype of the array, static.
     """
 
