@@ -57,8 +57,8 @@ def shared_weights(
 
     When it is initialized, the equal weights of each selected leaf become one cluster. From then on ``inner`` sees
     float32 vectors of ``k`` centroids in place of these leaves (of all tables of a leaf, one after the other), the
-    gradient of a centroid being the sum of those of its weights, in float32, and each weight gets the update of its centroid. Moments are of ``k`` entries, and weight
-    decay, norms and learning rates are those of the centroids.
+    gradient of a centroid being the sum of those of its weights, in float32, and each weight gets the update of its
+    centroid. Moments are of ``k`` entries, and weight decay, norms and learning rates are those of the centroids.
 
     Args:
       inner: an optax transformation. What it decides by the rank of a parameter it decides for vectors.
