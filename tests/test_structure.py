@@ -198,6 +198,78 @@ def test_case_57_heads_of_queries_that_share_keys(batched, repeated):
     ]
 
 
+STACKED = {"up": struct(2, 3, 6), "down": struct(6, 2)}
+IDS = jax.ShapeDtypeStruct((4, 5), np.int32)
+TABLES = {"words": struct(7, 6), "places": struct(5, 6), "scale": struct(6), "head": struct(6, 2)}
+STEPS = {"in": struct(3, 6), "u": struct(6, 6), "w": struct(6, 6), "out": struct(6, 2)}
+
+
+def stepped(p, xs):
+    """A recurrent cell after a layer: the states of all steps."""
+
+    def step(h, x):
+        h = jnp.tanh(x @ p["u"] + h @ p["w"])
+        return h, h
+
+    return lax.scan(step, jnp.zeros((4, 6)), xs)[1]
+
+
+NAMED = {
+    "gate and value, one product": (
+        lambda p, x: jnp.multiply(*jnp.einsum("bd,cdf->cbf", x, p["up"])) @ p["down"],
+        (STACKED, X),
+        "gated product of up",
+    ),
+    "gate and value, one kernel": (
+        lambda p, x: jax.nn.silu(x @ p["up"][0]) * (x @ p["up"][1]) @ p["down"],
+        (STACKED, X),
+        "gated product of up",
+    ),
+    "gate and value, taken apart": (
+        lambda p, x: jnp.multiply(*jnp.unstack(jnp.einsum("bd,cdf->bcf", x, p["up"]), axis=1)) @ p["down"],
+        (STACKED, X),
+        "gated product of up",
+    ),
+    "two parts that are added": (
+        lambda p, x: jnp.add(*jnp.einsum("bd,cdf->cbf", x, p["up"])) @ p["down"],
+        (STACKED, X),
+        "features of up",
+    ),
+    "its own gate": (
+        lambda p, x: jax.nn.silu(h := x @ p["up"][0]) * h @ p["down"],
+        (STACKED, X),
+        "features of up",
+    ),
+    "an embedding": (lambda p, ids: p["words"][ids] * p["scale"] @ p["head"], (TABLES, IDS), "features of words"),
+    "embeddings that are added": (
+        lambda p, ids: (p["words"][ids] + p["places"]) * p["scale"] @ p["head"],
+        (TABLES, IDS),
+        "residual width, made by words, places",
+    ),
+    "states": (
+        lambda p, x: stepped(p, (x @ p["in"])[None]) @ p["out"],
+        (STEPS, X),
+        "features of in; recurrent state of u, w",
+    ),
+    "states that are added": (
+        lambda p, x: ((y := (x @ p["in"])[None]) + stepped(p, y)) @ p["out"],
+        (STEPS, X),
+        "residual width, made by in, u, w",
+    ),
+    "layers in a loop": (
+        lambda p, x: lax.fori_loop(0, 3, lambda _, h: h + jnp.sin(h @ p["u"]) @ p["w"], x @ p["in"]) @ p["out"],
+        (STEPS, X),
+        "residual width, made by in, w; features of u",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_units_are_called(name):
+    function, given, words = NAMED[name]
+    assert "; ".join(group.description for group in trace(function, *given).groups) == words
+
+
 # --- cutting --------------------------------------------------------------------------------------------------------
 
 

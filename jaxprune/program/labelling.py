@@ -5,7 +5,7 @@ together, and pin those that must stay, with a reason in words. They do nothing 
 one run of connected components at the end tells what belongs together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -72,6 +72,9 @@ class Labels:
       pairs: of the products of which neither operand is a parameter and both have axes of their own, as in attention:
         the labels of the axes that are gone through one by one, of those that are contracted, and of those left.
       paired: the first label of each of these axes.
+      multiplied: the first label of each axis of what products take besides whole parameters: of an embedding, say.
+      repeated: the first label of each axis of what a loop takes to all of its steps.
+      origins: for the first label of an axis that :meth:`part` has made, that of the axis it was made from.
     """
 
     trailing: bool = False
@@ -82,6 +85,9 @@ class Labels:
     notes: list[tuple[np.ndarray, str]] = field(default_factory=list)
     pairs: list[tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]] = field(default_factory=list)
     paired: list[int] = field(default_factory=list)
+    multiplied: set[int] = field(default_factory=set)
+    repeated: set[int] = field(default_factory=set)
+    origins: dict[int, int] = field(default_factory=dict)
     _pins: list[tuple[np.ndarray, str, bool]] = field(default_factory=list)
     _edges: list[tuple[np.ndarray, np.ndarray, str]] = field(default_factory=list)
     _settled: tuple[int, int] = (0, 0)
@@ -103,14 +109,30 @@ class Labels:
         self.pin(label[:1], reason)
         return label
 
+    def part(self, axes: Axes) -> Axes:
+        """Labels of their own for one of several parts of a value that are used apart, but go together all the same."""
+        parts = tuple(self.fresh(labels.size) for labels in axes)
+        for labels, own in zip(axes, parts, strict=True):
+            self.tie(labels, own, "part")
+            if labels.size > 1:
+                self.origins[int(own[0])] = self.origin(labels)
+        return parts
+
+    def origin(self, labels: np.ndarray) -> int:
+        """The first label of an axis, or of the axis of which these are a part."""
+        return self.origins.get(int(labels[0]), int(labels[0]))
+
     def pin(self, labels: np.ndarray, reason: str, passed_over: bool = False) -> None:
         """These entries stay; ``passed_over``: as others at a place that offers a choice are cut."""
         if labels.size > 1 or (labels.size and labels[0] != STAYS):
             self._pins.append((labels, reason, passed_over))
 
     def tie(self, left: np.ndarray, right: np.ndarray, by: str = "") -> None:
-        """Entries at the same place of both arrays go together; ``by``: "factors", or "product" of matrices, if they do
-        not become one by a sum, a choice, or the like."""
+        """Entries at the same place of both arrays go together.
+
+        ``by``: "" if they become one by a sum, a choice, or the like; "factors", a "product" of matrices, one "part"
+        and another of a value, or any of these within a "step" of a loop.
+        """
         if left is not right and not np.array_equal(left, right):
             self._edges.append((left, right, by))
 
@@ -126,13 +148,17 @@ class Labels:
 
     def of_parameters(self, axes: Axes) -> bool:
         """Whether all axes of a value are those of parameters."""
-        return all(labels[0] < self.born for labels in axes if labels.size)
+        return all(self.origin(labels) < self.born for labels in axes if labels.size)
 
-    def joined(self, *but: str) -> np.ndarray:
-        """A number for each label, the same for those tied, each to one other, by other operations than some."""
-        edges = [(left, right) for left, right, own in self._edges if own not in but]
+    def joined(self, *by: str) -> np.ndarray:
+        """A number for each label, the same for those tied, each to one other, by some operations."""
+        edges = [(left, right) for left, right, own in self._edges if own in by]
         apart = [pair for pair in edges if _distinct(pair[0]) and _distinct(pair[1])]
         return Forest(self.count).tie(apart).find(np.arange(self.count))
+
+    def factors(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The labels of factors, entry by entry."""
+        return ((left, right) for left, right, by in self._edges if by == "factors")
 
     def choose(self, place: visitor.Place, candidates: dict[int, np.ndarray], words: str) -> int | None:
         """The axis that is cut at a place: the one decided on, else the preferred one."""
@@ -206,11 +232,11 @@ class Call(visitor.Site):
         """An axis of this equation's result whose entries stay."""
         return self.labels.fixed(size, self.here(reason))
 
-    def tie_all(self, left: Sequence[Axes], right: Sequence[Axes]) -> None:
+    def tie_all(self, left: Sequence[Axes], right: Sequence[Axes], by: str = "") -> None:
         """Ties several values, axis by axis."""
         for one, other in zip(left, right, strict=True):
             for a, b in zip(one, other, strict=True):
-                self.labels.tie(a, b)
+                self.labels.tie(a, b, by)
 
     def unknown(self, ins: Sequence[Axes], reason: str) -> list[Axes]:
         """Pins all operands and results."""

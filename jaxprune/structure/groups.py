@@ -20,7 +20,7 @@ class Group:
       name: the member that makes the units, as ``"Conv_1/kernel:3"``; with ``#2`` and so on if others have that name.
       size: number of units.
       members: ``(path, axis)`` of each axis of a parameter that loses entries.
-      description: what the units are: "features", "gated product" or "heads" of layers, "head width", "residual width".
+      description: what the units are, in words: "features of Dense_0", "residual width, made by Conv_0, Conv_2".
       roles: for each member "out" if a product makes the units with it, "in" if one uses them, "each" if there is one
         product for each of them, else "".
       units: for each member, the unit of each entry along the axis; -1 for entries of other units, or that stay.
@@ -61,7 +61,7 @@ def rows_of(paths: Sequence[str], axes: Sequence[Sequence[np.ndarray]], labels: 
     rows = [Row(path, i, len(all_), one) for path, all_ in zip(paths, axes, strict=True) for i, one in enumerate(all_)]
     owner = {int(row.labels[0]): i for i, row in enumerate(rows) if row.labels.size > 1}
     for when, (noted, role) in enumerate(labels.notes):
-        i = owner.get(int(noted[0])) if noted.size > 1 else None
+        i = owner.get(labels.origin(noted)) if noted.size > 1 else None
         if i is not None and not rows[i].role:
             rows[i] = rows[i]._replace(role=role, when=when)
     return rows
@@ -134,33 +134,66 @@ def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], describe: Callable[
 def _words(labels: Labels) -> Callable[..., str]:
     """A function that says what units are, by the products that make them and by what joins these."""
     heads, widths = _of_attention(labels)
-    joined, multiplied = labels.joined("factors", "product"), labels.joined("product")
+    summed, outside = labels.joined("", "part", "step"), labels.joined("", "part")
+    multiplied, gated = labels.joined("", "part", "step", "factors"), _gated(labels)
 
     def describe(own: Sequence[Row], entries: Sequence[np.ndarray], unit: int) -> str:
         """Of the rows of a group, the labels of its first unit's entries in each, and the label of that unit."""
-        makers = [i for i, row in enumerate(own) if row.role == "out"]
+        makers = _makers(own, labels)
         if not makers:
             return "entries that no product makes"
+        made = [entries[i] for i in makers]
+        read = [entries[i] for i, row in enumerate(own) if row.role == "in" and i not in makers]
         modules = list(dict.fromkeys(own[i].module.removeprefix("params/") for i in makers))
         parents = {module.rpartition("/")[0] for module in modules}
         names = ", ".join(modules[:3]) + (", ..." if len(modules) > 3 else "")
         if any(row.role == "each" for row in own):
             return f"experts of {names}"
-        first = entries[0]
-        if unit in heads or (unit in widths and first.size > 1 and np.all(np.diff(first) == 1)):
+        if unit in heads or (unit in widths and made[0].size > 1 and np.all(np.diff(made[0]) == 1)):
             return f"heads of {(len(parents) == 1 < len(modules) <= 3 and parents.pop()) or names}"
-        summed = [joined[entries[i][0]] for i in makers]
-        looked_up = [joined[labels[0]] for row, labels in zip(own, entries, strict=True) if row.role == "in"]
-        if np.unique(summed).size < len(summed) or np.isin(summed, looked_up).any():
+        if _is_recurrent(own, labels) and not _meet(outside, made, read):
+            return f"recurrent state of {(len(parents) == 1 < len(modules) and parents.pop()) or names}"
+        if _meet(summed, made, read):
             return f"residual width, made by {names}"
         if unit in widths:
             return f"head width of {names}"
-        factors = multiplied[np.concatenate([entries[i] for i in makers])]
-        if np.unique(factors).size < factors.size:
+        factors = multiplied[np.concatenate(made)]
+        if np.unique(factors).size < factors.size or any(gated[one].any() for one in made):
             return f"gated product of {names}"
-        return f"features of {names}" + (f", {first.size} at a time" if first.size > 1 else "")
+        return f"features of {names}" + (f", {made[0].size} at a time" if made[0].size > 1 else "")
 
     return describe
+
+
+def _makers(rows: Sequence[Row], labels: Labels) -> list[int]:
+    """The rows with which products make the units; without a product, those of tables that are looked up or added."""
+
+    def holds(row: Row) -> bool:
+        return int(row.labels[0]) in labels.multiplied if row.role else row.rank > 1
+
+    return [i for i, row in enumerate(rows) if row.role == "out"] or [i for i, row in enumerate(rows) if holds(row)]
+
+
+def _meet(joined: np.ndarray, made: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> bool:
+    """Whether what several layers make becomes one, or one with what is looked up in a table that a product reads."""
+    firsts = joined[[one[0] for one in made]]
+    return np.unique(firsts).size < firsts.size or bool(np.isin(firsts, joined[[one[0] for one in read]]).any())
+
+
+def _is_recurrent(rows: Sequence[Row], labels: Labels) -> bool:
+    """Whether some parameter makes the units of a step of a loop from those of the step before."""
+    own = [row for row in rows if int(row.labels[0]) in labels.repeated]
+    made, read = ({row.path for row in own if row.role == role} for role in ("out", "in"))
+    return bool(made & read)
+
+
+def _gated(labels: Labels) -> np.ndarray:
+    """For each label, whether parts of its axis are multiplied with each other: gate and value of one product."""
+    parts = labels.joined("part")
+    gated = np.zeros(labels.count, bool)
+    for left, right in labels.factors():
+        gated[parts[left][(parts[left] == parts[right]) & (left != right)]] = True
+    return gated[parts]
 
 
 def _of_attention(labels: Labels) -> tuple[set[int], set[int]]:

@@ -46,14 +46,20 @@ def _scan_counts(equation: Any) -> tuple[int, int]:
     return len(jaxpr.invars) - carried - stacked, carried
 
 
+def _enter_steps(call: Call, body: Any, constants: Sequence[Axes], others: Sequence[Axes]) -> list[Axes]:
+    """The results of the body of a loop, all of whose steps have the constants in common."""
+    call.labels.repeated |= {call.labels.origin(labels) for axes in constants for labels in axes if labels.size}
+    return call.enter(body, [*constants, *others], "step")
+
+
 def _tie_scan(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     constants, carried = _scan_counts(call.equation)
     fixed, stacked = constants + carried, []
     for axes in ins[fixed:]:
         call.pin(axes[0], "the steps of a scan")
         stacked.append(axes[1:])
-    outs = call.enter(call.params["jaxpr"], [*ins[:fixed], *stacked])
-    call.tie_all(ins[constants:fixed], outs[:carried])
+    outs = _enter_steps(call, call.params["jaxpr"], ins[:constants], [*ins[constants:fixed], *stacked])
+    call.tie_all(ins[constants:fixed], outs[:carried], "step")
     steps = call.fixed(call.params["length"], "the steps of a scan")
     return [*outs[:carried], *((steps, *axes) for axes in outs[carried:])]
 
@@ -80,8 +86,8 @@ def _while_parts(params: dict[str, Any], values: Sequence[Any]) -> tuple[list[An
 def _tie_while(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     for_test, for_body, carry = _while_parts(call.params, ins)
     call.enter(call.params["cond_jaxpr"], [*for_test, *carry])
-    outs = call.enter(call.params["body_jaxpr"], [*for_body, *carry])
-    call.tie_all(carry, outs)
+    outs = _enter_steps(call, call.params["body_jaxpr"], for_body, carry)
+    call.tie_all(carry, outs, "step")
     return outs
 
 

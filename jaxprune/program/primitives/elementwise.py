@@ -30,7 +30,8 @@ DRAWN = "empty iota random_bits random_fold_in random_seed random_unwrap random_
 
 def label(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Ties each operand's axis to the result's, unless it has size 1 and is repeated, or the operand is a scalar."""
-    out, by = [], "factors" if call.name in ("mul", "div") or "derivative" in call.place else ""
+    factors = call.name in ("mul", "div") or "derivative" in call.place
+    out, by = [], "factors" if factors else "step" if "step" in call.place else ""
     for axis, size in enumerate(call.out_shape()):
         same = [axes[axis] for axes in ins if axes and axes[axis].size == size]
         for other in same[1:]:

@@ -63,7 +63,9 @@ def _tie_product(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     notes += [(labels, "each") for i, j in pairs[1] for labels in (left[i], right[j])]
     notes += [(right[j], "each") for j in axes.grouped]
     batch = [left[i] for i in axes.batch[0]]
-    if all(free) and not (call.labels.of_parameters(left) or call.labels.of_parameters(right)):
+    data = [own for own in (left, right) if not call.labels.of_parameters(own)]
+    call.labels.multiplied |= {call.labels.origin(labels) for own in data for labels in own if labels.size}
+    if all(free) and len(data) == 2:
         call.labels.pairs.append((batch, [left[i] for i in axes.contracted[0]], [*free[0], *free[1]]))
         call.labels.paired += [int(labels[0]) for labels in (*left, *right) if labels.size]
     front = [call.fixed(call.out_shape()[0], "groups of rows")] if axes.apart else []

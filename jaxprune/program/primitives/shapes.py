@@ -84,20 +84,21 @@ def _tie_move(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Axes keep their labels; new ones get labels of their own; a part of a single entry cannot get smaller."""
     results = []
     for result, moves in enumerate(MOVES[call.name](call)):
-        out = []
-        for size, (source, index) in zip(call.out_shape(result), moves, strict=True):
-            labels = call.labels.fresh(size) if source is None else ins[0][source][index]
-            if source is not None and size == 1 < ins[0][source].size:
-                call.pin(labels, "picks this entry alone")
-                labels = np.zeros(1, np.int64)
-            out.append(labels)
+        sides = [*zip(call.out_shape(result), moves, strict=True)]
+        alone = [(i, index) for size, (i, index) in sides if i is not None and size == 1 < ins[0][i].size]
+        for axis, index in alone:
+            call.pin(ins[0][axis][index], "picks this entry alone")
+        axes = call.labels.part(ins[0]) if alone else ins[0]
+        out = (call.labels.fresh(size) if i is None or size == 1 else axes[i][index] for size, (i, index) in sides)
         results.append(tuple(out))
     return results
 
 
 def _tie_unstack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    call.pin(ins[0][call.params["axis"]], "picks each of these entries alone")
-    return _tie_move(call, ins)
+    along = call.params["axis"]
+    call.pin(ins[0][along], "picks each of these entries alone")
+    parts = (call.labels.part(ins[0]) for _ in call.equation.outvars)
+    return [(*axes[:along], *axes[along + 1 :]) for axes in parts]
 
 
 def _run_broadcast(site: Narrow, values: Sequence[Any]) -> list[Any]:
