@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax import lax
 from test_structure_zoo import FAST, close, random_plan
 
-from jaxprune.program.primitives import NARROWINGS
+from jaxprune.program.primitives import RULES
 from jaxprune.structure import trace
 
 # Parameters by the letter of their name; all functions take an input (2, 3).
@@ -463,11 +463,11 @@ def test_every_operation_has_a_rule_or_is_known_to_have_none():
     everything = [*vars(jex.primitives).values(), *(getattr(lax, name) for name in dir(lax) if name.endswith("_p"))]
     known = {value.name for value in everything if isinstance(value, jex.Primitive)}
     assert len(known) > 150
-    new = known - NARROWINGS.keys() - set(WITHOUT)
+    new = known - RULES.keys() - set(WITHOUT)
     assert not new, (
         f"new operations {sorted(new)}: add each to the rules of its kind in jaxprune/program/primitives, with a case "
-        "here (to elementwise.NAMES if it treats every entry alone), or to WITHOUT if it is to pin what it touches"
+        "here (to elementwise.UNBOUND if it treats every entry alone), or to WITHOUT if it is to pin what it touches"
     )
-    assert not NARROWINGS.keys() & set(WITHOUT)
-    unknown = NARROWINGS.keys() - known - set(UNLISTED)
+    assert not RULES.keys() & set(WITHOUT)
+    unknown = RULES.keys() - known - set(UNLISTED)
     assert not unknown, f"rules for operations that there are not: {sorted(unknown)}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zoo
 
-from jaxprune.program import labelling
+from jaxprune.program import labels
 from jaxprune.structure import trace
 
 # What can be removed, as "number of units: layers that make them > layers that use them". A layer that makes them loses
@@ -352,13 +352,13 @@ def test_under_jit_and_vmap_as_outside(name):
 
 def test_the_work_of_tracing_grows_with_the_program(monkeypatch):
     """Counted in numbers looked up; twice the layers, at most 2.3 times the work."""
-    work, find = [], labelling.Forest.find
+    work, find = [], labels.Forest.find
 
     def counted(forest, numbers):
         work.append(numbers.size)
         return find(forest, numbers)
 
-    monkeypatch.setattr(labelling.Forest, "find", counted)
+    monkeypatch.setattr(labels.Forest, "find", counted)
     sums = []
     for layers in (6, 12):
         model = zoo.class_attention(layers)

@@ -1,5 +1,5 @@
 """A traced function: how it is made, one neutral pass over it, and what is known of each operation.
 
-``visitor`` follows a program with values of any kind; ``labelling`` and ``evaluation`` are two kinds; ``primitives``
-holds, in a folder for each family of operations, how they tie axes, how they run narrower, and their bounds.
+``jaxprs`` follows a program with values of any kind. ``labels`` and ``narrowing``, ``ranges`` and ``bounding`` are two
+kinds and their readers; ``primitives`` holds, in a file for each family of operations, the rules for both.
 """

@@ -1,7 +1,7 @@
 """A visit that says what the numbers in a program can be, apart for the entries that a plan removes."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.program import jaxprs, visitor
-from jaxprune.program.labelling import Axes
+from jaxprune.program import jaxprs
+from jaxprune.program.labels import Axes
+from jaxprune.program.narrowing import Rule
 from jaxprune.program.ranges import (
     ANYTHING,
     Fault,
@@ -31,7 +32,7 @@ EVALUATED = 2**20
 
 
 @dataclass(eq=False)
-class Step(visitor.Site):
+class Step(jaxprs.Site):
     """What a rule sees of the equation at hand, besides what is known of its operands.
 
     Attributes:
@@ -106,12 +107,14 @@ class Step(visitor.Site):
         return self.value(value.rest, axes, [value], result)
 
 
-#: ``(step, what is known of the operands) -> what is known of the results``.
+#: What is known of the results, by what is known of the operands.
 Bound = Callable[[Step, Sequence[Value]], list[Value]]
 
 
 class Bounding:
-    """The reader of a visit with ranges. An operation without a rule may give anything.
+    """The reader of a visit with ranges.
+
+    An operation of which no bounds are known may give anything, and make a difference, unless it is entrywise.
 
     Attributes:
       found: the differences that were met, in the program's order.
@@ -119,9 +122,8 @@ class Bounding:
 
     site = Step
 
-    def __init__(self, removed: np.ndarray, rules: Mapping[str, Bound], harmless: Iterable[str]) -> None:
-        """``harmless``: operations that mix no entries, so that it costs nothing if they have no rule."""
-        self.removed, self.rules, self.harmless = removed, rules, frozenset(harmless)
+    def __init__(self, removed: np.ndarray, rules: Mapping[str, Rule]) -> None:
+        self.removed, self.rules = removed, rules
         self.found: list[Fault] = []
 
     def gone(self, axes: Axes) -> Gone:
@@ -129,7 +131,7 @@ class Bounding:
         flags = ((i, self.removed[labels]) for i, labels in enumerate(axes))
         return {i: gone for i, gone in flags if gone.any()}
 
-    def constant(self, variable: Any, value: Any, guide: visitor.Frame | None) -> Value:
+    def constant(self, variable: Any, value: Any, guide: jaxprs.Frame | None) -> Value:
         """What a constant holds."""
         return of_array(value, self.gone(guide.values[variable]))  # type: ignore[union-attr]
 
@@ -140,12 +142,13 @@ class Bounding:
     def apply(self, step: Step, operands: Sequence[Value]) -> list[Value]:
         """By the rule of the operation; the results carry the faults of their operands on."""
         rule = self.rules.get(step.name)
-        if rule is None or (step.equation.effects and not step.children):
-            rule = unknown
-            if step.name not in self.harmless and any(value.gone for value in operands):
+        bound, entrywise = (rule.bound, rule.entrywise) if rule else (None, False)
+        if bound is None or (step.equation.effects and not step.children):
+            bound = unknown
+            if not entrywise and any(value.gone for value in operands):
                 step.fault("is not known to the certificate, and may mix removed entries with others")
-        results = rule(step, operands)
-        if step.name in self.harmless:
+        results = bound(step, operands)
+        if entrywise:
             results = [result.repeated(step.alike(operands)) for result in results]
         self.found += step.faults
         if step.children:  # what is called answers for itself
@@ -156,6 +159,11 @@ class Bounding:
                 results = [step.exact(results[0], step.out_shape())]
         faults = all_faults(operands) | frozenset(step.faults)
         return [_with(result, faults, step, operands) for result in results]
+
+
+def by_ranges(function: Callable[..., Range]) -> Bound:
+    """A rule by a function of the operands' ranges."""
+    return lambda step, values: step.each(values, function)
 
 
 def unknown(step: Step, values: Sequence[Value]) -> list[Value]:

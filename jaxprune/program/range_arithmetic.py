@@ -100,7 +100,7 @@ def monotone(
 
     def rule(a: Range) -> Range:
         with np.errstate(all="ignore"):
-            start, end = _nudged(a)
+            start, end = widen(a)[:2]  # an argument is rounded as well; 0 stays 0
             inside = np.clip(start, low, high), np.clip(end, low, high)
             ends = function(inside[0]), function(inside[1])
         # Overflow of float64 even, or the edge of the domain: log(0) is infinite at a finite place.
@@ -116,12 +116,6 @@ def monotone(
         return widen(between(ends[0], ends[1], a.nan | (a.low < low) | (a.high > high), infinite))
 
     return rule
-
-
-def _nudged(a: Range) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of a range, with room for the rounding of an argument; 0 stays 0."""
-    wide = widen(a)
-    return wide.low, wide.high
 
 
 def wave(function: Callable[[Any], Any]) -> Function:
@@ -155,20 +149,18 @@ def truth(yes: Any, no: Any) -> Range:
 
 def less(a: Range, b: Range) -> Range:
     """a < b."""
-    known = ~(a.nan | b.nan)
-    return truth(known & (a.high < b.low), a.low >= b.high)
+    return truth(_numbers(a, b) & (a.high < b.low), a.low >= b.high)
 
 
 def less_equal(a: Range, b: Range) -> Range:
     """a <= b."""
-    known = ~(a.nan | b.nan)
-    return truth(known & (a.high <= b.low), a.low > b.high)
+    return truth(_numbers(a, b) & (a.high <= b.low), a.low > b.high)
 
 
 def equal(a: Range, b: Range) -> Range:
     """a == b."""
-    known = ~(a.nan | b.nan)
-    return truth(known & (a.low == a.high) & (b.low == b.high) & (a.low == b.low), (a.high < b.low) | (b.high < a.low))
+    one = (a.low == a.high) & (b.low == b.high) & (a.low == b.low)
+    return truth(_numbers(a, b) & one, (a.high < b.low) | (b.high < a.low))
 
 
 def negation(a: Range) -> Range:
@@ -197,6 +189,10 @@ def total(terms: Range, fewest: int, most: int) -> Range:
     ends = [np.where(end == 0, 0, end * n) if n else np.zeros_like(end) for n in (fewest, most) for end in (low, high)]
     clash = infinite & (low == -np.inf) & (high == np.inf)
     return widen(Range(np.minimum(*ends[::2]), np.maximum(*ends[1::2]), nan | clash, infinite))
+
+
+def _numbers(a: Range, b: Range) -> np.ndarray:
+    return ~(a.nan | b.nan)
 
 
 def _rounding(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -15,10 +15,9 @@ from jaxprune import tree
 from jaxprune.base import Masks, Params
 from jaxprune.program import jaxprs, ranges
 from jaxprune.program.bounding import Bounding
-from jaxprune.program.primitives import BOUNDS
-from jaxprune.program.primitives.elementwise import NAMES
+from jaxprune.program.jaxprs import visit
+from jaxprune.program.primitives import RULES
 from jaxprune.program.ranges import Fault, Gone, Value, all_faults
-from jaxprune.program.visitor import visit
 from jaxprune.structure import plans, tracing
 
 
@@ -49,7 +48,7 @@ def certify(traced: tracing.Traced, removed: np.ndarray, params: Params, masked:
       params: their shapes.
       masked: masks of what is known to be 0; ``None``: all that is removed.
     """
-    reader = Bounding(removed, BOUNDS, NAMES)
+    reader = Bounding(removed, RULES)
     count = len(tree.flatten(params).leaves)
     flags = [None] * count if masked is None else list(plans.mask_flags(masked, params).values())
     values = []

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxprune import tree
 from jaxprune.base import Params
 from jaxprune.program import jaxprs
-from jaxprune.program.evaluation import take
+from jaxprune.program.narrowing import take
 
 #: For each ``(path, axis)`` of a parameter that loses entries, which of them stay.
 Flags = Mapping[tuple[str, int], np.ndarray]

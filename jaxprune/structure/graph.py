@@ -10,7 +10,7 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.base import Masks, Params
 from jaxprune.program import jaxprs
-from jaxprune.program.labelling import STAYS
+from jaxprune.program.labels import STAYS
 from jaxprune.structure import plans, tracing
 from jaxprune.structure.groups import Group, Row, find
 from jaxprune.structure.plans import Plan, Units

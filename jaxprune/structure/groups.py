@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune import tree
-from jaxprune.program.labelling import STAYS, Labels
+from jaxprune.program.labels import STAYS, Labels
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,8 +134,9 @@ def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], describe: Callable[
 def _words(labels: Labels) -> Callable[..., str]:
     """A function that says what units are, by the products that make them and by what joins these."""
     heads, widths = _of_attention(labels)
-    summed, outside = labels.joined("", "part", "step"), labels.joined("", "part")
-    multiplied, gated = labels.joined("", "part", "step", "factors"), _gated(labels)
+    sums = ("", "part")
+    outside, summed, multiplied, parts = labels.joined(sums, (*sums, "step"), (*sums, "step", "factors"), ("part",))
+    gated = _gated(labels, parts)
 
     def describe(own: Sequence[Row], entries: Sequence[np.ndarray], unit: int) -> str:
         """Of the rows of a group, the labels of its first unit's entries in each, and the label of that unit."""
@@ -187,9 +188,8 @@ def _is_recurrent(rows: Sequence[Row], labels: Labels) -> bool:
     return bool(made & read)
 
 
-def _gated(labels: Labels) -> np.ndarray:
+def _gated(labels: Labels, parts: np.ndarray) -> np.ndarray:
     """For each label, whether parts of its axis are multiplied with each other: gate and value of one product."""
-    parts = labels.joined("part")
     gated = np.zeros(labels.count, bool)
     for left, right in labels.factors():
         gated[parts[left][(parts[left] == parts[right]) & (left != right)]] = True

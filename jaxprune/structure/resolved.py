@@ -10,8 +10,8 @@ import numpy as np
 from jaxprune.base import Masks, Params
 from jaxprune.masks import apply_masks
 from jaxprune.program import jaxprs
-from jaxprune.program.evaluation import operations
-from jaxprune.program.primitives import OPERATIONS
+from jaxprune.program.narrowing import operations
+from jaxprune.program.primitives import RULES
 from jaxprune.structure import certification, cutting, tracing
 from jaxprune.structure.certification import Certificate
 from jaxprune.structure.plans import Units
@@ -69,7 +69,7 @@ class Resolved:
         Matrix products and convolutions count, 2 for a multiplication and an addition, padding included; the steps of
         scans count each, the body of a while loop once, and of the branches of a condition the dearest.
         """
-        return operations(self._origin.traced.frame, self._removed, OPERATIONS)
+        return operations(self._origin.traced.frame, self._removed, RULES)
 
     @cached_property
     def certificate(self) -> Certificate:

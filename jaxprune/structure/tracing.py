@@ -11,10 +11,10 @@ from jax import tree_util
 from jaxprune import tree
 from jaxprune.base import Params
 from jaxprune.program import jaxprs
-from jaxprune.program.evaluation import evaluate
-from jaxprune.program.labelling import STAYS, Labelling, Labels
-from jaxprune.program.primitives import NARROWINGS
-from jaxprune.program.visitor import Frame, visit
+from jaxprune.program.jaxprs import Frame, visit
+from jaxprune.program.labels import STAYS, Labels
+from jaxprune.program.narrowing import Labelling, evaluate
+from jaxprune.program.primitives import RULES
 from jaxprune.structure import groups
 
 #: Which outputs may lose entries: glob patterns over their paths, or a predicate ``(path, output) -> bool``.
@@ -60,7 +60,7 @@ class Traced:
 
     def run(self, leaves: Sequence[Any], inputs: Any, removed: np.ndarray) -> Any:
         """The outputs for cut parameters."""
-        outs = evaluate(self.frame, [*leaves, *jax.tree.leaves(inputs)], removed, NARROWINGS)
+        outs = evaluate(self.frame, [*leaves, *jax.tree.leaves(inputs)], removed, RULES)
         return jax.tree.unflatten(self.out_tree, outs)
 
 
@@ -84,7 +84,7 @@ def _visit(program: Any, params: Params, inputs: Any, shape: Any, free: FreeOutp
     for path, leaf in tree_util.tree_leaves_with_path(inputs):
         name = f"input{tree_util.keystr(path)}"
         given.append(tuple(labels.fixed(size, f"axis {i} of {name}") for i, size in enumerate(leaf.shape)))
-    frame = visit(program, [*axes, *given], Labelling(labels, NARROWINGS))
+    frame = visit(program, [*axes, *given], Labelling(labels, RULES))
     outputs, out_tree = jax.tree.flatten(shape)
     paths = tree.flatten(shape).paths
     if callable(free):

@@ -1,6 +1,6 @@
 """What is known of results of arithmetic on each entry alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,15 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step, unknown
+from jaxprune.program.bounding import Bound, Step, by_ranges, unknown
 from jaxprune.program.ranges import Range, Value, between, hull, join
 
-#: ``(step, ranges of the operands) -> range of the result``.
-Entrywise = Callable[..., Range]
-
-
-def _rule(function: Entrywise) -> Bound:
-    return lambda step, values: step.each(values, function)
+#: Of numbers rounded towards 0.
+_whole = on.step(np.trunc)
 
 
 def _mul(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -53,12 +49,7 @@ def _exp(step: Step, values: Sequence[Value]) -> list[Value]:
 
 def _div(step: Step, values: Sequence[Value]) -> list[Value]:
     if jnp.issubdtype(step.equation.outvars[0].aval.dtype, jnp.integer):
-
-        def whole(a: Range, b: Range) -> Range:
-            found = on.div(a, b)
-            return between(np.trunc(found.low), np.trunc(found.high), found.nan, found.infinite)
-
-        return step.each(values, whole)
+        return step.each(values, lambda a, b: _whole(on.div(a, b)))
     return step.each([values[0], _reciprocal(step, *values)], on.mul)
 
 
@@ -77,7 +68,7 @@ def _reciprocal(step: Step, top: Value, bottom: Value) -> Value:
     return Value(inverse(bottom.rest, np.bool_(trusted)), axes, bottom.gone).repeated(bottom.alike)
 
 
-def _extreme(function: Entrywise, neutral: float) -> Bound:
+def _extreme(function: on.Function, neutral: float) -> Bound:
     """The larger (smaller) of two values: if one is the least (most) of all, the other itself."""
 
     def rule(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -89,10 +80,6 @@ def _extreme(function: Entrywise, neutral: float) -> Bound:
     return rule
 
 
-def _same(step: Step, values: Sequence[Value]) -> list[Value]:
-    return list(values)
-
-
 def _convert(step: Step, values: Sequence[Value]) -> list[Value]:
     before, after = step.equation.invars[0].aval.dtype, step.equation.outvars[0].aval.dtype
     if before == after:
@@ -102,7 +89,7 @@ def _convert(step: Step, values: Sequence[Value]) -> list[Value]:
         if after == jnp.bool_:
             return on.truth((a.low > 0) | (a.high < 0), a.zero)
         if jnp.issubdtype(after, jnp.integer):
-            return between(np.trunc(a.low), np.trunc(a.high), a.nan, a.infinite)
+            return _whole(a)
         return a if before == jnp.bool_ else on.widen(a)
 
     (found,) = step.each(values, converted)
@@ -115,13 +102,9 @@ def _add(step: Step, values: Sequence[Value]) -> list[Value]:
     """A sum with a constant that is infinite in places: masks are added to logits."""
     (found,) = step.each(values, on.add)
     for value, constant in (values, values[::-1]):
-        if constant.known is not None and value.is_finite():
-            found.finite_at = partial(_finite_in, constant.known)
+        if (known := constant.known) is not None and value.is_finite():
+            found.finite_at = lambda known=known: np.isfinite(np.asarray(known()))
     return [found]
-
-
-def _finite_in(known: Callable[[], Any]) -> Any:
-    return np.isfinite(np.asarray(known()))
 
 
 def _power(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -133,10 +116,6 @@ def _power(step: Step, values: Sequence[Value]) -> list[Value]:
     return step.each(values, on.raised)
 
 
-def _clamp(low: Range, x: Range, high: Range) -> Range:
-    return on.minimum(on.maximum(x, low), high)
-
-
 def _remainder(a: Range, b: Range) -> Range:
     pole = (b.low <= 0) & (b.high >= 0)
     zero = a.zero & ~pole
@@ -144,73 +123,62 @@ def _remainder(a: Range, b: Range) -> Range:
     return between(np.where(zero, 0, -np.inf), np.where(zero, 0, np.inf), bad)
 
 
-#: Operations on complex numbers that are followed; these are 0, or finite, or anything.
-_SIMPLE = "add add_any sub mul neg".split()
-
-
-_ODD = "abs square sin tan sinh tanh convert_element_type".split()
-
-
-def _real(rule: Bound) -> Bound:
+def _real(name: str, rule: Bound) -> Bound:
     """A rule for real numbers; of most operations on complex ones only little is known."""
 
     def guarded(step: Step, values: Sequence[Value]) -> list[Value]:
         dtypes = [atom.aval.dtype for atom in (*step.equation.invars, *step.equation.outvars)]
-        name = step.name
-        if name in _SIMPLE or not any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+        if not any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
             return rule(step, values)
-        return linear(step, values) if name in _ODD else unknown(step, values)
+        odd = name in "abs square sin tan sinh tanh convert_element_type".split()
+        return linear(step, values) if odd else unknown(step, values)
 
-    return guarded
-
-
-def _angle(a: Range, b: Range) -> Range:
-    return between(np.full_like(a.low, -3.2), 3.2, a.nan | b.nan)
+    return rule if name in "add add_any sub mul neg".split() else guarded
 
 
-def finite(step: Step, values: Sequence[Value]) -> list[Value]:
-    """The results are finite if the operands are."""
-    return step.each(values, on.unknown)
+def unchanged(step: Step, values: Sequence[Value]) -> list[Value]:
+    """The results are the operands."""
+    return list(values)
 
 
-def linear(step: Step, values: Sequence[Value]) -> list[Value]:
-    """The results are finite if the operands are, and 0 if they are."""
-    return step.each(values, partial(on.unknown, zero=True))
+#: The results are finite if the operands are.
+finite = by_ranges(on.unknown)
 
+#: The results are finite if the operands are, and 0 if they are.
+linear = by_ranges(partial(on.unknown, zero=True))
 
 _REAL: dict[str, Bound] = {
-    **{name: _rule(function) for name, function in on.MONOTONE.items() if name != "exp"},
+    **{name: by_ranges(function) for name, function in on.MONOTONE.items()},
     "exp": _exp,
     "add": _add,
-    "add_any": _rule(on.add),
+    "add_any": by_ranges(on.add),
     "sub": _sub,
     "mul": _mul,
     "div": _div,
-    "neg": _rule(on.negative),
-    "abs": _rule(on.absolute),
-    "square": _rule(on.square),
+    "neg": by_ranges(on.negative),
+    "abs": by_ranges(on.absolute),
+    "square": by_ranges(on.square),
     "integer_pow": _power,
     "pow": _power,
     "max": _extreme(on.maximum, -np.inf),
     "min": _extreme(on.minimum, np.inf),
-    "clamp": _rule(_clamp),
-    "sign": _rule(on.sign),
-    "floor": _rule(on.step(np.floor)),
-    "ceil": _rule(on.step(np.ceil)),
-    "round": _rule(lambda a: between(np.floor(a.low), np.ceil(a.high), a.nan, a.infinite)),
-    "rem": _rule(_remainder),
-    "sin": _rule(on.wave(np.sin)),
-    "cos": _rule(on.wave(np.cos)),
-    "atan2": _rule(_angle),
+    "clamp": by_ranges(lambda low, x, high: on.minimum(on.maximum(x, low), high)),
+    "sign": by_ranges(on.sign),
+    "floor": by_ranges(on.step(np.floor)),
+    "ceil": by_ranges(on.step(np.ceil)),
+    "round": by_ranges(lambda a: between(np.floor(a.low), np.ceil(a.high), a.nan, a.infinite)),
+    "rem": by_ranges(_remainder),
+    "sin": by_ranges(on.wave(np.sin)),
+    "cos": by_ranges(on.wave(np.cos)),
+    "atan2": by_ranges(lambda a, b: between(np.full_like(a.low, -3.2), 3.2, a.nan | b.nan)),
     "cosh": finite,
     "convert_element_type": _convert,
     "reduce_precision": linear,
 }
 
-
+#: Of operations on each entry alone.
 BOUNDS: dict[str, Bound] = {
-    **{name: _real(rule) for name, rule in _REAL.items()},
-    **{name: _same for name in ("copy", "copy_p", "device_put", "stop_gradient", "name", "optimization_barrier")},
-    **{name: linear for name in ("real", "imag", "conj", "complex")},
-    "bitcast_convert_type": unknown,
+    **{name: _real(name, rule) for name, rule in _REAL.items()},
+    **{name: unchanged for name in "copy copy_p stop_gradient name".split()},
+    **{name: linear for name in "real imag conj complex".split()},
 }

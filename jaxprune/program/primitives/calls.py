@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.program import jaxprs
-from jaxprune.program.bounding import Bound, Step
-from jaxprune.program.evaluation import Narrow, Narrowing
-from jaxprune.program.labelling import Axes, Call
+from jaxprune.program.bounding import Step
+from jaxprune.program.jaxprs import Site
+from jaxprune.program.labels import Axes
+from jaxprune.program.narrowing import Call, Narrow, Rule
 from jaxprune.program.ranges import Range, Value, all_faults, join
-
-INLINE = "jit pjit closed_call core_call".split()
-REMAT = "remat2 checkpoint remat".split()
 
 #: Rounds of a loop that are followed; what still changes then is taken for unknown.
 ROUNDS = 3
@@ -36,14 +34,16 @@ def _run_remat(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return jax.checkpoint(lambda *args: _run_inline(site, args), **params)(*values)
 
 
-def _scan_counts(equation: Any) -> tuple[int, int]:
-    """How many constants the body takes, and how many carried values: told by the ranks, as the stacked ones differ."""
-    jaxpr = jaxprs.body(equation.params["jaxpr"])
-    outs = zip(equation.outvars, jaxpr.outvars, strict=True)
-    carried = sum(len(whole.aval.shape) == len(part.aval.shape) for whole, part in outs)
-    ins = zip(equation.invars, jaxpr.invars, strict=True)
-    stacked = sum(len(whole.aval.shape) != len(part.aval.shape) for whole, part in ins)
-    return len(jaxpr.invars) - carried - stacked, carried
+def _scan_parts(site: Site, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """The constants, what is carried, and what is stacked, of which the body has one axis less: told by the ranks."""
+    equation, body = site.equation, jaxprs.body(site.params["jaxpr"])
+    carried = sum(_ranks_agree(*pair) for pair in zip(equation.outvars, body.outvars, strict=True))
+    fixed = sum(_ranks_agree(*pair) for pair in zip(equation.invars, body.invars, strict=True))
+    return list(values[: fixed - carried]), list(values[fixed - carried : fixed]), list(values[fixed:])
+
+
+def _ranks_agree(one: Any, other: Any) -> bool:
+    return len(one.aval.shape) == len(other.aval.shape)
 
 
 def _enter_steps(call: Call, body: Any, constants: Sequence[Axes], others: Sequence[Axes]) -> list[Axes]:
@@ -53,38 +53,35 @@ def _enter_steps(call: Call, body: Any, constants: Sequence[Axes], others: Seque
 
 
 def _tie_scan(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    constants, carried = _scan_counts(call.equation)
-    fixed, stacked = constants + carried, []
-    for axes in ins[fixed:]:
+    constants, carry, stacked = _scan_parts(call, ins)
+    for axes in stacked:
         call.pin(axes[0], "the steps of a scan")
-        stacked.append(axes[1:])
-    outs = _enter_steps(call, call.params["jaxpr"], ins[:constants], [*ins[constants:fixed], *stacked])
-    call.tie_all(ins[constants:fixed], outs[:carried], "step")
+    outs = _enter_steps(call, call.params["jaxpr"], constants, [*carry, *(axes[1:] for axes in stacked)])
+    call.tie_all(carry, outs[: len(carry)], "step")
     steps = call.fixed(call.params["length"], "the steps of a scan")
-    return [*outs[:carried], *((steps, *axes) for axes in outs[carried:])]
+    return [*outs[: len(carry)], *((steps, *axes) for axes in outs[len(carry) :])]
 
 
 def _run_scan(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    constants, carried = _scan_counts(site.equation)
-    fixed, count = values[:constants], constants + carried
+    constants, carry, stacked = _scan_parts(site, values)
 
     def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], list[Any]]:
-        outs = site.follow(site.children[0], [*fixed, *carry, *inputs])
-        return outs[:carried], outs[carried:]
+        outs = site.follow(site.children[0], [*constants, *carry, *inputs])
+        return outs[: len(carry)], outs[len(carry) :]
 
     how = {name: site.params[name] for name in ("length", "reverse", "unroll")}
-    carry, stacked = jax.lax.scan(step, list(values[constants:count]), list(values[count:]), **how)
+    carry, stacked = jax.lax.scan(step, carry, stacked, **how)
     return [*carry, *stacked]
 
 
-def _while_parts(params: dict[str, Any], values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+def _while_parts(site: Site, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """The operands of the test alone, those of the body alone, and those that are carried."""
-    tests, bodies = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    tests, bodies = site.params["cond_nconsts"], site.params["cond_nconsts"] + site.params["body_nconsts"]
     return list(values[:tests]), list(values[tests:bodies]), list(values[bodies:])
 
 
 def _tie_while(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    for_test, for_body, carry = _while_parts(call.params, ins)
+    for_test, for_body, carry = _while_parts(call, ins)
     call.enter(call.params["cond_jaxpr"], [*for_test, *carry])
     outs = _enter_steps(call, call.params["body_jaxpr"], for_body, carry)
     call.tie_all(carry, outs, "step")
@@ -92,7 +89,7 @@ def _tie_while(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _run_while(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    for_test, for_body, carry = _while_parts(site.params, values)
+    for_test, for_body, carry = _while_parts(site, values)
     test, body = site.children
     return jax.lax.while_loop(
         lambda carry: site.follow(test, [*for_test, *carry])[0],
@@ -113,21 +110,24 @@ def _run_cond(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return list(jax.lax.switch(jnp.asarray(values[0], jnp.int32), branches, *values[1:]))
 
 
-def _bound_inline(step: Step, values: Sequence[Value]) -> list[Value]:
+def bound_first(step: Step, values: Sequence[Value]) -> list[Value]:
+    """What is known of the first program; what follows it is its derivative."""
     return step.follow(step.children[0], values)
 
 
 def _bound_scan(step: Step, values: Sequence[Value]) -> list[Value]:
-    constants, carried = _scan_counts(step.equation)
-    fixed, carry = list(values[:constants]), list(values[constants : constants + carried])
-    inputs = [_shifted(value, -1) for value in values[constants + carried :]]
-    carry = _settled(carry, lambda carry: step.follow(step.children[0], [*fixed, *carry, *inputs])[:carried])
-    outs = step.follow(step.children[0], [*fixed, *carry, *inputs])
-    return [*carry, *(_shifted(value, 1) for value in outs[carried:])]
+    constants, carry, stacked = _scan_parts(step, values)
+    inputs = [_shifted(value, -1) for value in stacked]
+
+    def body(carry: list[Value]) -> list[Value]:
+        return step.follow(step.children[0], [*constants, *carry, *inputs])
+
+    carry = _settled(carry, lambda carry: body(carry)[: len(carry)])
+    return [*carry, *(_shifted(value, 1) for value in body(carry)[len(carry) :])]
 
 
 def _bound_while(step: Step, values: Sequence[Value]) -> list[Value]:
-    for_test, for_body, carry = _while_parts(step.params, values)
+    for_test, for_body, carry = _while_parts(step, values)
     test, body = step.children
     carry = _settled(carry, lambda carry: step.follow(body, [*for_body, *carry]))
     # How often the body runs decides on every result.
@@ -190,17 +190,12 @@ def _shifted(value: Value, by: int) -> Value:
     return Value(value.rest, axes, gone, value.faults, cause=value.cause)
 
 
-NARROWINGS = {
-    **{name: Narrowing(_tie_inline, _run_inline, True) for name in INLINE},
-    **{name: Narrowing(_tie_inline, _run_remat, True) for name in REMAT},
-    "scan": Narrowing(_tie_scan, _run_scan, True),
-    "while": Narrowing(_tie_while, _run_while, True),
-    "cond": Narrowing(_tie_cond, _run_cond, True),
-}
+_inline = Rule(_tie_inline, _run_inline, bound_first, calls=True)
 
-BOUNDS: dict[str, Bound] = {
-    **{name: _bound_inline for name in (*INLINE, *REMAT)},
-    "scan": _bound_scan,
-    "while": _bound_while,
-    "cond": _bound_cond,
+RULES = {
+    **{name: _inline for name in "jit pjit closed_call core_call".split()},
+    **{name: _inline._replace(run=_run_remat) for name in "remat2 checkpoint remat".split()},
+    "scan": Rule(_tie_scan, _run_scan, _bound_scan, calls=True),
+    "while": Rule(_tie_while, _run_while, _bound_while, calls=True),
+    "cond": Rule(_tie_cond, _run_cond, _bound_cond, calls=True),
 }

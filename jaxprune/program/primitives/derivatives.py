@@ -10,10 +10,9 @@ from typing import Any
 import jax
 
 from jaxprune.program import jaxprs
-from jaxprune.program.bounding import Bound, Step
-from jaxprune.program.evaluation import Narrow, Narrowing
-from jaxprune.program.labelling import Axes, Call
-from jaxprune.program.ranges import Value
+from jaxprune.program.labels import Axes
+from jaxprune.program.narrowing import Call, Narrow, Rule
+from jaxprune.program.primitives.calls import bound_first
 
 #: Derivatives up to this order use custom rules.
 DERIVATIVES = 2
@@ -117,13 +116,7 @@ def _run_custom_vjp(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return list(small(*values))
 
 
-def _bound(step: Step, values: Sequence[Value]) -> list[Value]:
-    return step.follow(step.children[0], values)
-
-
-NARROWINGS = {
-    "custom_jvp_call": Narrowing(_tie_custom_jvp, _run_custom_jvp, True),
-    "custom_vjp_call": Narrowing(_tie_custom_vjp, _run_custom_vjp, True),
+RULES = {
+    "custom_jvp_call": Rule(_tie_custom_jvp, _run_custom_jvp, bound_first, calls=True),
+    "custom_vjp_call": Rule(_tie_custom_vjp, _run_custom_vjp, bound_first, calls=True),
 }
-
-BOUNDS: dict[str, Bound] = {"custom_jvp_call": _bound, "custom_vjp_call": _bound}

@@ -1,31 +1,23 @@
 """Operations on each entry alone: operands and results are tied along every axis that they share."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step
-from jaxprune.program.evaluation import Narrowing, run_whole
-from jaxprune.program.labelling import Axes, Call
-from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, Value, between, choose, join
+from jaxprune.program.bounding import Bound, Step, by_ranges, unknown
+from jaxprune.program.labels import Axes
+from jaxprune.program.narrowing import Call, Rule, run_whole
+from jaxprune.program.primitives.arithmetic import BOUNDS, unchanged
+from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, Value, between, choose, join, many
 
-NAMES = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
-convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
-igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul mulhi name
-ne neg nextafter not one_minus_square or polygamma polynomial population_count pow random_gamma_grad real
-reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
-shift_right_logical sign sin sinh sqrt square stage stop_gradient sub tan tanh threefry2x32 xor zeta
+#: Operations of which no bounds are known.
+UNBOUND = """
+bessel_i0e bessel_i1e clz digamma eq_to igamma igamma_grad_a igammac le_to lgamma log2 lt_to mulhi nextafter
+one_minus_square polygamma polynomial population_count random_gamma_grad regularized_incomplete_beta stage tan zeta
 """.split()
-
-
-#: What makes values from shapes and keys.
-DRAWN = "empty iota random_bits random_fold_in random_seed random_unwrap random_wrap".split()
 
 
 def label(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -38,11 +30,6 @@ def label(call: Call, ins: Sequence[Axes]) -> list[Axes]:
             call.labels.tie(same[0], other, by)
         out.append(same[0] if same else call.labels.fresh(size))
     return [tuple(out)] * len(call.equation.outvars)
-
-
-def _tie_one_by_one(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    """Several values that pass through unchanged."""
-    return list(ins)
 
 
 def _tie_placed(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -66,18 +53,16 @@ def _tie_drawn(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [tuple(map(call.labels.fresh, out.aval.shape)) for out in call.equation.outvars]
 
 
-def _bound_drawn(step: Step, values: Sequence[Value]) -> list[Value]:
-    """Random bits and keys."""
-    return step.each([Value(UNBOUNDED)], lambda a: a)
+def _always(range_: Range) -> Bound:
+    """Results of which one thing is known, whatever the operands."""
+    return lambda step, values: step.each([Value(range_)], lambda a: a)
 
 
 def _bound_iota(step: Step, values: Sequence[Value]) -> list[Value]:
-    size = step.params["shape"][step.params["dimension"]]
-    found = {}
-    for axis, gone in step.outs[0].items():
-        index = np.arange(gone.size) if axis == step.params["dimension"] else np.zeros(gone.size)
-        found[axis] = between(index, index if axis == step.params["dimension"] else size - 1)
-    return [step.value(between(0.0, max(size - 1, 0)), found, [])]
+    along, size = step.params["dimension"], step.params["shape"][step.params["dimension"]]
+    rest, places = between(0.0, max(size - 1, 0)), np.arange(size)
+    axes = {i: between(places, places) if i == along else many(rest, gone.size) for i, gone in step.outs[0].items()}
+    return [step.value(rest, axes, [])]
 
 
 def _selected(which: Range, *cases: Range) -> Range:
@@ -95,13 +80,9 @@ def _bound_select(step: Step, values: Sequence[Value]) -> list[Value]:
             return [case]
     (found,) = step.each(values, _selected)
     for number, case in enumerate(cases):
-        if which.known is not None and case.is_finite():
-            found.finite_at = partial(_chosen, which.known, number)
+        if (known := which.known) is not None and case.is_finite():
+            found.finite_at = lambda known=known, number=number: np.asarray(known()) == number
     return [found]
-
-
-def _chosen(known: Callable[[], Any], number: int) -> Any:
-    return np.asarray(known()) == number
 
 
 def _compare(function: Callable[..., Range], same: bool) -> Bound:
@@ -125,15 +106,9 @@ def _bits(function: Callable[..., Range]) -> Bound:
     return rule
 
 
-NARROWINGS = {
-    **{name: Narrowing(label) for name in NAMES},
-    "optimization_barrier": Narrowing(_tie_one_by_one),
-    "device_put": Narrowing(_tie_placed),
-    "bitcast_convert_type": Narrowing(_tie_bitcast),
-    **{name: Narrowing(_tie_drawn, run_whole) for name in DRAWN},
-}
-
-BOUNDS: dict[str, Bound] = {
+_drawn = _always(UNBOUNDED)
+_BOUNDS: dict[str, Bound] = {
+    **BOUNDS,
     "select_n": _bound_select,
     "lt": _compare(on.less, False),
     "gt": _compare(lambda a, b: on.less(b, a), False),
@@ -145,10 +120,19 @@ BOUNDS: dict[str, Bound] = {
     "or": _bits(on.maximum),
     "xor": _bits(on.unknown),
     "not": _bits(on.negation),
-    "is_finite": lambda step, values: step.each(values, on.finite),
-    **{name: _bound_drawn for name in ("threefry2x32", "random_bits", "random_seed", "random_wrap", "random_unwrap")},
-    **{name: _bound_drawn for name in ("random_fold_in", "shift_left", "shift_right_logical")},
-    "shift_right_arithmetic": _bound_drawn,
-    "iota": _bound_iota,
-    "empty": lambda step, values: step.each([Value(ANYTHING)], lambda a: a),
+    "is_finite": by_ranges(on.finite),
+    **{name: _drawn for name in "threefry2x32 shift_left shift_right_logical shift_right_arithmetic".split()},
+}
+
+_RANDOM = "random_bits random_fold_in random_seed random_unwrap random_wrap".split()
+
+RULES = {
+    **{name: Rule(label, entrywise=True) for name in UNBOUND},
+    **{name: Rule(label, bound=bound, entrywise=True) for name, bound in _BOUNDS.items()},
+    "optimization_barrier": Rule(lambda call, ins: ins, bound=unchanged),
+    "device_put": Rule(_tie_placed, bound=unchanged),
+    "bitcast_convert_type": Rule(_tie_bitcast, bound=unknown),
+    **{name: Rule(_tie_drawn, run_whole, _drawn) for name in _RANDOM},
+    "iota": Rule(_tie_drawn, run_whole, _bound_iota),
+    "empty": Rule(_tie_drawn, run_whole, _always(ANYTHING)),
 }

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.program.bounding import Bound, Step
-from jaxprune.program.evaluation import Narrow, Narrowing, sizes
-from jaxprune.program.labelling import Axes, Call
+from jaxprune.program.bounding import Step
+from jaxprune.program.labels import Axes
+from jaxprune.program.narrowing import Call, Narrow, Rule, sizes
 from jaxprune.program.primitives.shapes import ALL, same
 from jaxprune.program.range_arithmetic import negative
 from jaxprune.program.ranges import ANYTHING, Range, Value, between, choose, join, many, pick
@@ -24,23 +24,20 @@ def _tie_concatenate(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _tie_stack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    for other in ins[1:]:
-        for left, right in zip(ins[0], other, strict=True):
-            call.labels.tie(left, right)
+    call.tie_all([ins[0]] * len(ins), ins)
     along = call.params["axis"]
     return [(*ins[0][:along], call.fixed(len(ins), "stacked along this axis"), *ins[0][along:])]
 
 
 def _tie_pad(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Entries of padding get labels of their own: any number of them can be left."""
-    out = []
-    for labels, (low, high, inside), size in zip(ins[0], call.params["padding_config"], call.out_shape(), strict=True):
-        if inside or low < 0 or high < 0:
-            call.pin(labels, "padded between entries, or by a negative width")
-            out.append(call.fixed(size, "padded between entries, or by a negative width"))
-        else:
+    config = call.params["padding_config"]
+    odd = [axis for axis, (low, high, inside) in enumerate(config) if inside or low < 0 or high < 0]
+    out = list(call.whole(ins[0], odd, "padded between entries, or by a negative width"))
+    for axis, (low, high, _) in enumerate(config):
+        if axis not in odd and (low or high):
             ends = [call.labels.fresh(width + 1)[1:] for width in (low, high)]  # one label too many: size 1 is fixed
-            out.append(np.concatenate([ends[0], labels, ends[1]]) if low or high else labels)
+            out[axis] = np.concatenate([ends[0], out[axis], ends[1]])
     return [tuple(out)]
 
 
@@ -53,14 +50,9 @@ def _run_pad(site: Narrow, values: Sequence[Any]) -> list[Any]:
 
 
 def _tie_dynamic_slice(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    out = []
-    for labels, size in zip(ins[0], call.params["slice_sizes"], strict=True):
-        if labels.size == size:
-            out.append(labels)
-        else:
-            call.pin(labels, "sliced at a position known at run time")
-            out.append(call.fixed(size, "sliced at a position known at run time"))
-    return [tuple(out)]
+    sides = enumerate(zip(ins[0], call.params["slice_sizes"], strict=True))
+    parts = [axis for axis, (labels, size) in sides if labels.size != size]
+    return [call.whole(ins[0], parts, "sliced at a position known at run time")]
 
 
 def _run_dynamic_slice(site: Narrow, values: Sequence[Any]) -> list[Any]:
@@ -131,19 +123,6 @@ def _tie_scatter(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return [operand]
 
 
-SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split()
-
-NARROWINGS = {
-    "concatenate": Narrowing(_tie_concatenate),
-    "stack": Narrowing(_tie_stack),
-    "pad": Narrowing(_tie_pad, _run_pad),
-    "dynamic_slice": Narrowing(_tie_dynamic_slice, _run_dynamic_slice),
-    "dynamic_update_slice": Narrowing(_tie_dynamic_update_slice),
-    "gather": Narrowing(_tie_gather, _run_gather),
-    **{name: Narrowing(_tie_scatter) for name in SCATTERS},
-}
-
-
 def _bound_concatenate(step: Step, values: Sequence[Value]) -> list[Value]:
     along, axes = step.params["dimension"], {}
     for axis, gone in step.outs[0].items():
@@ -173,14 +152,6 @@ def _bound_pad(step: Step, values: Sequence[Value]) -> list[Value]:
         ends = [many(fill, low), many(fill, high)]
         axes[axis] = Range(*(np.concatenate(part) for part in zip(ends[0], within, ends[1], strict=True)))
     return [step.value(join(value.rest, fill), axes, values)]
-
-
-def _bound_dynamic_slice(step: Step, values: Sequence[Value]) -> list[Value]:
-    return [step.moved(values[0], same(step))]
-
-
-def _bound_dynamic_update(step: Step, values: Sequence[Value]) -> list[Value]:
-    return step.each(values[:2], join)
 
 
 def _bound_gather(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -233,13 +204,16 @@ def _products(a: Range, b: Range) -> Range:
 
 
 _WRITTEN = {"scatter-add": _sums, "scatter-sub": lambda a, b: _sums(a, negative(b)), "scatter-mul": _products}
+_SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split()
 
-BOUNDS: dict[str, Bound] = {
-    "concatenate": _bound_concatenate,
-    "stack": _bound_stack,
-    "pad": _bound_pad,
-    "dynamic_slice": _bound_dynamic_slice,
-    "dynamic_update_slice": _bound_dynamic_update,
-    "gather": _bound_gather,
-    **{name: _bound_scatter for name in SCATTERS},
+RULES = {
+    "concatenate": Rule(_tie_concatenate, bound=_bound_concatenate),
+    "stack": Rule(_tie_stack, bound=_bound_stack),
+    "pad": Rule(_tie_pad, _run_pad, _bound_pad),
+    "dynamic_slice": Rule(
+        _tie_dynamic_slice, _run_dynamic_slice, lambda step, values: [step.moved(values[0], same(step))]
+    ),
+    "dynamic_update_slice": Rule(_tie_dynamic_update_slice, bound=lambda step, values: step.each(values[:2], join)),
+    "gather": Rule(_tie_gather, _run_gather, _bound_gather),
+    **{name: Rule(_tie_scatter, bound=_bound_scatter) for name in _SCATTERS},
 }

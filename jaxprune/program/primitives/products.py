@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step
-from jaxprune.program.evaluation import Count, Narrow, Narrowing
-from jaxprune.program.labelling import Axes, Call
+from jaxprune.program.bounding import Step
+from jaxprune.program.labels import Axes
+from jaxprune.program.narrowing import Call, Narrow, Rule
 from jaxprune.program.ranges import Range, Value, hull, not_zero, pick
 
 
@@ -37,39 +37,34 @@ class _Axes(NamedTuple):
         """Whether the result has groups in front."""
         return bool({*self.ragged} & {*self.contracted[0]})
 
-    def free(self, ranks: Sequence[int]) -> list[list[int]]:
-        """The other axes of both, which the result has last."""
-        used = [{*self.contracted[0], *self.batch[0]}, {*self.contracted[1], *self.batch[1], *self.grouped}]
-        return [[axis for axis in range(rank) if axis not in own] for rank, own in zip(ranks, used, strict=True)]
+    def free(self, left: Sequence[Any], right: Sequence[Any]) -> tuple[list[int], list[int]]:
+        """The other axes of both, which the result has last; by labels or shapes."""
+        used = {*self.contracted[0], *self.batch[0]}, {*self.contracted[1], *self.batch[1], *self.grouped}
+        return [i for i in range(len(left)) if i not in used[0]], [j for j in range(len(right)) if j not in used[1]]
 
 
 def _tie_product(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    (left, right, *groups), axes = ins, _Axes.of(call.params)
-    for labels in (
-        *(left[i] for i in axes.ragged),
-        *(right[j] for j in axes.grouped),
-        *(o for one in groups for o in one),
-    ):
+    (left, right, *groups), axes, all_ = ins, _Axes.of(call.params), call.labels
+    by_group = [*(left[i] for i in axes.ragged), *(right[j] for j in axes.grouped), *(o for one in groups for o in one)]
+    for labels in by_group:
         call.pin(labels, "rows of groups whose sizes are known at run time")
-    pairs = [*zip(*axes.contracted, strict=True)], [*zip(*axes.batch, strict=True)]
-    for i, j in (*pairs[0], *pairs[1]):
-        call.labels.tie(left[i], right[j], "product")
-    free = [
-        [own[i] for i in places] for own, places in zip((left, right), axes.free([len(left), len(right)]), strict=True)
-    ]
-    notes = call.labels.notes
-    notes += [(labels, "in") for i, j in pairs[0] for labels in (left[i], right[j])]
-    notes += [(labels, "out") for labels in (*free[0], *free[1])]
-    notes += [(labels, "each") for i, j in pairs[1] for labels in (left[i], right[j])]
-    notes += [(right[j], "each") for j in axes.grouped]
-    batch = [left[i] for i in axes.batch[0]]
-    data = [own for own in (left, right) if not call.labels.of_parameters(own)]
-    call.labels.multiplied |= {call.labels.origin(labels) for own in data for labels in own if labels.size}
-    if all(free) and len(data) == 2:
-        call.labels.pairs.append((batch, [left[i] for i in axes.contracted[0]], [*free[0], *free[1]]))
-        call.labels.paired += [int(labels[0]) for labels in (*left, *right) if labels.size]
+    contracted, batch = ([(left[i], right[j]) for i, j in zip(*pair, strict=True)] for pair in axes[:2])
+    for pair in (*contracted, *batch):
+        all_.tie(*pair, "product")
+    free = axes.free(left, right)
+    rows, columns = [left[i] for i in free[0]], [right[j] for j in free[1]]
+    all_.notes += [(labels, "in") for pair in contracted for labels in pair]
+    all_.notes += [(labels, "out") for labels in (*rows, *columns)]
+    all_.notes += [(labels, "each") for pair in batch for labels in pair]
+    all_.notes += [(right[j], "each") for j in axes.grouped]
+    one_by_one = [labels for labels, _ in batch]
+    data = [own for own in (left, right) if not all_.of_parameters(own)]
+    all_.multiplied |= {all_.origin(labels) for own in data for labels in own if labels.size}
+    if rows and columns and len(data) == 2:
+        all_.pairs.append((one_by_one, [labels for labels, _ in contracted], [*rows, *columns]))
+        all_.paired += [int(labels[0]) for labels in (*left, *right) if labels.size]
     front = [call.fixed(call.out_shape()[0], "groups of rows")] if axes.apart else []
-    return [(*front, *batch, *free[0], *free[1])]
+    return [(*front, *one_by_one, *rows, *columns)]
 
 
 def _tie_convolution(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -88,10 +83,9 @@ def _tie_convolution(call: Call, ins: Sequence[Axes]) -> list[Axes]:
         _tie_groups(call, image[channel], kernel[outs], groups)
         call.pin(kernel[per_group], "the inputs of one group of a convolution, which is removed as a whole")
     call.labels.notes += [(kernel[per_group], "in"), (kernel[outs], "out")]
-    shape, result = call.out_shape(), dict[int, np.ndarray]()
-    result[numbers.out_spec[0]], result[numbers.out_spec[1]] = image[batch], kernel[outs]
-    for axis in numbers.out_spec[2:]:
-        result[axis] = call.fixed(shape[axis], "a spatial axis of a convolution")
+    shape = call.out_shape()
+    spatial = [call.fixed(shape[axis], "a spatial axis of a convolution") for axis in numbers.out_spec[2:]]
+    result = dict(zip(numbers.out_spec, [image[batch], kernel[outs], *spatial], strict=True))
     return [tuple(result[axis] for axis in range(len(shape)))]
 
 
@@ -111,13 +105,6 @@ def _run_convolution(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return site.bind(values, feature_group_count=groups)
 
 
-NARROWINGS = {
-    "dot_general": Narrowing(_tie_product),
-    "ragged_dot_general": Narrowing(_tie_product),
-    "conv_general_dilated": Narrowing(_tie_convolution, _run_convolution),
-}
-
-
 def _bound_product(step: Step, values: Sequence[Value]) -> list[Value]:
     (left, right, *_), dims = values, _Axes.of(step.params)
     fewest = most = 1
@@ -127,7 +114,7 @@ def _bound_product(step: Step, values: Sequence[Value]) -> list[Value]:
         fewest *= 0 if dims.ragged else step.shape(0)[i] if gone is None else int(np.count_nonzero(~gone))
         if gone is not None:
             _contract(step, left, i, right, j, gone)
-    free = dims.free([len(step.shape(0)), len(step.shape(1))])
+    free = dims.free(step.shape(0), step.shape(1))
     sources: list[tuple[int | None, int | None]] = [(None, None)] if dims.apart else []
     sources += [*zip(*dims.batch, strict=True), *((i, None) for i in free[0]), *((None, j) for j in free[1])]
     axes = {}
@@ -176,13 +163,6 @@ def _bound_convolution(step: Step, values: Sequence[Value]) -> list[Value]:
     return [step.value(on.total(on.mul(image.rest, kernel.rest), 0, most), axes, values)]
 
 
-BOUNDS: dict[str, Bound] = {
-    "dot_general": _bound_product,
-    "ragged_dot_general": _bound_product,
-    "conv_general_dilated": _bound_convolution,
-}
-
-
 def _count_product(equation: Any, operands: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
     axes = _Axes.of(equation.params)
     return 2 * math.prod(out[axes.apart :]) * math.prod(operands[0][axis] for axis in axes.contracted[0])
@@ -193,9 +173,8 @@ def _count_convolution(equation: Any, operands: Sequence[tuple[int, ...]], out: 
     return 2 * math.prod(out) * math.prod(size for axis, size in enumerate(kernel) if axis != outputs)
 
 
-#: Floating-point operations, by the shapes of operands and result; a multiplication and an addition count 2.
-OPERATIONS: dict[str, Count] = {
-    "dot_general": _count_product,
-    "ragged_dot_general": _count_product,
-    "conv_general_dilated": _count_convolution,
+RULES = {
+    "dot_general": Rule(_tie_product, bound=_bound_product, flops=_count_product),
+    "ragged_dot_general": Rule(_tie_product, bound=_bound_product, flops=_count_product),
+    "conv_general_dilated": Rule(_tie_convolution, _run_convolution, _bound_convolution, _count_convolution),
 }

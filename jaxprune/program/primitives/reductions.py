@@ -1,19 +1,18 @@
-"""Operations that combine entries along axes: sums and extremes, which lose an axis, and where these are."""
+"""Operations along axes: sums and extremes, which lose an axis, where these are, orders, windows, Fourier series."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step
-from jaxprune.program.evaluation import Narrowing
-from jaxprune.program.labelling import Axes, Call
-from jaxprune.program.primitives.shapes import ALL
-from jaxprune.program.ranges import UNBOUNDED, Range, Value, between, hull, not_zero, pick
-
-COLLECTIVE = "psum pmax pmin".split()
+from jaxprune.program.bounding import Bound, Step, by_ranges
+from jaxprune.program.labels import Axes
+from jaxprune.program.narrowing import Call, Rule
+from jaxprune.program.primitives.arithmetic import finite, linear
+from jaxprune.program.primitives.shapes import ALL, same
+from jaxprune.program.ranges import UNBOUNDED, Range, Value, between, hull, join, not_zero, pick
 
 
 def _tie_reduce(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -37,19 +36,44 @@ def _without(axes: Axes, gone: Sequence[int]) -> Axes:
     return tuple(labels for axis, labels in enumerate(axes) if axis not in gone)
 
 
-NARROWINGS = {
-    **{name: Narrowing(_tie_reduce) for name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")},
-    **{name: Narrowing(_tie_reduce) for name in ("reduce_and", "reduce_or", "reduce_xor")},
-    **{name: Narrowing(_tie_collective) for name in COLLECTIVE},
-    **{name: Narrowing(_tie_arg) for name in ("argmax", "argmin")},
-}
+def _tie_cumulative(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    call.pin(ins[0][call.params["axis"]], "combined in order along this axis")
+    return [ins[0]]
 
 
-def _left(step: Step, value: Value, operand: int) -> tuple[int, int]:
-    """How many entries are combined: those that stay, and all."""
-    shape, axes = step.shape(operand), step.params["axes"]
-    kept = math.prod(int(np.count_nonzero(~value.gone[i])) if i in value.gone else shape[i] for i in axes)
-    return kept, math.prod(shape[i] for i in axes)
+def _tie_sort(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    call.tie_all([ins[0]] * len(ins), ins)
+    call.pin(ins[0][call.params["dimension"]], "sorted along this axis")
+    return list(ins)
+
+
+def _tie_top_k(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    ordered = call.params.get("axis", len(ins[0]) - 1)
+    return [call.whole(ins[0], [ordered], "sorted along this axis")] * 2
+
+
+def _tie_window(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    """Axes on which the window is a single entry, moved by one, pass on; the others stay."""
+    names = "window_dimensions window_strides base_dilation window_dilation".split()
+    steps = [call.params[name] for name in names if call.params.get(name)]
+    wide = [
+        axis
+        for axis, padding in enumerate(call.params["padding"])
+        if any(padding) or any(one[axis] != 1 for one in steps)
+    ]
+    return [call.whole(ins[0], wide, "combined in windows along this axis")]
+
+
+def _tie_transform(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+    last = range(len(ins[0]))[-len(call.params["fft_lengths"]) :]
+    return [call.whole(ins[0], last, "a Fourier transform along this axis")]
+
+
+def _removed(step: Step, value: Value) -> Iterator[tuple[Range, Range]]:
+    """For each reduced axis that loses entries, the ranges at the indices that go, and at those that stay."""
+    for axis in step.params["axes"]:
+        if axis in value.gone:
+            yield pick(value.axes[axis], value.gone[axis]), pick(value.axes[axis], ~value.gone[axis])
 
 
 def _reduced(step: Step, value: Value, function: Callable[[Range], Range], operand: int = 0) -> Value:
@@ -78,11 +102,12 @@ def _terms(terms: Range) -> Range:
 
 
 def _bound_sum(step: Step, value: Value, operand: int) -> Value:
-    axes = step.params["axes"]
-    for axis in axes:
-        if axis in value.gone and not (removed := pick(value.axes[axis], value.gone[axis])).zero.all():
+    for removed, _ in _removed(step, value):
+        if not removed.zero.all():
             step.fault(f"adds up what is removed; its entries {not_zero(removed, value.cause)}")
-    fewest, most = _left(step, value, operand)
+    axes, shape = step.params["axes"], step.shape(operand)
+    most = math.prod(shape[i] for i in axes)
+    fewest = math.prod(int(np.count_nonzero(~value.gone[i])) if i in value.gone else shape[i] for i in axes)
     peak = value.peak[1] if value.peak and set(value.peak[0]) <= set(axes) else -np.inf
 
     def summed(terms: Range) -> Range:
@@ -98,11 +123,8 @@ def _bound_extreme(flip: Callable[[Range], Range]) -> Bound:
     def rule(step: Step, value: Value, operand: int) -> Value:
         axes = step.params["axes"]
         stays = all(not value.gone[i].all() for i in axes if i in value.gone)
-        for axis in axes:
-            if axis not in value.gone:
-                continue
-            gone, found = value.gone[axis], flip(value.axes[axis])
-            removed, kept = hull(pick(found, gone)), pick(found, ~gone)
+        for gone, staying in _removed(step, value):
+            removed, kept = hull(flip(gone)), flip(staying)
             below = removed.high == -np.inf and bool(removed.infinite)
             if stays and not (kept.nan.any() or kept.infinite.any()):
                 below |= removed.high <= kept.low.max() and not removed.infinite
@@ -133,13 +155,10 @@ def _bound_neutral(number: float, function: Callable[[Range], Range]) -> Bound:
     """A reduction to which entries of one number contribute nothing."""
 
     def rule(step: Step, values: Sequence[Value]) -> list[Value]:
-        (value,) = values
-        for axis in step.params["axes"]:
-            if axis in value.gone:
-                low, high, nan, infinite = pick(value.axes[axis], value.gone[axis])
-                if not np.all((low == number) & (high == number) & ~nan & ~infinite):
-                    step.fault(f"combines what is removed; its entries are not {number:g} for sure")
-        return [_reduced(step, value, function)]
+        for removed, _ in _removed(step, values[0]):
+            if not np.all((removed.low == number) & (removed.high == number) & removed.finite):
+                step.fault(f"combines what is removed; its entries are not {number:g} for sure")
+        return [_reduced(step, values[0], function)]
 
     return rule
 
@@ -149,17 +168,63 @@ def _bound_position(step: Step, values: Sequence[Value]) -> list[Value]:
     return [step.moved(Value(between(0.0, max(size - 1, 0))), [(None, ALL)] * len(step.out_shape()))]
 
 
-BOUNDS: dict[str, Bound] = {
-    "reduce_sum": _each(_bound_sum),
-    "psum": _each(_bound_sum),
-    "pmax": _bound_extreme(_terms),
-    "pmin": _bound_extreme(on.negative),
-    "reduce_max": _bound_extreme(_terms),
-    "reduce_min": _bound_extreme(on.negative),
-    "reduce_prod": _bound_neutral(1, on.unknown),
-    "reduce_and": _bound_neutral(1, _terms),
-    "reduce_or": _bound_neutral(0, _terms),
-    "reduce_xor": _bound_neutral(0, lambda _: UNBOUNDED),
-    "argmax": _bound_position,
-    "argmin": _bound_position,
+def _bound_running(step: Step, values: Sequence[Value]) -> list[Value]:
+    """Running sums, along an axis that stays whole."""
+    size = step.shape(0)[step.params["axis"]]
+    return step.each(values, lambda terms: on.total(terms, 1, max(size, 1)))
+
+
+def _bound_ordered(step: Step, values: Sequence[Value]) -> list[Value]:
+    """Sorted values are the same ones in another order."""
+    return [step.moved(value, same(step), result) for result, value in enumerate(values)]
+
+
+def _bound_top_k(step: Step, values: Sequence[Value]) -> list[Value]:
+    positions = Value(between(0.0, np.inf))
+    return [step.moved(values[0], same(step)), step.moved(positions, [(None, ALL)] * len(step.shape(0)), 1)]
+
+
+def _bound_window_sum(step: Step, values: Sequence[Value]) -> list[Value]:
+    return step.each(values, lambda terms: on.total(terms, 0, math.prod(step.params["window_dimensions"])))
+
+
+def _bound_window_extreme(neutral: float) -> Bound:
+    """Entries of padding are neutral; a window may see nothing else if the padding is as wide."""
+
+    def rule(step: Step, values: Sequence[Value]) -> list[Value]:
+        sides = zip(step.params["padding"], step.params["window_dimensions"], strict=True)
+        dilated = any(n != 1 for key in ("base_dilation", "window_dilation") for n in step.params.get(key) or ())
+        if not dilated and all(max(side) < width for side, width in sides):
+            return step.each(values, _terms)
+        return step.each(values, lambda terms: join(terms, between(neutral, neutral, False, True)))
+
+    return rule
+
+
+_sum, _highest, _lowest = _each(_bound_sum), _bound_extreme(_terms), _bound_extreme(on.negative)
+
+RULES = {
+    "reduce_sum": Rule(_tie_reduce, bound=_sum),
+    "reduce_max": Rule(_tie_reduce, bound=_highest),
+    "reduce_min": Rule(_tie_reduce, bound=_lowest),
+    "reduce_prod": Rule(_tie_reduce, bound=_bound_neutral(1, on.unknown)),
+    "reduce_and": Rule(_tie_reduce, bound=_bound_neutral(1, _terms)),
+    "reduce_or": Rule(_tie_reduce, bound=_bound_neutral(0, _terms)),
+    "reduce_xor": Rule(_tie_reduce, bound=_bound_neutral(0, lambda _: UNBOUNDED)),
+    "psum": Rule(_tie_collective, bound=_sum),
+    "pmax": Rule(_tie_collective, bound=_highest),
+    "pmin": Rule(_tie_collective, bound=_lowest),
+    "argmax": Rule(_tie_arg, bound=_bound_position),
+    "argmin": Rule(_tie_arg, bound=_bound_position),
+    "cumsum": Rule(_tie_cumulative, bound=_bound_running),
+    "cummax": Rule(_tie_cumulative, bound=by_ranges(_terms)),
+    "cummin": Rule(_tie_cumulative, bound=by_ranges(_terms)),
+    "cumprod": Rule(_tie_cumulative, bound=finite),
+    "cumlogsumexp": Rule(_tie_cumulative, bound=finite),
+    "sort": Rule(_tie_sort, bound=_bound_ordered),
+    "top_k": Rule(_tie_top_k, bound=_bound_top_k),
+    "reduce_window_sum": Rule(_tie_window, bound=_bound_window_sum),
+    "reduce_window_max": Rule(_tie_window, bound=_bound_window_extreme(-np.inf)),
+    "reduce_window_min": Rule(_tie_window, bound=_bound_window_extreme(np.inf)),
+    "fft": Rule(_tie_transform, bound=linear),
 }

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.program.bounding import Bound, Step
-from jaxprune.program.evaluation import Narrow, Narrowing, sizes
-from jaxprune.program.labelling import STAYS, Axes, Call
+from jaxprune.program.bounding import Step
+from jaxprune.program.labels import STAYS, Axes
+from jaxprune.program.narrowing import Call, Narrow, Rule, sizes
 from jaxprune.program.primitives.shapes import ALL, place
 from jaxprune.program.ranges import Range, Value, choose, hull, many
 
@@ -137,6 +137,4 @@ def _flat(value: Value, axes: Sequence[int], shape: Sequence[int]) -> Range:
     return found
 
 
-NARROWINGS = {"reshape": Narrowing(_tie_reshape, _run_reshape)}
-
-BOUNDS: dict[str, Bound] = {"reshape": _bound_reshape}
+RULES = {"reshape": Rule(_tie_reshape, _run_reshape, _bound_reshape)}

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.program.bounding import Bound, Step
-from jaxprune.program.evaluation import Narrow, Narrowing, sizes, take
-from jaxprune.program.labelling import Axes, Call
+from jaxprune.program.bounding import Step
+from jaxprune.program.jaxprs import Site
+from jaxprune.program.labels import Axes
+from jaxprune.program.narrowing import Call, Narrow, Rule, sizes, take
 from jaxprune.program.ranges import Value
-from jaxprune.program.visitor import Site
 
 #: All entries of an axis.
 ALL = slice(None)
@@ -31,23 +31,14 @@ def _moves_broadcast(site: Site) -> list[Move]:
     return [[(sources.get(axis), ALL) for axis in range(len(after))]]
 
 
-def _moves_transpose(site: Site) -> list[Move]:
-    return [[(axis, ALL) for axis in site.params["permutation"]]]
-
-
-def _moves_squeeze(site: Site) -> list[Move]:
-    return [[move for move in same(site) if move[0] not in site.params["dimensions"]]]
-
-
 def _moves_reverse(site: Site) -> list[Move]:
     return [[(i, slice(None, None, -1) if i in site.params["dimensions"] else ALL) for i, _ in same(site)]]
 
 
 def _moves_slice(site: Site) -> list[Move]:
-    params = site.params
-    strides = params["strides"] or [1] * len(params["start_indices"])
-    ends = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-    return [[(axis, slice(*end)) for axis, end in enumerate(ends)]]
+    starts, ends = site.params["start_indices"], site.params["limit_indices"]
+    steps = site.params["strides"] or [1] * len(starts)
+    return [[(axis, slice(*part)) for axis, part in enumerate(zip(starts, ends, steps, strict=True))]]
 
 
 def _moves_split(site: Site) -> list[Move]:
@@ -56,26 +47,26 @@ def _moves_split(site: Site) -> list[Move]:
     return [[(i, part if i == site.params["axis"] else ALL) for i, _ in same(site)] for part in parts]
 
 
-def _moves_unstack(site: Site) -> list[Move]:
-    left = [move for move in same(site) if move[0] != site.params["axis"]]
-    return [left] * len(site.equation.outvars)
-
-
 def _moves_tile(site: Site) -> list[Move]:
     """All copies of an entry go with it; those of an axis of size 1 are alike, so any number of them can be left."""
     repeated = enumerate(zip(site.shape(0), site.params["reps"], strict=True))
     return [[(None, ALL) if size == 1 else (i, np.tile(np.arange(size), n)) for i, (size, n) in repeated]]
 
 
+def _without(site: Site, gone: Sequence[int]) -> list[Move]:
+    """For each result, the axes that are left."""
+    return [[move for move in same(site) if move[0] not in gone]] * len(site.equation.outvars)
+
+
 #: For each result of an operation, where its axes come from.
 MOVES: dict[str, Callable[[Site], list[Move]]] = {
     "broadcast_in_dim": _moves_broadcast,
-    "transpose": _moves_transpose,
-    "squeeze": _moves_squeeze,
+    "transpose": lambda site: [[(axis, ALL) for axis in site.params["permutation"]]],
+    "squeeze": lambda site: _without(site, site.params["dimensions"]),
     "rev": _moves_reverse,
     "slice": _moves_slice,
     "split": _moves_split,
-    "unstack": _moves_unstack,
+    "unstack": lambda site: _without(site, [site.params["axis"]]),
     "tile": _moves_tile,
 }
 
@@ -88,17 +79,15 @@ def _tie_move(call: Call, ins: Sequence[Axes]) -> list[Axes]:
         alone = [(i, index) for size, (i, index) in sides if i is not None and size == 1 < ins[0][i].size]
         for axis, index in alone:
             call.pin(ins[0][axis][index], "picks this entry alone")
-        axes = call.labels.part(ins[0]) if alone else ins[0]
+        axes = call.labels.part(ins[0]) if alone or call.name == "unstack" else ins[0]
         out = (call.labels.fresh(size) if i is None or size == 1 else axes[i][index] for size, (i, index) in sides)
         results.append(tuple(out))
     return results
 
 
 def _tie_unstack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    along = call.params["axis"]
-    call.pin(ins[0][along], "picks each of these entries alone")
-    parts = (call.labels.part(ins[0]) for _ in call.equation.outvars)
-    return [(*axes[:along], *axes[along + 1 :]) for axes in parts]
+    call.pin(ins[0][call.params["axis"]], "picks each of these entries alone")
+    return _tie_move(call, ins)
 
 
 def _run_broadcast(site: Narrow, values: Sequence[Any]) -> list[Any]:
@@ -144,13 +133,9 @@ def _bound_move(step: Step, values: Sequence[Value]) -> list[Value]:
     return found
 
 
-NARROWINGS = {
-    **{name: Narrowing(_tie_move) for name in ("transpose", "squeeze", "rev")},
-    "broadcast_in_dim": Narrowing(_tie_move, _run_broadcast),
-    "tile": Narrowing(_tie_move, _run_tile),
-    "slice": Narrowing(_tie_move, _run_slice),
-    "split": Narrowing(_tie_move, _run_split),
-    "unstack": Narrowing(_tie_unstack),
-}
+_RUNS = {"broadcast_in_dim": _run_broadcast, "tile": _run_tile, "slice": _run_slice, "split": _run_split}
 
-BOUNDS: dict[str, Bound] = {name: _bound_move for name in MOVES}
+RULES = {
+    **{name: Rule(_tie_move, _RUNS.get(name, Narrow.bind), _bound_move) for name in MOVES},
+    "unstack": Rule(_tie_unstack, bound=_bound_move),
+}

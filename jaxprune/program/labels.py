@@ -1,4 +1,4 @@
-"""A visit that hands labels of axis entries from operands to results, and which of them can only be removed together.
+"""Labels of entries: which of them can only be removed together, and which must stay.
 
 Every entry of every axis of every value carries a label, an integer. Rules tie entries that can only be removed
 together, and pin those that must stay, with a reason in words. They do nothing else, so they may come in any order, and
@@ -7,11 +7,11 @@ one run of connected components at the end tells what belongs together.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.program import visitor
+from jaxprune.program.jaxprs import Place
 
 #: The label of axes of size 1, which never become shorter.
 STAYS = 0
@@ -78,10 +78,10 @@ class Labels:
     """
 
     trailing: bool = False
-    decided: Mapping[visitor.Place, int | None] | None = None
+    decided: Mapping[Place, int | None] | None = None
     count: int = 1
     born: int = 1
-    choices: dict[visitor.Place, Choice] = field(default_factory=dict)
+    choices: dict[Place, Choice] = field(default_factory=dict)
     notes: list[tuple[np.ndarray, str]] = field(default_factory=list)
     pairs: list[tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]] = field(default_factory=list)
     paired: list[int] = field(default_factory=list)
@@ -150,17 +150,17 @@ class Labels:
         """Whether all axes of a value are those of parameters."""
         return all(self.origin(labels) < self.born for labels in axes if labels.size)
 
-    def joined(self, *by: str) -> np.ndarray:
-        """A number for each label, the same for those tied, each to one other, by some operations."""
-        edges = [(left, right) for left, right, own in self._edges if own in by]
-        apart = [pair for pair in edges if _distinct(pair[0]) and _distinct(pair[1])]
-        return Forest(self.count).tie(apart).find(np.arange(self.count))
+    def joined(self, *kinds: Sequence[str]) -> list[np.ndarray]:
+        """For each choice of operations a number for each label, the same for those they tie, each to one other."""
+        apart = [edge for edge in self._edges if _distinct(edge[0]) and _distinct(edge[1])]
+        chosen = [[edge[:2] for edge in apart if edge[2] in by] for by in kinds]
+        return [Forest(self.count).tie(edges).find(np.arange(self.count)) for edges in chosen]
 
     def factors(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The labels of factors, entry by entry."""
         return ((left, right) for left, right, by in self._edges if by == "factors")
 
-    def choose(self, place: visitor.Place, candidates: dict[int, np.ndarray], words: str) -> int | None:
+    def choose(self, place: Place, candidates: dict[int, np.ndarray], words: str) -> int | None:
         """The axis that is cut at a place: the one decided on, else the preferred one."""
         if self.decided is None and len(candidates) > 1:
             self.choices[place] = Choice(candidates, words)
@@ -178,7 +178,7 @@ class Labels:
             live = [axis for axis in live if axis in shared or roots[axis][0] in paired] or live
         return live[-1 if self.trailing else 0] if live else None
 
-    def decide(self) -> dict[visitor.Place, int | None]:
+    def decide(self) -> dict[Place, int | None]:
         """Which axis to cut at each place that offered a choice, now that all ties and pins are known."""
         return {place: self.preferred(choice.candidates) for place, choice in self.choices.items()}
 
@@ -210,66 +210,3 @@ def _pinned(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _distinct(labels: np.ndarray) -> bool:
     steps = np.diff(labels)
     return bool(np.all(steps > 0)) or (bool(np.all(steps != 0)) and np.unique(labels).size == labels.size)
-
-
-class Call(visitor.Site):
-    """What a rule sees of the equation at hand, besides its operands' labels."""
-
-    @property
-    def labels(self) -> Labels:
-        """All labels, to tie and pin."""
-        return self.reader.labels
-
-    def here(self, reason: str) -> str:
-        """A reason, with the operation and its line."""
-        return f"{reason}: `{self.name}`" + (f" at {self.line}" if self.line else "")
-
-    def pin(self, labels: np.ndarray, reason: str, passed_over: bool = False) -> None:
-        """These entries stay, because of this equation."""
-        self.labels.pin(labels, self.here(reason), passed_over)
-
-    def fixed(self, size: int, reason: str) -> np.ndarray:
-        """An axis of this equation's result whose entries stay."""
-        return self.labels.fixed(size, self.here(reason))
-
-    def tie_all(self, left: Sequence[Axes], right: Sequence[Axes], by: str = "") -> None:
-        """Ties several values, axis by axis."""
-        for one, other in zip(left, right, strict=True):
-            for a, b in zip(one, other, strict=True):
-                self.labels.tie(a, b, by)
-
-    def unknown(self, ins: Sequence[Axes], reason: str) -> list[Axes]:
-        """Pins all operands and results."""
-        for axes in ins:
-            for labels in axes:
-                self.pin(labels, reason)
-        shapes = (out.aval.shape for out in self.equation.outvars)
-        return [tuple(self.fixed(size, reason) for size in shape) for shape in shapes]
-
-
-class Labelling:
-    """The reader of a visit that labels.
-
-    An operation without a rule pins everything that it touches, so a missing rule costs opportunities, never
-    correctness.
-    """
-
-    site = Call
-
-    def __init__(self, labels: Labels, rules: Mapping[str, Any]) -> None:
-        self.labels, self.rules = labels, rules
-
-    def constant(self, variable: Any, value: Any, guide: visitor.Frame | None) -> Axes:
-        """A constant may be cut like a parameter, without counting as one."""
-        return tuple(self.labels.fresh(size) for size in variable.aval.shape)
-
-    def literal(self, atom: Any) -> Axes:
-        """A number stays."""
-        return tuple(np.zeros(size, np.int64) for size in np.shape(atom.val))
-
-    def apply(self, call: Call, operands: Sequence[Axes]) -> Sequence[Axes]:
-        """By the rule of the operation."""
-        rule, effects = self.rules.get(call.name), call.equation.effects
-        if effects and not (rule and rule.calls):
-            return call.unknown(operands, f"has the effect {', '.join(map(str, effects))}")
-        return rule.tie(call, operands) if rule else call.unknown(operands, "no rule for this operation")
