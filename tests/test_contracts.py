@@ -24,27 +24,25 @@ EXPONENTS = (-6.0, -3.0, -1.0, 0.0, 2.0)
 ASYMMETRIC = jp.QuantSpec(symmetric=False)
 
 
-def params(half, seed=0):
-    """Kernels of two dtypes, one without entries, a vector and an integer that take no part, an empty subtree."""
+def params(dtypes, seed=0):
+    """Kernels of these dtypes, one without entries, a vector and an integer that take no part, an empty subtree."""
     draw = np.random.default_rng(seed).normal(size=(3, 8, 4)).astype(np.float32)
-    return {
-        "Dense_0": {"kernel": jnp.asarray(draw[0]), "bias": jnp.asarray(draw[2, 0])},
-        "Dense_1": {"kernel": jnp.asarray(draw[1], half)},
-        "empty": jnp.zeros((0, 4)),
-        "nothing": {},
-        "step": jnp.arange(3),
-    }
+    layers = {f"Dense_{i}": {"kernel": draw[i].astype(dtype)} for i, dtype in enumerate(dtypes)}
+    layers["Dense_0"]["bias"] = draw[2, 0]
+    tree = layers | {"empty": np.zeros((0, 4), np.float32), "nothing": {}, "step": np.arange(3, dtype=np.int32)}
+    return jax.tree.map(jnp.asarray, tree)
 
 
-def odd(half, seed=0):
+def odd(dtypes, seed=0):
     """The same with NaN, infinities and zeros of both signs."""
 
     def spoil(leaf):
-        if leaf.ndim < 2 or not leaf.size:
-            return leaf
-        return leaf.at[1].set(jnp.asarray([NAN, INF, -INF, -0.0], leaf.dtype)).at[2, 1].set(0.0)
+        leaf = np.array(leaf)
+        if leaf.ndim > 1 and leaf.size:
+            leaf[1], leaf[2, 1] = [NAN, INF, -INF, -0.0], 0.0
+        return jnp.asarray(leaf)
 
-    return jax.tree.map(spoil, params(half, seed))
+    return jax.tree.map(spoil, params(dtypes, seed))
 
 
 def finite(tree):
@@ -238,20 +236,46 @@ NOT_TRANSFORMS = {
 # These call the kernels of other rows, which show how it is to run those under every transformation.
 ALIKE = {
     "masks.by_unit_entropy",
+    "masks.by_sparsity",
     "masks.thresholds global",
     "saliency.activation_entropy",
+    "saliency.unit_norm of another order",
     "prune globally",
     "prune units",
     "fake_quant of one bit",
     "fake_quant by channel",
+    "fake_quant clipped",
     "choose_qparams asymmetric",
     "quantize asymmetric",
+    "reports.sparsity_curve",
+    "reports.entropy_curve",
     "codebook.kmeans",  # which test_codebook runs in every way
 }
-every_row = pytest.mark.parametrize("name", TABLE)
-every_kernel = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in TABLE]
-)
+# What a leaf gets depends on the others. Everything else is as dear as there are kernels, and meets two when slow.
+TOGETHER = {
+    "masks.by_sparsity global",
+    "masks.thresholds global",
+    "masks.sparsity_of",
+    "allocation.uniform",
+    "allocation.erdos_renyi_kernel",
+    "prune globally",
+    "saliency.random",
+}
+
+
+def rows_with_kernels(slow=()):
+    """Each row with the dtypes of its kernels: one of three, in turn; among the slow tests float32 and a half."""
+    floats, marks = (jnp.float32, jnp.bfloat16, jnp.float16), [pytest.mark.slow]
+    for i, name in enumerate(TABLE):
+        one, both = floats[i % 3 :][:1], (floats[0], floats[1 + i % 2])
+        quick = both if name in TOGETHER else one
+        yield pytest.param(name, quick, id=name, marks=marks if name in slow else [])
+        if quick != both:
+            yield pytest.param(name, both, id=f"{name}, two kernels", marks=marks)
+
+
+every_row = pytest.mark.parametrize("name, dtypes", list(rows_with_kernels()))
+every_kernel = pytest.mark.parametrize("name, dtypes", list(rows_with_kernels(ALIKE)))
 
 
 def test_every_public_function_has_a_row():
@@ -287,15 +311,12 @@ def _count(event, duration, **kwargs):
 jax.monitoring.register_event_duration_secs_listener(_count)
 
 
-def cases(name, trees=(params, odd)):
-    """Ten inputs of one shape: every setting (or five trees of weights), with plain and with odd values.
-
-    Each row meets float32 and one of the half precisions, the next row the other: their programs are alike.
-    """
-    row, half = TABLE[name], (jnp.bfloat16, jnp.float16)[list(TABLE).index(name) % 2]
+def cases(name, dtypes):
+    """Ten inputs of one shape: every setting (or five trees of weights), with plain and with odd values."""
+    row = TABLE[name]
     if row.settings:
-        return [(tree(half), np.float32(s)) for tree in trees for s in row.settings]
-    return [(tree(half, seed), np.float32(0)) for tree in trees for seed in range(5)]
+        return [(tree(dtypes), np.float32(s)) for tree in (params, odd) for s in row.settings]
+    return [(tree(dtypes, seed), np.float32(0)) for tree in (params, odd) for seed in range(5)]
 
 
 def is_node(leaf):
@@ -318,10 +339,10 @@ def fresh_where(row):
 
 
 @every_kernel
-def test_every_way_to_run_it_gives_the_same(name):
+def test_every_way_to_run_it_gives_the_same(name, dtypes):
     """Eager, jit and vmap over the setting: one compilation for all settings, the same values."""
     row = TABLE[name]
-    inputs = cases(name)
+    inputs = cases(name, dtypes)
 
     eager, compiled = [], []
     for p, s in inputs:
@@ -358,10 +379,10 @@ def _vmap(row):
 
 
 @every_row
-def test_what_comes_back(name):
+def test_what_comes_back(name, dtypes):
     """Structure, shapes and dtypes; leaves that take no part; NaN; weights under a derivative."""
     row = TABLE[name]
-    (p, s), (strange, _) = (every := cases(name))[1], every[-1]
+    (p, s), (strange, _) = (every := cases(name, dtypes))[1], every[-1]
     result = row.run(p, s, **fresh_where(row))
     _check_form(row, p, result)
     if row.rest:
@@ -413,7 +434,8 @@ def _check_nan(row, strange, s):
 
 def _check_slope(row, p, s, result):
     """The derivative of the sum of all results, by dtype of the weights; the integers take no part."""
-    floating = {name: p[name] for name in ("Dense_0", "Dense_1", "empty")}
+    layers = [name for name in p if name.startswith("Dense")]
+    floating = {name: p[name] for name in (*layers, "empty")}
 
     @jax.jit
     def slopes(p):
@@ -423,7 +445,7 @@ def _check_slope(row, p, s, result):
         return jax.grad(total)(p)
 
     after, found = row.run(floating, s), slopes(floating)
-    for name in ("Dense_0", "Dense_1"):
+    for name in layers:
         slope, weight = np.float32(found[name]["kernel"]), np.float32(floating[name]["kernel"])
         if row.slope == "mask":
             np.testing.assert_array_equal(slope, np.float32(after[name]["kernel"]) == weight)
@@ -456,7 +478,7 @@ DEBUGGED = [
 @pytest.mark.parametrize("name, mode", DEBUGGED)
 def test_what_people_debug_with(name, mode):
     """Traced alone: no promotion that was not asked for, nothing kept of a trace, no float64 of float32 weights."""
-    row, tree = TABLE[name], finite(params(jnp.float16))
+    row, tree = TABLE[name], finite(params((jnp.float32, jnp.float16)))
     setting = np.float32(row.settings[1]) if row.settings else None
     with ExitStack() as stack:
         for context in DEBUGGING[mode]():

@@ -46,6 +46,7 @@ def test_digits_pareto(tmp_path):
     assert (tmp_path / "digits_pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_threshold_sweep(capsys):
     """In this process: it has nothing that others would notice."""
     runpy.run_path(str(EXAMPLES / "threshold_sweep.py"))

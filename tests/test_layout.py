@@ -12,6 +12,8 @@ from flax import nnx
 import jaxprune as jp
 from jaxprune import layout, tree
 
+slow = pytest.mark.slow
+
 
 def found(params, of=None):
     """``inputs>outputs`` of each kernel that takes part by default, or of ``of``."""
@@ -192,17 +194,25 @@ def test_each_head_has_units_of_its_own():
     assert masks.shape == (1, 2, 4) and int(masks.sum()) == 4
 
 
-def test_units_of_torch_and_of_stacked_layers():
+@pytest.mark.parametrize(
+    "score",
+    [
+        jp.saliency.unit_norm,
+        *(pytest.param(s, marks=slow) for s in (jp.saliency.unit_sparsity, jp.saliency.unit_entropy)),
+    ],
+)
+def test_units_of_torch_and_of_stacked_layers(score):
     """As of the kernels that these are stacked or transposed of."""
     w, other = normal(6, 5), normal(6, 5, seed=1)
-    for score in (jp.saliency.unit_norm, jp.saliency.unit_sparsity, jp.saliency.unit_entropy):
-        one, two = score({"kernel": w})["kernel"], score({"kernel": other})["kernel"]
-        np.testing.assert_array_equal(score({"fc.weight": w.T})["fc.weight"], one.T)
-        for axis in (0, 1):
-            both = {
-                "d": {"kernel": np.stack([w, other], axis), "bias": np.zeros((2, 5) if axis == 0 else (5, 2), "f4")}
-            }
-            np.testing.assert_array_equal(score(both)["d"]["kernel"], np.stack([one, two], axis))
+    one, two = score({"kernel": w})["kernel"], score({"kernel": other})["kernel"]
+    np.testing.assert_array_equal(score({"fc.weight": w.T})["fc.weight"], one.T)
+    for axis in (0, 1):
+        both = {"d": {"kernel": np.stack([w, other], axis), "bias": np.zeros((2, 5) if axis == 0 else (5, 2), "f4")}}
+        np.testing.assert_array_equal(score(both)["d"]["kernel"], np.stack([one, two], axis))
+
+
+def test_distances_and_connections_of_torch():
+    w = normal(6, 5)
     far = jp.saliency.geometric_median({"fc.weight": w.T})["fc.weight"]
     np.testing.assert_allclose(far, jp.saliency.geometric_median(w).T, rtol=1e-6)
     np.testing.assert_allclose(
@@ -277,7 +287,9 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=range(len(SPECS)))
+@pytest.mark.parametrize(
+    "spec", [pytest.param(spec, id=str(i), marks=[slow] if i in (2, 4, 5) else []) for i, spec in enumerate(SPECS)]
+)
 def test_stacked_layers_are_quantized_as_each_alone(spec):
     """A QArray of layers in a stack comes apart by indexing, by scan and by vmap, and is what vmap makes."""
     layers = normal(3, 8, 4)
@@ -286,12 +298,18 @@ def test_stacked_layers_are_quantized_as_each_alone(spec):
     alone = np.stack([jp.dequantize(jp.quantize(w, 4, spec=spec)) for w in layers])
     np.testing.assert_array_equal(stored.dense(), alone)
     np.testing.assert_array_equal(jp.fake_quant(params, 4, spec=spec)["Dense_0"]["kernel"], alone)
-    np.testing.assert_array_equal(jax.lax.scan(lambda _, q: (None, jp.dequantize(q)), None, stored)[1], alone)
-    np.testing.assert_array_equal(jax.vmap(jp.dequantize)(stored), alone)
-    np.testing.assert_array_equal(jp.dequantize(jax.tree.map(lambda part: part[1], stored)), alone[1])
     mapped = jax.vmap(lambda w: jp.quantize(w, 4, spec=spec))(layers)
-    np.testing.assert_array_equal(mapped.dense(), alone)
-    np.testing.assert_array_equal(jp.dequantize(jax.tree.map(lambda part: part[1], mapped)), alone[1])
+
+    @jax.jit
+    def apart(stored, mapped):
+        """The layers of each, and the second of each."""
+        scanned = jax.lax.scan(lambda _, q: (None, jp.dequantize(q)), None, stored)[1]
+        second = [jp.dequantize(jax.tree.map(lambda part: part[1], q)) for q in (stored, mapped)]
+        return (scanned, jax.vmap(jp.dequantize)(stored), mapped.dense()), second
+
+    for found, expected in zip(apart(stored, mapped), (alone, alone[1]), strict=True):
+        for one in found:
+            np.testing.assert_array_equal(one, expected)
 
 
 def test_arrays_of_unknown_axes_come_apart_too():

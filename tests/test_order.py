@@ -47,6 +47,7 @@ def expected_masks(leaves, removed, min_keep=0):
     return [keep[start : start + np.size(x)].reshape(np.shape(x)) for x, start in zip(leaves, starts, strict=False)]
 
 
+@jax.jit
 def by_bisection(leaves, removed):
     """The masks of ``keep_from`` by the kernels that accelerators without a fast scatter use."""
     dtype = common_dtype(leaves)
@@ -123,7 +124,13 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[slow] if name in ("bfloat16", "halves", "empty_between", "min_keep_of_one") else [])
+        for name in STRUCTURES
+    ],
+)
 @given(st.data())
 def test_keep_from(name, data):
     structure, min_keep = STRUCTURES[name]
@@ -135,7 +142,9 @@ def test_keep_from(name, data):
     assert all(mask.dtype == bool for mask in kept)
 
 
-@pytest.mark.parametrize("name", ["mixed", "empty_between", "min_keep_1"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("mixed", marks=slow), "empty_between", pytest.param("min_keep_1", marks=slow)]
+)
 @given(st.data())
 def test_keep_from_each(name, data):
     leaves = [data.draw(strategies.float_arrays((dtype,), shape)) for shape, dtype in STRUCTURES[name][0]]
@@ -144,7 +153,9 @@ def test_keep_from_each(name, data):
     assert_masks(keep_from_each(leaves, [np.uint32(count) for count in removed]), expected)
 
 
-@pytest.mark.parametrize("name", ["vector", "float16", "mixed", "empty_between"])
+@pytest.mark.parametrize(
+    "name", ["vector", *(pytest.param(n, marks=slow) for n in ("float16", "empty_between")), "mixed"]
+)
 @given(st.data())
 def test_kth_smallest(name, data):
     leaves = [data.draw(strategies.float_arrays((dtype,), shape)) for shape, dtype in STRUCTURES[name][0]]
@@ -188,14 +199,14 @@ def test_every_kind_of_float_in_order(dtype):
 @pytest.mark.parametrize(
     ("size", "dtype"),
     [
-        (600, F32),
+        pytest.param(600, F32, marks=slow),
         pytest.param(1500, BF16, marks=slow),
         (3000, F32),
         pytest.param(9000, F32, marks=slow),
-        (40_000, F16),
+        pytest.param(40_000, F16, marks=slow),
         pytest.param(4 * CHUNK, F32, marks=slow),
         (4 * CHUNK + 1, F32),
-        (5 * CHUNK - 1, BF16),
+        pytest.param(5 * CHUNK - 1, BF16, marks=slow),
         pytest.param(5 * CHUNK, F32, marks=slow),
         (7 * CHUNK + 5, F16),
     ],
@@ -280,12 +291,14 @@ def test_ranks_share_wide_and_narrow_digits():
 # Radix and bisection
 
 
-@pytest.mark.parametrize("name", ["vector", "bfloat16", "mixed", "empty_between"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(n, marks=slow) for n in ("vector", "bfloat16", "empty_between")), "mixed"]
+)
 @given(st.data())
 def test_bisection_makes_the_same_masks(name, data):
     leaves = [data.draw(strategies.float_arrays((dtype,), shape)) for shape, dtype in STRUCTURES[name][0]]
     removed = data.draw(st.integers(0, sum(leaf.size for leaf in leaves) - 1))
-    assert_masks(jax.jit(by_bisection)(leaves, np.uint32(removed)), keep_from(leaves, np.uint32(removed)))
+    assert_masks(by_bisection(leaves, np.uint32(removed)), keep_from(leaves, np.uint32(removed)))
 
 
 @pytest.mark.parametrize(

@@ -221,11 +221,11 @@ class CNN(nn.Module):
         return nn.Dense(3)(nn.relu(x).reshape(x.shape[0], -1))
 
 
-@pytest.mark.parametrize("freeze", [dict, FrozenDict])
+@pytest.mark.parametrize("freeze", [dict, pytest.param(FrozenDict, marks=pytest.mark.slow)])
 def test_linen_variables(freeze):
     """Only kernels change; biases, scales and batch statistics are the same bits, and the model runs on."""
-    variables = CNN().init(KEY, jnp.ones((1, 4, 4, 1)))
-    variables = freeze(jax.tree.map(lambda w: w + 0.01, variables))
+    shapes = jax.eval_shape(CNN().init, KEY, jnp.ones((1, 4, 4, 1)))
+    variables = freeze(jax.tree.map(lambda leaf: abs(normal(*leaf.shape)) + 0.01, shapes))
     result = prune(variables, 0.5).params
     assert jax.tree.structure(result) == jax.tree.structure(variables)
     for (path, new), old in zip(jax.tree_util.tree_leaves_with_path(result), jax.tree.leaves(variables), strict=True):
@@ -236,7 +236,8 @@ def test_linen_variables(freeze):
             assert oracles.bits_equal(np.asarray(new), np.asarray(old))
     total = sum(w.size for w in jax.tree.leaves(result["params"]) if w.ndim > 1)
     assert removed(result["params"]) == total // 2
-    assert CNN().apply(result, jnp.ones((2, 4, 4, 1)), train=False).shape == (2, 3)
+    run = jax.jit(lambda variables, x: CNN().apply(variables, x, train=False))
+    assert run(result, jnp.ones((2, 4, 4, 1))).shape == (2, 3)
 
 
 class NNXNet(nnx.Module):
@@ -337,7 +338,7 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "channel" else []) for n in SPECS])
 def test_pruned_then_quantized_zeros_stay_zero(name):
     params = jax.tree.map(lambda w: w + 0.3, network())
 
@@ -354,6 +355,7 @@ def test_pruned_then_quantized_zeros_stay_zero(name):
         assert removed(quantized) >= 48
 
 
+@pytest.mark.slow
 def test_any_order_composes_under_one_jit():
     params = network()
     steps = {

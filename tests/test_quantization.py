@@ -70,12 +70,10 @@ LAYOUTS = [{}, {"axis": -1}, {"axis": 0}, {"axis": (0, 2)}, {"block_size": 4}]
 
 @pytest.mark.parametrize(
     ("layout", "dtype"),
-    [(layout, jnp.float32) for layout in LAYOUTS]
-    + [(LAYOUTS[1], jnp.bfloat16), (LAYOUTS[4], jnp.float16)]
-    + [
-        pytest.param(layout, dtype, marks=slow)
-        for layout, dtype in [(lay, d) for lay in LAYOUTS for d in DTYPES[1:]]
-        if (layout, dtype) not in [(LAYOUTS[1], jnp.bfloat16), (LAYOUTS[4], jnp.float16)]
+    [
+        pytest.param(layout, dtype, marks=[] if (i, j) in [(0, 0), (3, 0), (1, 1), (4, 2)] else slow)
+        for i, layout in enumerate(LAYOUTS)
+        for j, dtype in enumerate(DTYPES)
     ],
 )
 def test_fake_quant_equals_the_oracle(layout, dtype):
@@ -132,10 +130,11 @@ def test_error_is_at_most_half_a_step(values, bits, symmetric, dtype):
 
 @pytest.mark.parametrize(
     ("spec", "dtype"),
-    [(SPECS[8], jnp.float32), (SPECS[4], jnp.float16)]
+    [(SPECS[8], jnp.float32)]
     + [
         pytest.param(s, d, marks=slow)
-        for s, d in [(SPECS[i], jnp.float32) for i in (1, 2, 4, 6, 9)] + [(SPECS[0], jnp.bfloat16)]
+        for s, d in [(SPECS[i], jnp.float32) for i in (1, 2, 4, 6, 9)]
+        + [(SPECS[0], jnp.bfloat16), (SPECS[4], jnp.float16)]
     ],
 )
 def test_stored_equals_fake_in_every_mode(spec, dtype):
@@ -299,7 +298,7 @@ def test_53_widths_in_one_program():
     f = jax.jit(chex.assert_max_traces(lambda bits: fake_quant(params, bits, spec=QuantSpec(axis=-1)), n=1))
     for bits in range(2, 9):
         chex.assert_trees_all_equal(f(jnp.float32(bits)), fake_quant(params, bits, spec=QuantSpec(axis=-1)))
-    mixed = {"a": jnp.arange(2, 9), "b": [jnp.arange(8, 1, -1)]}
+    mixed = {"a": np.arange(2, 9), "b": [np.arange(8, 1, -1)]}
     swept = jax.jit(jax.vmap(lambda bits: fake_quant(params, bits, spec=QuantSpec(axis=-1))))(mixed)
     for i in range(7):
         alone = fake_quant(params, {"a": 2 + i, "b": 8 - i}, spec=QuantSpec(axis=-1))
@@ -323,7 +322,7 @@ def test_no_recompilation():
 # Gradients
 
 
-@pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[2], pytest.param(DTYPES[1], marks=slow)])
+@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=slow) for dtype in DTYPES[1:])])
 def test_35_straight_through(dtype):
     x = jnp.array([-3.0, -1.0, -0.2, 0.0, 0.6, 1.0, 1.003, 7.0, jnp.nan, jnp.inf], dtype)
     qparams = QParams(jnp.float32(1 / 127), jnp.int32(0))
@@ -396,7 +395,7 @@ def test_one_bit():
 
 
 @pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=slow)])
-@pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[2], pytest.param(DTYPES[1], marks=slow)])
+@pytest.mark.parametrize("dtype", [*(pytest.param(dtype, marks=slow) for dtype in DTYPES[:2]), DTYPES[2]])
 def test_extremes_stay_finite(dtype, symmetric):
     largest = jnp.finfo(dtype).max
     x = jnp.array([largest, -largest, largest / 3, 0, 1], dtype)
@@ -497,7 +496,7 @@ def test_blocks():
 # Fixed point
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=slow) for dtype in DTYPES[1:])])
 def test_fixed_point_equals_the_oracle(dtype):
     x = jnp.concatenate(
         [normal(200, dtype=dtype), jnp.array([0.5, 1.5, -2.5, 0, -0.0, jnp.nan, jnp.inf, -jnp.inf], dtype)]

@@ -71,8 +71,14 @@ def test_mask_sparsity_and_natural_zeros_are_kept_apart():
     assert {name: row.zero_fraction for name, row in rows.items()} == {n: z / 100 for n, z in zeros.items()}
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.37, 0.9, 1.0])
-@pytest.mark.parametrize("bits", [1, 3, 8, 13])
+@pytest.mark.parametrize(
+    "bits, sparsity",
+    [
+        pytest.param(bits, sparsity, marks=[] if i == j else pytest.mark.slow)
+        for i, bits in enumerate([3, 1, 13, 8])
+        for j, sparsity in enumerate([0.0, 0.37, 0.9, 1.0])
+    ],
+)
 def test_bytes_are_those_of_the_packed_bits(sparsity, bits):
     params = network()
     pruned, masks = prune(params, sparsity, scope="global")
@@ -119,6 +125,7 @@ def test_a_mask_along_the_inputs_costs_its_own_entries():
     assert row.coded_bytes == 60 * 4 + 2 == int(coded_bytes(w, mask))
 
 
+@pytest.mark.slow
 def test_counts_stay_exact_above_float32_integers():
     n = 2**24 + 5
     w = jnp.ones((n,), jnp.float16)
@@ -139,7 +146,9 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize(
+    "spec", [pytest.param(s, marks=pytest.mark.slow if i in (1, 2) else [], id=str(s)) for i, s in enumerate(SPECS)]
+)
 def test_quantized_leaves_count_the_scales_they_have(spec):
     params = network()
     codes = quantize(params, 5, spec=spec)
@@ -246,9 +255,11 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("make", TREES.values(), ids=TREES)
-def test_containers(make):
-    params = make()
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("bare", "named") else []) for n in TREES]
+)
+def test_containers(name):
+    params = TREES[name]()
     pruned, masks = prune(params, 0.5, scope="global")
     codes = quantize(pruned, 4)
     result = report(params, codes, masks=masks)

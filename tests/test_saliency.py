@@ -22,6 +22,7 @@ from jaxprune.kernels import by_shape, unit_statistics
 
 INF, NAN = math.inf, math.nan
 KEY = jax.random.key(0)
+slow = pytest.mark.slow
 
 # name -> (scores of a tree, oracle of a leaf, tolerance relative to each value, absolute)
 ORACLES = {
@@ -54,15 +55,17 @@ PER_UNIT = {
     "unit_sparsity": saliency.unit_sparsity,
 }
 ALL = PER_WEIGHT | PER_UNIT
+RELATIVES = {"fisher", "unit_norm_2", "unit_sparsity"}
 each = pytest.mark.parametrize("name", ALL)
+# Where programs are large: all but near relatives.
+each_kind = pytest.mark.parametrize("name", [pytest.param(n, marks=[slow] if n in RELATIVES else []) for n in ALL])
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ORACLES)
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[slow] if n == "entropy_64" else []) for n in ORACLES])
 @given(w=strategies.float_arrays(shape=st.sampled_from([(4, 3), (2, 3, 5)]), special=False))
 def test_scores_equal_the_oracle(name, w):
     score, oracle, rtol, atol = ORACLES[name]
@@ -74,14 +77,12 @@ def test_scores_equal_the_oracle(name, w):
 @pytest.mark.parametrize(
     "name", ["magnitude", "connection_entropy", "norm_1", "entropy_3", "unit_sparsity", "activations"]
 )
-@settings(max_examples=15, deadline=None)
 @given(w=strategies.float_arrays((np.dtype(np.float32),), st.just((4, 3))))
 def test_nan_and_infinities_as_in_the_oracle(name, w):
     score, oracle, rtol, atol = ORACLES[name]
     np.testing.assert_allclose(np.asarray(score(w)), oracle(w), rtol, atol)
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.data(), st.sampled_from([(7,), (4, 3)]))
 def test_gradient_and_fisher_equal_the_oracle(data, shape):
     w, g = (data.draw(strategies.float_arrays(shape=shape, special=False)) for _ in range(2))
@@ -93,18 +94,21 @@ def test_gradient_and_fisher_equal_the_oracle(data, shape):
     np.testing.assert_allclose(result[representable], expected[representable], 2e-7)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("bins", [pytest.param(7, marks=slow), 10, pytest.param(64, marks=slow)])
+@settings(max_examples=20, deadline=None)
 @given(
     w=hnp.arrays(np.int32, st.just((2, 6, 3)), elements=st.integers(-30, 30)),
     step=st.sampled_from([0.05, 1 / 3, 1e-30, 7e30]),
-    bins=st.sampled_from([7, 10, 64]),
 )
-def test_values_on_bin_edges_fall_where_float32_puts_them(w, step, bins):
+def test_values_on_bin_edges_fall_where_float32_puts_them(bins, w, step):
     w = w.astype(np.float32) * np.float32(step)
     result = np.asarray(saliency.unit_entropy(w, bins=bins))
     np.testing.assert_allclose(result, oracles.unit_entropy(w, bins), rtol=0, atol=2e-6)
-    batched = np.asarray(jax.vmap(lambda w: saliency.unit_entropy(w, bins=bins))(np.stack([w, 2 * w])))
+    batched = np.asarray(_entropies(np.stack([w, 2 * w]), bins))
     np.testing.assert_allclose(batched, np.stack([result, result]), rtol=0, atol=1e-6)
+
+
+_entropies = jax.jit(lambda w, bins: jax.vmap(lambda w: saliency.unit_entropy(w, bins=bins))(w), static_argnums=1)
 
 
 def test_values_by_hand():
@@ -121,18 +125,21 @@ def test_values_by_hand():
     )
 
 
-@pytest.mark.parametrize("k", [0, 1, 3, 7])
+@pytest.mark.parametrize("k", [0, pytest.param(1, marks=slow), 3, pytest.param(7, marks=slow)])
 def test_even_histograms_have_whole_bits(k):
     w = np.repeat(np.arange(2**k, dtype=np.float32), 3)[:, None]
     assert saliency.unit_entropy(w, bins=2**k).item() == k
     assert saliency.activation_entropy(w, bins=2**k).item() == k
 
 
-def test_unit_sparsity_is_the_nearest_float_to_the_fraction():
-    for n in (1, 3, 7, 10, 41, 49, 100, 127):
-        w = (np.arange(n)[:, None] >= np.arange(n + 1)).astype(np.float32)
-        expected = np.arange(n + 1).astype(np.float32) / np.float32(n)
-        np.testing.assert_array_equal(saliency.unit_sparsity(w)[0], expected)
+@pytest.mark.parametrize("n", [1, *(pytest.param(n, marks=slow) for n in (3, 7, 10, 41, 100)), 49, 127])
+def test_unit_sparsity_is_the_nearest_float_to_the_fraction(n):
+    w = (np.arange(n)[:, None] >= np.arange(n + 1)).astype(np.float32)
+    expected = np.arange(n + 1).astype(np.float32) / np.float32(n)
+    np.testing.assert_array_equal(saliency.unit_sparsity(w)[0], expected)
+
+
+def test_zeros_of_both_signs_are_counted():
     np.testing.assert_array_equal(saliency.unit_sparsity(jnp.array([[-0.0], [NAN], [0.0], [INF]])), [[0.5]])
 
 
@@ -219,7 +226,7 @@ def trees():
     }
 
 
-@each
+@each_kind
 def test_structure_shapes_and_jit(name):
     params = trees()  # every kind at once, and a bare array apart; jit of a part: the others have the same leaves
     scores = ALL[name](params)
@@ -248,7 +255,7 @@ def test_leaves_that_are_not_floating_score_zero(name):
     assert scores["w"].shape[-1] == 3
 
 
-@each
+@each_kind
 @pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
 def test_dtypes(name, dtype):
     w = normal(40, 3).astype(dtype)
@@ -258,14 +265,14 @@ def test_dtypes(name, dtype):
         chex.assert_trees_all_equal(scores, ALL[name](w.astype(np.float32)))
 
 
-@each
+@each_kind
 def test_vmap_over_params_equals_a_loop(name):
     w = normal(3, 20, 5)
     loop = jnp.stack([ALL[name](leaf) for leaf in w])
     chex.assert_trees_all_close(jax.vmap(ALL[name])(w), loop, rtol=1e-6, atol=1e-6)
 
 
-@each
+@each_kind
 def test_zero_size_leaves(name):
     for shape in ((0,), (0, 3), (3, 0), (2, 0, 3)):
         scores = ALL[name](jnp.zeros(shape))
@@ -298,7 +305,7 @@ def test_derivatives_equal_finite_differences(name):
     np.testing.assert_allclose(derivative, expected, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[slow] if n == "entropy_64" else []) for n in ORACLES])
 def test_derivatives_stay_finite_at_zero(name):
     score = ORACLES[name][0]
     derivative = jax.grad(lambda w: score(w).sum())(jnp.array([[0.0, 1.0, 0.0], [0.0, -2.0, 3.0]]))

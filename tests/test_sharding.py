@@ -236,10 +236,8 @@ def the_search_for_gathers_sees_one():
 QUICK = (
     "by_sparsity both, explicit",
     "n_of_m, auto",
-    "fake_quant by block of one bit, auto",
     "training, gradual, auto",
     "sharded_and_plain_arrays_where_a_mesh_is_set",
-    "unsharded_arrays_inside_an_explicit_mesh",
     "the_search_for_gathers_sees_one",
 )
 

@@ -17,6 +17,7 @@ from jaxprune.quantization import codebook
 from jaxprune.quantization.arrays.coded import CodebookArray
 from jaxprune.training.weight_sharing import SharedState, shared_weights
 
+slow = pytest.mark.slow
 K = 16
 SHAPE = (12, 10)
 
@@ -63,8 +64,14 @@ def train(optimizer, params, steps=50):
         yield params
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        ("adamw", jnp.bfloat16),
+        *(pytest.param(*rest, marks=slow) for rest in (("adamw", jnp.float32), ("momentum", jnp.bfloat16))),
+        ("momentum", jnp.float32),
+    ],
+)
 def test_values_stay_shared_and_zeros_zero(name, dtype):
     """Case: 70% zeros, k = 16, fine-tuned for 50 steps."""
     params = shared(dtype)
@@ -95,7 +102,7 @@ def with_centroids(encoded, values):
     return jax.tree.map(put, encoded, values, is_leaf=is_encoded)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adamw", pytest.param("momentum", marks=slow)])
 def test_it_trains_as_the_centroids_themselves(name):
     """The same optimizer on the encoded tree: the loss decodes, the gradient is the sum over each cluster."""
     optimizer, params = OPTIMIZERS[name], shared()
@@ -126,7 +133,7 @@ SMALL_GRADS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=slow)])
 def test_the_gradient_of_a_centroid_is_the_sum_or_the_mean(dtype):
     params, grads = (jax.tree.map(lambda leaf: leaf.astype(dtype), leaves) for leaves in (SMALL, SMALL_GRADS))
     for average, expected in ((False, 3.5), (True, 3.5 / 3)):

@@ -14,6 +14,7 @@ from jaxprune import schedules, training
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
+slow = pytest.mark.slow
 PARAMS = {"a": RNG.normal(size=(12, 8)).astype(np.float32), "b": RNG.normal(size=(8, 5)).astype(np.float32)}
 GRADS = [jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape).astype(np.float32), PARAMS) for _ in range(20)]
 
@@ -40,7 +41,7 @@ def test_static_masks_have_the_count_and_stay():
         assert int((~mask).sum()) == oracles.count_removed(mask.size, float(erk[name]))
 
 
-@pytest.mark.parametrize("make", (training.sparse_evolution, training.rigl))
+@pytest.mark.parametrize("make", (training.sparse_evolution, pytest.param(training.rigl, marks=slow)))
 def test_exchanges_keep_the_count_and_start_at_zero(make):
     seen = history(make(optax.sgd(0.1, momentum=0.9), 0.75, key=KEY, every=4, drop_fraction=0.5))
     exchanges = 0
@@ -74,13 +75,14 @@ def test_rigl_against_a_simulation():
 
 def test_survivors_are_not_grown_and_odd_gradients_do_no_harm():
     """NaN gradients never grow, infinite ones do, and the count holds all the same."""
-    params, grads = jnp.ones((4, 4)), jnp.full((4, 4), jnp.nan).at[0].set(jnp.inf)
+    params, grads = jnp.ones((4, 4)), jnp.asarray(np.where(np.arange(4)[:, None] > 0, np.float32(np.nan), np.inf))
     optimizer = training.rigl(optax.set_to_zero(), 0.5, key=KEY, every=1, drop_fraction=1.0)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for _ in range(2):
-        updates, state = optimizer.update(grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
-    assert state.masks.sum() == 8 and state.masks[0].all()
+    masks = np.asarray(state.masks)
+    assert masks.sum() == 8 and masks[0].all()
 
 
 @pytest.mark.parametrize(
@@ -117,34 +119,36 @@ def retrain(params, masks):
 
 
 def test_rounds_keep_800_640_and_512_of_a_thousand():
-    calls = []
+    calls, retrained = [], jax.jit(retrain)
 
     def train(params, masks):
         calls.append(masks)
-        trained, _ = jax.jit(retrain)(params, masks)
-        assert (trained[~masks] == 0).all()
-        return trained, {"zeros": jnp.sum(trained == 0)}
+        trained = np.asarray(retrained(params, masks)[0])
+        assert (trained[~np.asarray(masks)] == 0).all()
+        return trained, {"zeros": np.sum(trained == 0)}
 
     tickets = training.lottery_ticket(train, WEIGHTS, 0.2, rounds=3)
     assert repr(tickets) == "Tickets(1 leaves, sparsities=[0.2   0.36  0.488])"
-    assert [int(mask.sum()) for mask in tickets.rounds] == [800, 640, 512] and len(calls) == 3
+    rounds = np.asarray(tickets.rounds)
+    assert rounds.sum((1, 2)).tolist() == [800, 640, 512] and len(calls) == 3
     np.testing.assert_allclose(tickets.sparsities, [0.2, 0.36, 0.488], rtol=1e-6)
     np.testing.assert_array_equal(tickets.params, np.where(tickets.masks, WEIGHTS, 0))
-    np.testing.assert_array_equal(tickets.masks, tickets.rounds[-1])
-    assert not (tickets.rounds[1:] & ~tickets.rounds[:-1]).any(), "a removed weight never returns"
+    np.testing.assert_array_equal(tickets.masks, rounds[-1])
+    assert not (rounds[1:] & ~rounds[:-1]).any(), "a removed weight never returns"
     assert tickets.metrics["zeros"].tolist() == [0, 200, 360], "zeros last through retraining"
-    first = oracles.mask_by_sparsity(np.abs(jax.jit(retrain)(WEIGHTS, jnp.ones(WEIGHTS.shape, bool))[0]), 0.2)
-    np.testing.assert_array_equal(tickets.rounds[0], first)
+    first = oracles.mask_by_sparsity(np.abs(retrained(WEIGHTS, jnp.ones(WEIGHTS.shape, bool))[0]), 0.2)
+    np.testing.assert_array_equal(rounds[0], first)
 
 
 def test_every_leaf_keeps_some():
     weights = {"large": WEIGHTS, "small": WEIGHTS[:2] / 100}
     tickets = training.lottery_ticket(lambda p, _: (p, None), weights, 0.9, rounds=2, scope="global", min_keep=5)
-    assert int(tickets.masks["small"].sum()) == 5 and int(tickets.masks["large"].sum()) == 6
+    assert {name: int(np.sum(mask)) for name, mask in tickets.masks.items()} == {"small": 5, "large": 6}
     leafwise = training.lottery_ticket(lambda p, _: (p, None), weights, 0.9, rounds=1)
-    assert [int(mask.sum()) for mask in jax.tree.leaves(leafwise.masks)] == [100, 10]
+    assert [int(np.sum(mask)) for mask in jax.tree.leaves(leafwise.masks)] == [100, 10]
 
 
+@slow
 def test_vmap_over_seeds_traces_training_once():
     seeds = jnp.stack([WEIGHTS, jnp.roll(WEIGHTS, 7)])
     train = chex.assert_max_traces(retrain, n=2)  # once, and once more for the batched carry of the loop
@@ -154,6 +158,9 @@ def test_vmap_over_seeds_traces_training_once():
         one = training.lottery_ticket(retrain, params, 0.2, rounds=4)
         chex.assert_trees_all_equal(many.rounds[i], one.rounds)
         chex.assert_trees_all_equal(many.params[i], one.params)
+
+
+def test_errors_of_tickets():
     with pytest.raises(ValueError, match="rounds must be an integer of 1 or more, got 0"):
         training.lottery_ticket(retrain, WEIGHTS, 0.2, rounds=0)
     with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\], got 2"):

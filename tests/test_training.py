@@ -74,13 +74,15 @@ STEPS = 12
 # Near relatives of rows that every run takes.
 SLOW = {
     *("gradual_pruning, each step", "gradual_pruning, gradients", "gradual_pruning, fisher", "gradual_pruning, blocks"),
-    *("masked, held", "MultiSteps inside", "inject_hyperparams inside", "apply_if_finite inside"),
+    *("gradual_pruning, 2:4", "gradual_pruning, units", "gradual_pruning, some stay"),
+    *("chain", "masked, held", "masked, tree of sparsities"),
+    *("MultiSteps inside", "inject_hyperparams inside", "apply_if_finite inside"),
 }
 
 
-def rows(*names):
+def rows(*names, slow=SLOW):
     """A test for each of the names."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in names]
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
 
 
 def params(dtype=jnp.float32):
@@ -172,7 +174,11 @@ def test_zeros_are_exact_and_a_resumed_run_equals_an_unbroken_one(name):
 
 
 @pytest.mark.parametrize(
-    "name", ("hold_masks", "gradual_pruning", "gradual_pruning, in phases", "sparse_evolution", "rigl")
+    "name",
+    rows(
+        *("hold_masks", "gradual_pruning", "gradual_pruning, in phases", "sparse_evolution", "rigl"),
+        slow=("hold_masks", "gradual_pruning, in phases", "sparse_evolution"),
+    ),
 )
 def test_eager_jit_and_scan_give_the_same(name):
     before = params()
@@ -277,7 +283,7 @@ def test_a_sparsity_that_is_injected_can_be_changed_while_training():
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", ("gradual_pruning", "rigl"))
+@pytest.mark.parametrize("name", rows("gradual_pruning", "rigl", slow=["rigl"]))
 def test_flax_train_state(name):
     before = params()
     state = TrainState.create(apply_fn=None, params=before, tx=TABLE[name](optax.adam(0.01), before))
@@ -297,7 +303,9 @@ class Network(nnx.Module):
         return self.last(nnx.relu(self.norm(self.first(x))))
 
 
-@pytest.mark.parametrize("name", ("hold_masks", "gradual_pruning", "sparse_evolution"))
+@pytest.mark.parametrize(
+    "name", rows("hold_masks", "gradual_pruning", "sparse_evolution", slow=["hold_masks", "sparse_evolution"])
+)
 def test_nnx_optimizer(name):
     model = Network(nnx.Rngs(0))
     transformation = TABLE[name](optax.adam(0.01), nnx.state(model, nnx.Param))
@@ -316,7 +324,7 @@ def test_nnx_optimizer(name):
     assert (model.first.kernel[...] == 0).mean() >= 0.75 and (model.norm.scale[...] != 1).any()
 
 
-@pytest.mark.parametrize("name", ("gradual_pruning", "in phases", "rigl"))
+@pytest.mark.parametrize("name", rows("gradual_pruning", "in phases", "rigl", slow=["in phases", "rigl"]))
 def test_vmap_over_sparsities_equals_a_loop(name):
     """One program, in which making masks stays a branch and nothing is sorted."""
     makers = {

@@ -18,9 +18,14 @@ import jaxprune as jp
 from jaxprune.training.lsq import init_step_sizes, learned_step_size, step_qparams
 
 SHAPE = (6, 4)
-KINDS = [(True, True), (True, False), (False, True)]
 every_kind_and_a_narrow_float = pytest.mark.parametrize(
-    ("signed", "narrow", "dtype"), [(*kind, jnp.float32) for kind in KINDS] + [(True, True, jnp.bfloat16)]
+    ("signed", "narrow", "dtype"),
+    [
+        pytest.param(True, True, jnp.float32, marks=pytest.mark.slow),
+        (True, False, jnp.float32),
+        (False, True, jnp.float32),
+        (True, True, jnp.bfloat16),
+    ],
 )
 
 
@@ -83,7 +88,9 @@ def test_widths_are_traced_and_may_differ_by_leaf():
     assert oracles.bits_equal(low, learned_step_size(params["a"]["kernel"], 0.1, 2))
 
 
-@pytest.mark.parametrize("step", [0.0, -1.0, 1e-40, 1e-38, 1e38, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "step", [0.0, -1.0, 1e-40, *(pytest.param(s, marks=pytest.mark.slow) for s in (1e-38, 1e38, -np.inf)), np.inf]
+)
 def test_steps_that_are_no_steps_give_no_nan(step):
     w = at_the_ends(0.25)
     out, by_weight, by_step = slopes(w, jnp.float32(step), 4, jnp.ones(SHAPE))
@@ -139,7 +146,11 @@ def test_each_term_of_the_gradient_of_a_step():
 
 @pytest.mark.parametrize(
     ("shape", "batch_axes", "number"),
-    [((), None, 120), ((6,), 0, 5), ((), (0, -2), 6), ((4, 1, 1), 0, 30)],
+    [
+        ((), None, 120),
+        *(pytest.param(*rest, marks=pytest.mark.slow) for rest in [((6,), 0, 5), ((), (0, -2), 6)]),
+        ((4, 1, 1), 0, 30),
+    ],
 )
 def test_number_of_weights_that_share_a_step(shape, batch_axes, number):
     x, steps = normal((4, 5, 6)), jnp.full(shape, 0.25)
@@ -210,6 +221,7 @@ def test_steps_are_ordinary_parameters():
     assert out["step"] is params["step"] and out["Dense"].bias is params["Dense"].bias
 
 
+@pytest.mark.slow
 def test_a_step_finds_the_least_squared_error():
     """Under a squared loss a learned step comes to rest near the best of a fine grid."""
     w, bits = normal((40, 50)), 3

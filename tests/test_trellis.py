@@ -14,7 +14,8 @@ from jaxprune import dequantize
 from jaxprune.kernels import rotation, viterbi
 from jaxprune.quantization import trellis
 
-ALL = (4, 8, 16, 32)
+slow = pytest.mark.slow
+ALL = (4, *(pytest.param(states, marks=slow) for states in (8, 16)), 32)
 
 
 def normal(*shape, seed=0):
@@ -40,7 +41,14 @@ def test_no_path_is_better(states, seed, scale):
     np.testing.assert_allclose(error, oracles.least_error(x.astype(float), states), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("states, share", [(4, 0.6), (8, 0.0), (8, 0.0005), (16, 0.0), (32, 0.6)])
+@pytest.mark.parametrize(
+    "states, share",
+    [
+        (4, 0.6),
+        *(pytest.param(*rest, marks=slow) for rest in [(8, 0.0), (16, 0.0), (32, 0.6)]),
+        (8, 0.0005),
+    ],
+)
 def test_indices_stand_for_what_is_documented(states, share):
     w = normal(40, 70) * (np.random.default_rng(1).random((40, 70)) >= share)
     leaf = trellis.quantize(jnp.asarray(w), 0.1, states=states)
@@ -67,7 +75,7 @@ def decibels(error, bits):
 
 @pytest.mark.parametrize(
     "step, penalty, states, most",
-    [(0.1, 0, 8, 0.50), (0.1, 0, 32, 0.42), (0.4, 0.45, 8, 0.55)],
+    [(0.1, 0, 8, 0.50), pytest.param(0.1, 0, 32, 0.42, marks=slow), pytest.param(0.4, 0.45, 8, 0.55, marks=slow)],
 )
 def test_it_is_near_the_bound_where_rounding_is_not(step, penalty, states, most):
     w = normal(512, 64)
@@ -103,6 +111,7 @@ def test_rotation_saves_bits_at_the_same_error():
     np.testing.assert_array_equal(dequantize(rotated), values_of(rotated))
 
 
+@slow
 def test_only_what_gains_is_rotated():
     sparse = correlated() * (np.arange(16) % 2)
     params = {"a": normal(4096, 16), "c": sparse, "d": correlated() * 3e4}

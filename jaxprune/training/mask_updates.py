@@ -1,8 +1,9 @@
 """When masks are made anew, and how: what the transformations that follow a schedule share."""
 
 import inspect
+import operator
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -207,7 +208,7 @@ def _due(every: Any, state: PruningState, level: Setting, following: Setting) ->
 
 def _differ(left: Setting, right: Setting) -> Array:
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    return sum((a != b for a, b in pairs), jnp.zeros((), bool)) > 0
+    return reduce(operator.or_, (a != b for a, b in pairs), jnp.zeros((), bool))
 
 
 def _ordered(grads: Any, sparsity: Setting, masks: Masks) -> Any:
