@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 _CHUNK = 2**18  # entries that are looked at together: a few megabytes
+_PART = 2**20  # bytes whose work is worth handing over to a thread
 
 
 def library(name: str, install: str) -> Any:
@@ -145,12 +146,25 @@ def progress_bar(progress: bool, what: str, start: int, count: int) -> Iterator[
         yield lambda finished: drawn.update(task, completed=finished)
 
 
-def in_parallel(work: Callable[[Any], Any], items: Sequence[Any], what: str = "", progress: bool = False) -> list[Any]:
-    """``[work(item) for item in items]``, in threads, the first error in order raised; ``what`` is on the bar."""
-    threads, found = os.cpu_count() or 1, []
-    some = -(-len(items) // (16 * threads)) or 1  # handing over takes longer than what is small
-    parts = [items[i : i + some] for i in range(0, len(items), some)]
-    with progress_bar(progress, what, 0, len(items)) as show, ThreadPoolExecutor(threads) as pool:
+def in_parallel(
+    work: Callable[[Any], Any],
+    items: Sequence[Any],
+    what: str = "",
+    progress: bool = False,
+    nbytes: Callable[[Any], int] = lambda item: _PART,
+) -> list[Any]:
+    """``[work(item) for item in items]``, in threads, the first error in order raised; ``what`` is on the bar.
+
+    Neighbours of few bytes share a thread: the interpreter, which threads wait for, does most of their work.
+    """
+    parts, room, found = [], 0, []
+    for item in items:
+        if room <= 0:
+            parts.append([])
+            room = _PART
+        parts[-1].append(item)
+        room -= nbytes(item)
+    with progress_bar(progress, what, 0, len(items)) as show, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for result in (pool.map if len(parts) > 1 else map)(lambda part: list(map(work, part)), parts):
             found += result
             show(len(found))
@@ -177,8 +191,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[st
     return "\n".join(line.rstrip() for line in body)
 
 
-def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The entries in order, some at a time, so that what is computed of them takes little memory."""
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        yield flat[start : start + _CHUNK]
+def chunks(array: np.ndarray, least: int = 0) -> Iterator[np.ndarray]:
+    """The entries in order, some (``least``, at least) at a time, so that what is computed of them takes little memory."""
+    flat, number = array.reshape(-1), max(least, _CHUNK)
+    for start in range(0, flat.size, number):
+        yield flat[start : start + number]

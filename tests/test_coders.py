@@ -85,9 +85,10 @@ CASES = {
 def round_trip(coder, codes):
     data = coder.encode(codes)
     if data is not None:
-        assert type(data) is bytes and data == coder.encode(codes)
+        kind = tables.narrow(codes.min(initial=0), codes.max(initial=0))  # whose dtype makes no difference
+        assert type(data) is bytes and data == coder.encode(codes) == coder.encode(codes.astype(kind))
         back = coder.decode(data, codes.shape)
-        assert back.dtype == np.int32 and back.shape == codes.shape
+        assert np.can_cast(back.dtype, np.int32) and back.shape == codes.shape
         np.testing.assert_array_equal(back, codes)
     return data
 
@@ -295,7 +296,7 @@ def test_damage_shows_or_gives_other_codes(name):
         for changed, shape in mutants(data or b"\0\1\2", codes.shape, 300):
             try:
                 back = coder.decode(changed, shape)
-                assert back.dtype == np.int32 and back.shape == shape
+                assert np.can_cast(back.dtype, np.int32) and back.shape == shape
             except FormatError as error:
                 found += 1
                 assert str(error)
@@ -524,7 +525,7 @@ def test_frames_that_are_none(data, message):
 
 
 def test_bytes_are_bytes():
-    with pytest.raises(FormatError, match="bytes from -1 to 7"):
+    with pytest.raises(FormatError, match="codes from -1 to 7"):
         coders.decode_bytes(coders.PACKING, coders.pack(np.array([[-1, 7]], np.int32)), (1, 2))
     with pytest.raises(FormatError, match="coder 7 is unknown"):
         coders.decode_bytes(7, b"", (1, 2))

@@ -17,6 +17,12 @@ from jaxprune.quantization.arrays.n_of_m import NOfMArray
 draw = np.random.default_rng(0)
 
 
+def setup_function():
+    """Each test draws for itself, whichever ran before."""
+    global draw
+    draw = np.random.default_rng(0)
+
+
 def weights(shape, dtype=jnp.float32):
     """With NaN, infinities and zeros of both signs."""
     w = draw.normal(size=shape)

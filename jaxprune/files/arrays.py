@@ -33,6 +33,7 @@ DTYPES = (
     + ("uint4", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz")
     + ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
 )
+_KNOWN = tuple(np.dtype(getattr(jnp, name, name)) for name in DTYPES)
 LONGEST_HEAD = 1024  # bytes that are sure to hold all of it
 _NUMBERS = (bool, int, float, complex)
 _TINY = 8  # bytes, that no form can save much of
@@ -61,7 +62,7 @@ def encode(leaf: Any, effort: coders.Effort = "fast") -> bytes:
     A ``QArray`` that :func:`one_step` is true of stands for the dense array that it makes.
     """
     if isinstance(leaf, QArray):
-        codes: Any = np.asarray(leaf.codes, np.int32).reshape(forms.rows(leaf.shape))
+        codes = np.asarray(leaf.codes).reshape(forms.rows(leaf.shape))
         return bytes([GRID]) + _start(JAX, leaf) + forms.step_bytes(leaf.scale) + _put(coders.encode(codes, effort))
     origin, generator, array = _plain(leaf)
     head = _start(origin, array) + (bytes([len(generator)]) + generator if origin == KEY else b"")
@@ -86,7 +87,7 @@ def head(data: bytes | memoryview) -> Head:
         raise FormatError(f"a random number generator called {generator!r}")
     if origin == PYTHON and shape:
         raise FormatError(f"a Python number of shape {shape}")
-    return Head(form, origin, np.dtype(getattr(jnp, DTYPES[dtype], DTYPES[dtype])), shape, generator.decode(), reader)
+    return Head(form, origin, _KNOWN[dtype], shape, generator.decode(), reader)
 
 
 def holds(leaf: Any) -> bool:
@@ -136,7 +137,7 @@ def parts(found: Head) -> Parts:
     if found.form in (INTEGERS, PALETTE, SPARSE, GRID):
         planes.append(_plane(reader, rows))
     if found.form == SPARSE:
-        rows = (1, int(np.count_nonzero(forms.within(planes[0].codes, 0, 1))))
+        rows = (1, int(np.count_nonzero(coders.within(planes[0].codes, 0, 1))))
     if found.form in (PLANES, SPARSE):
         offset = reader.unsigned(2**digits - 1) if digits else 0
         planes += [_plane(reader, rows, coders.decode_bytes) for _ in range(width)]
@@ -144,8 +145,8 @@ def parts(found: Head) -> Parts:
     return Parts(table, planes, offset)
 
 
-def decode(found: Head) -> Any:
-    """The array of a head."""
+def decode(found: Head) -> np.ndarray:
+    """The array of a head; of a random key its integers."""
     table, planes, offset = parts(found)
     codes = [plane.codes for plane in planes]
     if found.form == RAW:
@@ -162,7 +163,21 @@ def decode(found: Head) -> Any:
     else:
         kept = codes.pop(0).reshape(-1).astype(bool) if found.form == SPARSE else None
         array = forms.from_planes([plane.reshape(-1) for plane in codes], kept, found.dtype, offset)
-    return _original(array.reshape(found.shape), found)
+    array = array.reshape(found.shape)
+    if found.origin == KEY:
+        _as_given(found, array)  # which no made-up generator survives
+    return array
+
+
+def as_given(decoded: list[tuple[Head, np.ndarray]]) -> list[Any]:
+    """The arrays, keys and numbers that were stored; all arrays of JAX are put on the device together."""
+    found: list[Any] = [_as_given(*one) for one in decoded]
+    # JAX would cut 64 bits to 32 unless told otherwise; the bits matter more than the type of the array.
+    whole = {head.dtype for head, _ in decoded if jax.dtypes.canonicalize_dtype(head.dtype) == head.dtype}
+    some = [i for i, (head, _) in enumerate(decoded) if head.origin == JAX and head.dtype in whole]
+    for i, array in zip(some, jax.device_put([found[i] for i in some]), strict=True):  # aligned memory as it is
+        found[i] = array
+    return found
 
 
 def _start(origin: int, array: Any) -> bytes:
@@ -181,19 +196,10 @@ def _plain(leaf: Any) -> tuple[int, bytes, np.ndarray]:
     return origin, generator, np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
 
 
-def _original(array: np.ndarray, found: Head) -> Any:
-    if found.origin == NUMPY:
-        return array
-    if found.origin == PYTHON:
-        return array.item()
+def _as_given(found: Head, array: np.ndarray) -> Any:
     if found.origin == KEY:
-        try:
-            return jax.random.wrap_key_data(jnp.asarray(array), impl=found.generator)
-        except (ValueError, TypeError) as error:
-            raise FormatError(f"no key of generator {found.generator!r}: {error}") from error
-    # JAX would cut 64 bits to 32 unless told otherwise; the bits matter more than the type of the array.
-    same = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-    return jax.device_put(array) if same else array  # which takes aligned memory as it is
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=found.generator)
+    return array.item() if found.origin == PYTHON else array
 
 
 def _coded(array: np.ndarray, effort: coders.Effort) -> Iterator[tuple[int, bytes]]:
@@ -206,12 +212,12 @@ def _coded(array: np.ndarray, effort: coders.Effort) -> Iterator[tuple[int, byte
     rows = forms.rows(array.shape)
     if few is not None:
         table = few.table if few.is_grid else unsigned(len(few.table) // array.dtype.itemsize) + few.table
-        positions = few.codes.reshape(rows)
-        yield GRID if few.is_grid else PALETTE, table + _put(coders.encode(positions, effort))
+        yield GRID if few.is_grid else PALETTE, table + _put(coders.encode(few.codes.reshape(rows), effort))
+        del few  # as much memory as what comes next
     kept: Any = bits[:, 0] != 0 if bits.shape[1] == 1 else bits.any(axis=1)
     zeros = array.size - int(np.count_nonzero(kept))
     if zeros > (array.size * _MANY_ZEROS if effort == "fast" else 0):
-        plane = _put(coders.encode(kept.reshape(rows).astype(np.int32), effort))
+        plane = _put(coders.encode(kept.reshape(rows).view(np.uint8), effort))
         yield SPARSE, plane + _by_bytes(bits[kept], array.dtype, (1, array.size - zeros), effort)
     if zeros < array.size / 4:
         yield PLANES, _by_bytes(bits, array.dtype, rows, effort)

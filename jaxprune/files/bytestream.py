@@ -21,7 +21,6 @@ from jaxprune.host import library
 
 _LONGEST = 10  # bytes of a number; 63 bits fit
 _ALL_ZERO = 32  # what begins a list of zeros
-_AT_ONCE = 1 << 11  # bytes of a list that are looked at together
 
 
 def unsigned(number: int) -> bytes:
@@ -146,7 +145,7 @@ def read_list(reader: Reader, count: int, most: int = 2**32 - 1) -> np.ndarray:
         return np.zeros(count, np.int64)
     if k > _ALL_ZERO:
         raise FormatError(f"no list of integers begins with {k}")
-    classes = _read_runs(reader, count).astype(np.int64)
+    classes = _read_runs(reader, count)
     if classes.max() > 34 - k:
         raise FormatError("an integer above 2**32 in a list")
     values, tails = _extents(classes, k)
@@ -179,12 +178,12 @@ def unfold(values: np.ndarray) -> np.ndarray:
     return np.where(values % 2, -(values + 1) // 2, values // 2)
 
 
-def _classes(values: np.ndarray, k: int) -> np.ndarray:
+def _classes(values: np.ndarray, k: Any) -> np.ndarray:
     units = values >> k
     return np.minimum(units, np.frexp(np.maximum(units - 1, 1).astype(np.float64))[1] + 1)
 
 
-def _extents(classes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _extents(classes: np.ndarray, k: Any) -> tuple[np.ndarray, np.ndarray]:
     """Where each class begins, and how many bits say where in it an integer is."""
     doublings = np.maximum(classes - 2, 0)
     return (np.minimum(classes, 2) + (1 << doublings) - 1) << k, k + doublings
@@ -192,29 +191,21 @@ def _extents(classes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _cheapest(values: np.ndarray) -> tuple[int, int]:
     """(bits, k) of the code that costs least, of those whose first stretch stays short."""
-    ways = []
-    for k in range(min(int(values.max()).bit_length() + 1, _ALL_ZERO)):
-        classes = _classes(values, k)
-        first = int(classes.sum()) + len(values)
-        if first <= 8 * len(values) + 64:
-            ways.append((first + int(_extents(classes, k)[1].sum()), k))
-    return min(ways)
+    distinct, counts = np.unique(values, return_counts=True)
+    k = np.arange(min(int(distinct[-1]).bit_length() + 1, _ALL_ZERO))[:, None]
+    classes = _classes(distinct, k)
+    first = classes @ counts + len(values)
+    bits = np.where(first <= 8 * len(values) + 64, first + _extents(classes, k)[1] @ counts, 2**62)
+    return int(bits.min()), int(bits.argmin())
 
 
 def _read_runs(reader: Reader, count: int) -> np.ndarray:
-    """The next ``count`` runs of zeros that end in a one, int32 [count]."""
+    """The next ``count`` runs of zeros that end in a one, int64 [count]."""
     data = np.frombuffer(reader.data, np.uint8)[reader.at : reader.at + min(count + 8, reader.left)]
-    ends, found = [], 0
-    for at in range(0, len(data), _AT_ONCE):
-        ones = np.flatnonzero(np.unpackbits(data[at : at + _AT_ONCE]))[: count - found]
-        ends.append((ones + 8 * at).astype(np.int32))
-        found += len(ones)
-        if found == count:
-            break
-    else:
-        raise FormatError(f"{found} numbers, where {count} are expected: truncated or damaged")
-    place = np.concatenate(ends)
+    place = np.flatnonzero(np.unpackbits(data))[:count]
+    if len(place) < count:
+        raise FormatError(f"{len(place)} numbers, where {count} are expected: truncated or damaged")
     taken = reader.take(int(place[-1]) // 8 + 1)
     if taken[-1] % (1 << (7 - int(place[-1]) % 8)):
         raise FormatError("spare bits that are not zeros")
-    return np.diff(place, prepend=np.int32(-1)) - 1
+    return np.diff(place, prepend=-1) - 1

@@ -55,7 +55,7 @@ def encode(codes: np.ndarray, fraction: int | None = None) -> bytes | None:
     """
     if codes.size < _LEAST or codes.min() <= -_LARGEST or codes.max() >= _LARGEST:
         return None
-    codes = codes.astype(np.int16)
+    codes = codes.astype(np.int16) if codes.dtype.itemsize > 1 or fraction is not None else codes
     sides = _classes(codes if fraction is None else 1 << np.maximum((codes - codes.max() >> fraction) + _OCTAVES, 0))
     flags = [bool(side.any()) for side in sides]
     if not any(flags):
@@ -79,7 +79,7 @@ def encode(codes: np.ndarray, fraction: int | None = None) -> bytes | None:
 
 
 def decode(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
-    """The codes that ``encode`` made ``data`` of, int32 of that shape, which is not empty."""
+    """The codes that ``encode`` made ``data`` of, integers of that shape, which is not empty."""
     reader = Reader(data)
     sides = reader.unsigned(3)
     if not sides or any(sides & bit and length < _SHORTEST for bit, length in ((1, shape[1]), (2, shape[0]))):
@@ -87,8 +87,8 @@ def decode(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     order = _order(*(_read_side(reader, n, sides & bit) for n, bit in zip(shape, (1, 2), strict=True)))
     counts = [sum(_area(*block) for block in blocks) for blocks in order.groups]
     found = [tables.read(reader, count) for count in counts]
-    placed = np.empty(shape, np.int32)
     entries = tables.read_stream(reader.rest(), list(zip(found, counts, strict=True)))
+    placed = np.empty(shape, np.result_type(*entries))
     for blocks, values in zip(order.groups, entries, strict=True):
         at = 0
         for block in blocks:

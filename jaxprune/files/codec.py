@@ -1,8 +1,7 @@
-"""From parameters to bytes and back: what may be lost is decided first, by name; the bytes lose nothing."""
+"""From parameters to bytes and files, and back: what may be lost is decided first, by name; the bytes lose nothing."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+import os
+from functools import partial
 from typing import Any, get_args
 
 import jax
@@ -10,94 +9,14 @@ from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
-from jaxprune.files import arrays, container, decoding, lossy, tree_json
+from jaxprune.files import arrays, container, lossy, tree_json
+from jaxprune.files.bytestream import FormatError, naming
 from jaxprune.files.coders import Effort
-from jaxprune.files.decoding import StoredLeaf
-from jaxprune.files.report import SizeReport, size_report
-from jaxprune.host import in_parallel
+from jaxprune.files.compressed import Compressed
+from jaxprune.files.tree_json import Node
+from jaxprune.host import in_parallel, library, written_whole
 
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Compressed:
-    """Parameters in few bytes, made by :func:`compress` or opened by :func:`jaxprune.files.read`.
-
-    ``compressed["Dense_0"]`` is a leaf or a subtree alone, compressed as it is here; nothing is decoded.
-
-    Attributes:
-      root: the structure of the tree.
-      stored: the bytes of each array.
-      metadata: texts by name that the file holds beside, such as those of a safetensors file that it was made of.
-    """
-
-    root: tree_json.Node
-    stored: tuple[container.Stored, ...]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def leaves(self) -> list[StoredLeaf]:
-        """The leaves in the order of ``jax.tree.leaves``: path, shape, dtype, nbytes, and ``read()``."""
-        return decoding.leaves_of(self.root, self.stored)
-
-    @cached_property
-    def nbytes(self) -> int:
-        """The size in bytes of the file that :func:`jaxprune.save` writes, with its headers, tables and checksums."""
-        return sum(map(len, self.pieces()))
-
-    def to_bytes(self) -> bytes:
-        """The file itself."""
-        return b"".join(self.pieces())
-
-    def pieces(self) -> list[bytes | memoryview]:
-        """The file in pieces, one after another, of which large ones are no copies."""
-        return container.pieces(self.root, [part.data() for part in self.stored], self.metadata)
-
-    def __getitem__(self, path: str) -> "Compressed":
-        node, first = tree_json.find(self.root, path)
-        return Compressed(node, self.stored[first : first + sum(1 for _ in tree_json.leaves(node))], self.metadata)
-
-    def decompress(self, leaf: str | None = None, *, max_bytes: int | None = None, like: Params = None) -> Params:
-        """The parameters, bit for bit as they were coded; leaves decode in parallel.
-
-        Args:
-          leaf: the path of one leaf, or of a subtree, which alone is read and decoded. None for everything.
-          max_bytes: the most bytes that the arrays may take; working memory is a small multiple of it. None for 1 GiB
-            or 1,000 times the coded size, whichever is more.
-          like: a tree of the structure that comes back, for nodes that a file cannot name safely (a ``NamedTuple``, a
-            class of one's own); its leaves are not looked at.
-
-        Returns:
-          JAX arrays where JAX arrays were given, NumPy arrays and Python numbers where those were. An array of 64 bits
-          is a NumPy array as long as JAX has ``jax_enable_x64`` off, which would cut it to 32.
-
-        Raises:
-          FormatError: damaged or made-up bytes, or arrays of more than ``max_bytes``; it names the leaf.
-          ValueError: there is no such leaf; ``like`` has another structure, or is needed and was not given.
-
-        >>> compress({"kernel": jax.numpy.zeros(4), "step": 7}).decompress()
-        {'kernel': Array([0., 0., 0., 0.], dtype=float32), 'step': 7}
-        """
-        some = self if leaf is None else self[leaf]
-        if like is not None and tree_json.outline(like) != tree_json.collapsed(some.root, dense_only=True):
-            raise ValueError(f"like has the structure {jax.tree.structure(like)}, which is not that of the file")
-        leaves = decoding.decode_all(some.leaves, sum(part.size for part in self.stored), max_bytes)
-        if like is not None:
-            return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(leaves))
-        return tree_json.rebuild(tree_json.collapsed(some.root), partial(next, iter(leaves)))
-
-    def report(self, *, max_bytes: int | None = None) -> SizeReport:
-        """What takes how many bytes, leaf by leaf: ``print`` it, or read its rows. ``max_bytes`` as above."""
-        decoding.check_size(self.leaves, sum(part.size for part in self.stored), max_bytes)
-        return size_report(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.root, [bytes(part.data()) for part in self.stored], dict(self.metadata))
-
-    def __repr__(self) -> str:
-        return f"Compressed({len(self.leaves)} leaves, {sum(part.size for part in self.stored):,} bytes)"
-
-
-def _unpickled(root: tree_json.Node, payloads: list[bytes], metadata: dict[str, str]) -> Compressed:
-    return Compressed(root, tuple(map(container.in_memory, payloads)), metadata)
+_LONGEST_HEADER = 2**26  # bytes; the library that parses it takes as much again
 
 
 def compress(
@@ -120,7 +39,7 @@ def compress(
 
     Args:
       params: any pytree of arrays and Python numbers, or one bare array. Records (``QArray``, ``CodebookArray``) come
-        back as records, a spec's ``calibration`` as None if it is a function of your own.
+        back as records; of a spec's ``calibration`` that is a function of your own, only its name does.
       bits: width of the codes of the selected leaves, a number or a tree of them; what comes back is what
         ``fake_quant`` gives. For "rd" and "trellis" one number in (0, 10]: the mean entropy of the codes that is aimed
         at, in bits a weight. None for no quantization.
@@ -158,7 +77,8 @@ def compress(
     _check_leaves(params)
     chosen = lossy.choose(params, masks, bits, codebook, quantizer, side, where)
     root = tree_json.outline(chosen.tree, chosen.dense)
-    payloads = in_parallel(partial(arrays.encode, effort=effort), chosen.leaves)
+    work = partial(arrays.encode, effort=effort)
+    payloads = in_parallel(work, chosen.leaves, nbytes=lambda leaf: getattr(leaf, "nbytes", 8))
     return Compressed(root, tuple(map(container.in_memory, payloads)))
 
 
@@ -175,7 +95,7 @@ def join(parts: Params) -> Compressed:
     leaves, whole = jax.tree.leaves(parts), tree_json.outline(parts)
     remaining = iter(leaves)
 
-    def filled(node: tree_json.Node) -> tree_json.Node:
+    def filled(node: Node) -> Node:
         if node.kind is None:
             return tree_json.moved(next(remaining).root, None if node is whole else node.path)
         return node._replace(children=tuple(map(filled, node.children)))
@@ -183,13 +103,100 @@ def join(parts: Params) -> Compressed:
     return Compressed(filled(whole), tuple(stored for leaf in leaves for stored in leaf.stored))
 
 
+def save(path: str | os.PathLike[str], params: Params | Compressed, **options: Any) -> int:
+    """Writes compressed parameters to a file and returns its size in bytes.
+
+    The file is a safetensors container, described in ``docs/format.md``. It is written beside ``path``, flushed to the
+    disk and then renamed: whatever goes wrong, ``path`` holds the old file or the new one.
+
+    Args:
+      path: where; the folder must exist.
+      params: what :func:`compress` returned, or a tree, which is compressed with ``options`` first.
+      **options: of :func:`compress`; none, for no loss.
+
+    Raises:
+      TypeError: options for what is compressed already. As :func:`compress`; OSError.
+
+    >>> import numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     size = save(folder + "/weights.jp", {"kernel": np.ones((20, 30), np.float32)})
+    ...     load(folder + "/weights.jp")["kernel"].sum(), size < 2400
+    (np.float32(600.0), True)
+    """
+    if isinstance(params, Compressed):
+        if options:
+            raise TypeError(f"the parameters are compressed already; {sorted(options)} would have no effect")
+        compressed = params
+    else:
+        compressed = compress(params, **options)
+    pieces = compressed.pieces()
+    with written_whole(path) as beside, open(beside, "wb") as file:
+        file.writelines(pieces)
+    return sum(map(len, pieces))
+
+
+def load(
+    path: str | os.PathLike[str], *, leaf: str | None = None, max_bytes: int | None = None, like: Params = None
+) -> Params:
+    """Reads parameters from a file that :func:`save` wrote. Safe for files from strangers: nothing in them is run.
+
+    Args:
+      path: the file.
+      leaf, max_bytes, like: as in :meth:`Compressed.decompress`; of one leaf, only its bytes are read.
+
+    Raises:
+      FormatError: the file is damaged, cut short, made up, of another version, or too large when decoded.
+      ValueError: no such leaf; ``like`` does not fit or is needed. OSError: no such file.
+
+    >>> import jax.numpy as jnp, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save(folder + "/weights.jp", {"Dense_0": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}}, bits=4)
+    ...     load(folder + "/weights.jp", leaf="Dense_0/kernel")
+    Array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+    return read(path).decompress(leaf, max_bytes=max_bytes, like=like)
+
+
+def read(path: str | os.PathLike[str]) -> Compressed:
+    """Opens a file without decoding it: the header is checked, leaves are read when they are decoded.
+
+    Args:
+      path: the file, which must stay as it is as long as the result is used.
+
+    Raises:
+      FormatError, OSError: as :func:`load`.
+
+    >>> import numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save(folder + "/weights.jp", {"kernel": np.zeros((4, 5), np.int8)})
+    ...     [leaf.path for leaf in read(folder + "/weights.jp").report().leaves]
+    ['kernel']
+    """
+    name = os.fspath(path)
+    with open(name, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(_LONGEST_HEADER, os.path.getsize(name)):
+        raise FormatError(f"{name}: a header of {length} bytes: truncated, or no safetensors file")
+    safetensors = library("safetensors", "jaxprune[files]")
+    with naming(name):
+        try:
+            opened = safetensors.safe_open(name, "np")
+        except safetensors.SafetensorError as error:
+            raise FormatError(f"no safetensors file, or a damaged one: {error}") from error
+        root, stored, metadata = container.parse(opened)
+    return Compressed(root, tuple(stored), metadata)
+
+
 def _check_leaves(params: Params) -> None:
     """Raises on leaves that have no bytes here."""
-    leaves, paths = jax.tree.leaves(params), [node.path for node in tree_json.leaves(tree_json.outline(params))]
-    for path, leaf in zip(paths, leaves, strict=True):
+    for i, leaf in enumerate(jax.tree.leaves(params)):
+        if arrays.holds(leaf) and not isinstance(leaf, Tracer):
+            if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+                continue
+        path = tree.show(list(tree_json.leaves(tree_json.outline(params)))[i].path)
         if isinstance(leaf, Tracer):
-            raise TypeError(f"leaf {tree.show(path)} is traced: compress works on the host, outside of jit")
+            raise TypeError(f"leaf {path} is traced: compress works on the host, outside of jit")
         if not arrays.holds(leaf):
-            raise TypeError(f"leaf {tree.show(path)} is {leaf!r} ({type(leaf).__name__}), which has no bytes to store")
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            raise ValueError(f"leaf {tree.show(path)} has parts on other hosts: gather it first")
+            raise TypeError(f"leaf {path} is {leaf!r} ({type(leaf).__name__}), which has no bytes to store")
+        raise ValueError(f"leaf {path} has parts on other hosts: gather it first")

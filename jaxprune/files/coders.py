@@ -1,7 +1,8 @@
 """The coders of integers, by number, and which of them is taken. A new one is two functions, and a line or two here.
 
-They take int32 codes [rows, columns] and give bytes, or None where they cannot or surely do not pay; reading raises
-:class:`FormatError` for data that make no sense. A plane without entries has no data. Three are simple and stand here:
+They take codes [rows, columns], integers of any dtype that 32 bits with a sign hold, and give bytes, or None where they
+cannot or surely do not pay; reading gives codes of int8, int16 or int32, and raises :class:`FormatError` for data that
+make no sense. A plane without entries has no data. Three are simple and stand here:
 
 * packing: the least code (signed), one byte with the width in bits (0 to 32), and the codes less the least, packed as
   :mod:`jaxprune.quantization.arrays.packed` says.
@@ -26,7 +27,7 @@ import numpy as np
 
 from jaxprune.files import classes, lanes, mixing, tables
 from jaxprune.files.bytestream import FormatError, Reader, signed, unsigned
-from jaxprune.host import entropy_of_counts, library
+from jaxprune.host import chunks, entropy_of_counts, library
 from jaxprune.quantization.arrays.packed import pack_host, packed_length, unpack_host
 
 Effort = Literal["fast", "best"]
@@ -40,27 +41,34 @@ _FEW = 1 << 16  # bytes, which all coders are tried for
 _SKEWED = 0.4  # of the size, below which one value may be so frequent that a bit is too much for it
 _NEAR = 1.05  # times the entropy
 _RAREST = 4  # other values are at most one entry in so many, or gaps do not pay
+_HUGE, _ALONE = 1 << 22, 1 << 16  # entries, of so many of which other values are one at most: gaps need a look at these
 
 
-def encode(codes: np.ndarray, effort: Effort = "fast", fraction: int | None = None) -> tuple[int, bytes]:
+def encode(
+    codes: np.ndarray, effort: Effort = "fast", fraction: int | None = None, counted: tables.Counted | None = None
+) -> tuple[int, bytes]:
     """The number of a coder, and what it makes of the codes: a short one of few that are quick, or ``best`` of all.
 
-    Codes with a ``fraction`` are exponents of floating-point numbers, and so many bits behind them.
+    Codes with a ``fraction`` are exponents of floating-point numbers, and so many bits behind them. ``counted`` is
+    their histogram, where it is known.
     """
     if not codes.size:
         return PACKING, b""
-    counted = tables.histogram(codes)
-    width = (int(codes.max()) - int(codes.min())).bit_length()
-    entropy = 0.0 if counted is None else entropy_of_counts(counted[1])
-    if counted is None or len(counted[0]) == 1 or entropy >= codes.size * width:
+    counted = counted or tables.histogram(codes)
+    if counted is None:
         return PACKING, pack(codes)
-    if effort == "fast" and _least_bits(counted) >= codes.size * width:
+    packed = codes.size * (int(counted[0][-1]) - int(counted[0][0])).bit_length()  # bits
+    entropy = entropy_of_counts(counted[1])
+    if (entropy if effort == "best" else _least_bits(counted)) >= packed:
         return PACKING, pack(codes)
+    gaps = by_gaps(codes, counted)
+    if gaps and effort == "fast" and codes.size >= _HUGE and codes.size - counted[1].max() <= codes.size // _ALONE:
+        return GAPS, gaps
     in_lanes = with_table(codes, counted, True) if entropy >= 8 * _IN_LANES else None
     ways = [(LANES, in_lanes)]
     if in_lanes is None or effort == "best":
         ways.append((ANS, with_table(codes, counted, False)))
-    ways.append((GAPS, by_gaps(codes, counted)))
+    ways.append((GAPS, gaps))
     by_class = classes.encode(codes, fraction)
     share = 1 if fraction is not None or effort == "best" else _WORTH
     if by_class and len(by_class) < share * min(len(data) for _, data in ways if data):
@@ -68,18 +76,18 @@ def encode(codes: np.ndarray, effort: Effort = "fast", fraction: int | None = No
     if effort == "best":
         ways.append((MIXING, mixing.encode(codes)))
     found = [(number, data) for number, data in ways if data is not None]
-    if min(len(data) for _, data in found) > codes.size * width // 8:
+    if min(len(data) for _, data in found) > packed // 8:
         found.append((PACKING, pack(codes)))
     return min(found, key=lambda way: len(way[1]))
 
 
 def decode(number: int, data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
-    """The codes that a coder made ``data`` of, int32 of that shape."""
+    """The codes that a coder made ``data`` of, integers of that shape."""
     if number >= len(_DECODERS):
         raise FormatError(f"coder {number} is unknown")
     if not math.prod(shape):
         Reader(data).end()
-        return np.zeros(shape, np.int32)
+        return np.zeros(shape, np.int8)
     return _DECODERS[number](data, shape)
 
 
@@ -98,21 +106,16 @@ def encode_bytes(plane: np.ndarray, effort: Effort, fraction: int | None, low: b
         search_log=1,
     )
     data = zstd.ZstdCompressor(compression_params=how).compress(np.ascontiguousarray(plane))
-    ways = [(ZSTD, data)]
-    if effort == "best" or _beaten(plane, len(data)):
-        ways.append(encode(plane.astype(np.int32), fraction=fraction))
-    elif plane.size <= _FEW:
+    ways, few, counted = [(ZSTD, data)], plane.size <= _FEW, None
+    if effort == "fast" and (few or len(data) <= _SKEWED * plane.size):  # zstd gives each byte at least a bit
+        counted = tables.histogram(plane)
+        assert counted is not None  # bytes, not none
+    promised = counted and (_least_bits(counted) if few else _NEAR * entropy_of_counts(counted[1]))
+    if effort == "best" or (promised is not None and 8 * len(data) > promised):
+        ways.append(encode(plane, fraction=fraction, counted=counted))
+    elif few:
         ways.append((PACKING, signed(0) + bytes([8]) + plane.tobytes()))
     return min(ways, key=lambda way: len(way[1]))
-
-
-def _beaten(plane: np.ndarray, nbytes: int) -> bool:
-    """Whether other coders promise less than so many bytes by zstd, whose codes have at least a bit each."""
-    if plane.size > _FEW and nbytes > _SKEWED * plane.size:
-        return False
-    counted = tables.histogram(plane)
-    assert counted is not None  # bytes, not none
-    return 8 * nbytes > (_least_bits(counted) if plane.size <= _FEW else _NEAR * entropy_of_counts(counted[1]))
 
 
 def _least_bits(counted: tables.Counted) -> float:
@@ -127,10 +130,7 @@ def decode_bytes(number: int, data: bytes | memoryview, shape: tuple[int, int]) 
     """The bytes that ``encode_bytes`` made ``data`` of, uint8 of that shape."""
     size = math.prod(shape)
     if number != ZSTD or not size:
-        codes = decode(number, data, shape)
-        if codes.size and not 0 <= codes.min() <= codes.max() < 256:
-            raise FormatError(f"bytes from {codes.min()} to {codes.max()}")
-        return codes.astype(np.uint8)
+        return within(decode(number, data, shape), 0, 255).astype(np.uint8)
     zstd = library("zstandard", "jaxprune[files]")
     try:
         claimed = zstd.get_frame_parameters(data, zstd.FORMAT_ZSTD1_MAGICLESS).content_size
@@ -152,8 +152,7 @@ def pack(codes: np.ndarray) -> bytes:
     head = signed(least) + bytes([width])
     if not width:
         return head
-    above = codes.reshape(-1).view(np.uint32) if codes.flags.c_contiguous else codes.reshape(-1).astype(np.uint32)
-    return head + pack_host(above, width, least % 2**32).tobytes()
+    return head + pack_host(codes.reshape(-1), width, least % 2**32).tobytes()
 
 
 def _unpack(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
@@ -164,14 +163,13 @@ def _unpack(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     packed = np.frombuffer(reader.take(packed_length(size, width)), np.uint8)
     reader.end()
     if not width:
-        return np.broadcast_to(np.int32(least), shape)
+        return np.broadcast_to(tables.narrow(least, least)(least), shape)
     if size * width % 8 and packed[-1] >> (size * width % 8):
         raise FormatError("spare bits that are not zeros")
-    codes = unpack_host(packed, width, size)
-    if least + int(codes.max()) >= 2**31:
+    codes = unpack_host(packed, width, size, tables.narrow(least, least + 2**width - 1), least % 2**32)
+    if least + 2**width > 2**31 and codes.min() < least:  # beyond 2**31 it starts again from below
         raise FormatError("a code above 2**31 - 1")
-    codes += np.uint32(least % 2**32)
-    return codes.view(np.int32).reshape(shape)
+    return codes.reshape(shape)
 
 
 def with_table(codes: np.ndarray, counted: tables.Counted, in_lanes: bool) -> bytes | None:
@@ -189,18 +187,29 @@ def _read_with_table(data: bytes | memoryview, shape: tuple[int, int], in_lanes:
     return codes.reshape(shape)
 
 
+def within(codes: np.ndarray, low: int, high: int) -> np.ndarray:
+    """The codes, if they lie between."""
+    if codes.size and not (low <= codes.min() and codes.max() <= high):
+        raise FormatError(f"codes from {codes.min()} to {codes.max()}, where [{low}, {high}] is allowed")
+    return codes
+
+
 def by_gaps(codes: np.ndarray, counted: tables.Counted) -> bytes | None:
     """Codes by gaps; None where the commonest is too rare, where all are equal, and from 2**31 entries on."""
     if codes.size >= 2**31 or not 0 < codes.size - counted[1].max() <= codes.size // _RAREST:
         return None
     flat, common = codes.reshape(-1), counted[0][counted[1].argmax()]
-    places = np.flatnonzero(flat != common)
+    found, at = [], 0
+    for part in chunks(flat):
+        found.append(at + np.flatnonzero(part != common))
+        at += part.size
+    places = np.concatenate(found)
     stretches = []
     for part in (flat[places], (np.diff(places, prepend=-1) - 1).astype(np.int32)):
-        found = tables.histogram(part)
-        if found is None:
+        own = tables.histogram(part)
+        if own is None:
             return None
-        stretches.append((tables.from_histogram(*found), part))
+        stretches.append((tables.from_histogram(*own), part))
     head = signed(int(common)) + unsigned(len(places)) + b"".join(tables.write(table) for table, _ in stretches)
     return head + tables.write_stream(reversed(stretches))
 
@@ -214,7 +223,7 @@ def _read_gaps(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     places += np.arange(number)
     if gaps.min() < 0 or places[-1] >= size:
         raise FormatError(f"gaps from {gaps.min()} on that lead to {places[-1]} in {size} entries")
-    codes = np.full(size, common, np.int32)
+    codes = np.full(size, common, tables.narrow(min(common, values.min()), max(common, values.max())))
     codes[places] = values
     return codes.reshape(shape)
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.files.bytestream import FormatError
-from jaxprune.host import entropy_of_counts
+from jaxprune.files.coders import within
+from jaxprune.files.tables import looked_up, narrow
+from jaxprune.host import chunks, entropy_of_counts
 
 MOST_DISTINCT = 2**16
 _SAMPLE = 2**14  # entries that tell whether an array has few distinct values
@@ -24,13 +26,6 @@ def rows(shape: tuple[int, ...]) -> tuple[int, int]:
     return math.prod(shape[:-1]), shape[-1] if shape else 1
 
 
-def within(codes: np.ndarray, low: int, high: int) -> np.ndarray:
-    """The codes, if they lie between."""
-    if codes.size and not (low <= codes.min() and codes.max() <= high):
-        raise FormatError(f"codes from {codes.min()} to {codes.max()}, where [{low}, {high}] is allowed")
-    return codes
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Integers themselves
 
@@ -41,21 +36,21 @@ def is_integer(dtype: np.dtype) -> bool:
 
 
 def integers(array: np.ndarray) -> np.ndarray:
-    """int32 [rows, columns]; uint32 by its bits."""
-    if array.size and (array == array.flat[0]).all():
-        return np.broadcast_to(array.flat[:1].astype(np.uint32).view(np.int32), rows(array.shape))
-    return (array.view(np.int32) if array.dtype == np.uint32 else array.astype(np.int32)).reshape(rows(array.shape))
+    """Codes [rows, columns] of any dtype of NumPy's that 32 bits with a sign hold; uint32 by its bits."""
+    known = {"bool": np.uint8, "uint32": np.int32}.get(array.dtype.name)
+    codes = array.view(known) if known else array.astype(np.int8) if array.dtype.kind == "V" else array
+    return codes.reshape(rows(array.shape))
 
 
 def from_integers(codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The other way."""
     if dtype == np.uint32:
-        return np.ascontiguousarray(codes).view(np.uint32)
+        return codes.astype(np.int32).view(np.uint32)
     if not is_integer(dtype):
         raise FormatError(f"integers as an array of {dtype.name}")
     array = codes.astype(dtype)
     ends = [codes.min(), codes.max()] if codes.size else []
-    if not np.array_equal(np.array(ends).astype(dtype).astype(np.int32), ends):
+    if not np.array_equal(np.array(ends, np.int32).astype(dtype).astype(np.int32), ends):
         raise FormatError(f"integers from {codes.min()} to {codes.max()} do not fit {dtype.name}")
     return array
 
@@ -65,7 +60,7 @@ def from_integers(codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 class Few(NamedTuple):
-    """Codes int32 [n], and the bytes of what turns them into values: a step, or a table."""
+    """Codes [n], and the bytes of what turns them into values: a step, or a table."""
 
     is_grid: bool
     table: bytes
@@ -78,7 +73,7 @@ def few_values(bits: np.ndarray, dtype: np.dtype) -> Few | None:
     None if they are too many, or if some of them show that this needs hardly fewer bits than byte by byte.
     """
     sample = bits[:: max(1, len(bits) // _SAMPLE), 0]
-    counts = np.unique(sample, return_counts=True)[1]
+    distinct, counts = np.unique(sample, return_counts=True)
     if bits.shape[1] > 1 or len(counts) > max(256, sample.size // 8):
         return None
     if dtype.itemsize > 1:
@@ -86,19 +81,36 @@ def few_values(bits: np.ndarray, dtype: np.dtype) -> Few | None:
         by_bytes = sum(entropy_of_counts(np.bincount(plane)) for plane in planes)
         if entropy_of_counts(counts) > _PROMISING * by_bytes:
             return None
-    values, positions = np.unique(bits[:, 0], return_inverse=True)
-    if values.size > min(MOST_DISTINCT, len(bits)):
-        return None
-    positions = positions.reshape(-1)
+    values, common = distinct, distinct[np.argmax(counts)]
+    for part in chunks(bits):
+        part = part[part != common]
+        values = np.union1d(values, part[values[_places(part, values)] != part])
+        if values.size > min(MOST_DISTINCT, len(bits)):
+            return None
     grid = _grid(values.view(dtype)) if values.size > 1 and jnp.issubdtype(dtype, jnp.floating) else None
     if grid is not None:
         step, numbers = grid
-        return Few(True, step_bytes(step), numbers[positions])
+        return Few(True, step_bytes(step), _looked_up(bits, values, numbers, common))
     top = np.array(1 << (8 * values.dtype.itemsize - 1), values.dtype)
     order = np.argsort(np.where(values & top, ~values, values | top))  # as floating-point numbers ascend
     rank = np.empty(values.size, np.int32)
     rank[order] = np.arange(values.size, dtype=np.int32)
-    return Few(False, values[order].tobytes(), rank[positions] - _zero(values[order]))
+    return Few(False, values[order].tobytes(), _looked_up(bits, values, rank - _zero(values[order]), common))
+
+
+def _places(part: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Where entries are among values, ascending; anywhere, if they are not."""
+    return np.minimum(np.searchsorted(values, part), len(values) - 1)
+
+
+def _looked_up(bits: np.ndarray, values: np.ndarray, codes: np.ndarray, common: Any) -> np.ndarray:
+    """The code of each entry, of those of all values, of which one is common."""
+    codes = codes.astype(narrow(codes.min(), codes.max()))
+    found = np.full(bits.size, codes[values == common])
+    for part, out in zip(chunks(bits), chunks(found), strict=True):
+        others = np.flatnonzero(part != common)
+        out[others] = codes[_places(part[others], values)]
+    return found
 
 
 def from_palette(table: memoryview, codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -107,7 +119,7 @@ def from_palette(table: memoryview, codes: np.ndarray, dtype: np.dtype) -> np.nd
         raise FormatError(f"a table of values of dtype {dtype.name}")
     values = np.frombuffer(table, f"<u{dtype.itemsize}")
     zero = _zero(values)
-    return values[within(codes, -zero, values.size - 1 - zero) + zero].reshape(-1).view(dtype)
+    return looked_up(values, within(codes, -zero, values.size - 1 - zero).reshape(-1), np.int32(-zero)).view(dtype)
 
 
 def _zero(values: np.ndarray) -> int:
@@ -134,13 +146,13 @@ def _grid(values: np.ndarray) -> tuple[np.float32, np.ndarray] | None:
 
 def multiples(codes: np.ndarray, step: Any, dtype: np.dtype) -> np.ndarray:
     """The values of integers on a grid, as ``dequantize`` computes them."""
-    # The cast goes along with the product; JAX takes an array that is aligned as it is, and copies others.
-    memory = np.empty(4 * codes.size + _ALIGNED, np.uint8)
-    start = -memory.ctypes.data % _ALIGNED
-    values = memory[start : start + 4 * codes.size].view(np.float32).reshape(codes.shape)
+    memory = np.empty(dtype.itemsize * codes.size + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED  # JAX takes an array that is aligned as it is, and copies others
+    values = memory[start : start + dtype.itemsize * codes.size].view(dtype)
     with np.errstate(all="ignore"):
-        np.multiply(codes, step, out=values, dtype=np.float32, casting="unsafe")
-        return values.astype(dtype, copy=False)
+        for part, out in zip(chunks(codes), chunks(values), strict=True):
+            out[:] = np.multiply(part, step, dtype=np.float32, casting="unsafe")
+    return values.reshape(codes.shape)
 
 
 def step_bytes(step: Any) -> bytes:

@@ -20,6 +20,7 @@ from jax import lax
 
 from jaxprune.files import tables
 from jaxprune.files.bytestream import FormatError, Reader, read_list, unsigned, write_list
+from jaxprune.host import chunks
 
 LANES = 64
 BITS = 12  # of a frequency
@@ -43,7 +44,7 @@ def write(table: tables.Table, codes: np.ndarray) -> bytes | None:
 
 
 def read(data: memoryview, table: tables.Table, count: int) -> np.ndarray:
-    """What ``write`` wrote of so many codes: int32 [count]."""
+    """What ``write`` wrote of so many codes: integers [count]."""
     model = _model(table) if len(table.symbols) > 1 else None
     if model is None:
         raise FormatError(f"a table of {len(table.symbols)} values that lanes cannot have")
@@ -54,7 +55,8 @@ def read(data: memoryview, table: tables.Table, count: int) -> np.ndarray:
     words = np.frombuffer(reader.take(2 * int(lengths.sum())), "<u2")
     if states.min() < _START:
         raise FormatError(f"a lane that begins at {states.min()}: damaged")
-    codes, slots = _read(_decoding(model), count, words, lengths, states)
+    kind = tables.narrow(table.symbols[0], table.symbols[-1])
+    codes, slots = _read(_decoding(model), np.empty(count, kind), words, lengths, states)
     take, end = tables.reading(reader.rest(), count)
     if len(model.rare.symbols):
         escaped = np.flatnonzero(slots == len(model.symbols))
@@ -103,7 +105,7 @@ def _slots(codes: np.ndarray, table: tables.Table, model: _Model) -> np.ndarray:
     """The slot of each code, uint8."""
     of_table = np.full(len(table.symbols), len(model.symbols), np.uint8)
     of_table[np.searchsorted(table.symbols, model.symbols)] = np.arange(len(model.symbols))
-    return tables.looked_up(of_table, tables.places(codes.astype(np.int32, copy=False), table.symbols))
+    return np.concatenate([of_table[tables.places(part, table.symbols)] for part in chunks(codes)])
 
 
 def _encoding(model: _Model) -> np.ndarray:
@@ -148,13 +150,13 @@ def _written(table: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, list[np.
 
 
 def _read(
-    tables: tuple[np.ndarray, np.ndarray], count: int, words: np.ndarray, lengths: np.ndarray, states: Any
+    tables: tuple[np.ndarray, np.ndarray], values: np.ndarray, words: np.ndarray, lengths: np.ndarray, states: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values, int32 [count], and slots, uint8 [count], of the words of all lanes one after another."""
+    """Values, put into the array given, and slots, uint8, of the words of all lanes one after another."""
     ends = np.cumsum(lengths)
     at, states, (table, symbols) = ends - lengths, _put(states), map(_put, tables)
-    values, slots = np.empty(count, np.int32), np.empty(count, np.uint8)
-    for some in _calls(count):
+    slots = np.empty(values.size, np.uint8)
+    for some in _calls(values.size):
         number = some.stop - some.start
         window = _window(words, at, ends, -(-number // LANES))
         with jax.ensure_compile_time_eval(), jax.enable_x64(False):

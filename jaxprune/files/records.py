@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +17,28 @@ from jaxprune.quantization.arrays import n_of_m, protocol
 from jaxprune.quantization.arrays.coded import CodebookArray, QArray, TrellisArray
 from jaxprune.quantization.arrays.n_of_m import NOfMArray
 
+
+@dataclass(frozen=True)
+class NamedCalibration:
+    """What comes back from a file for a calibration that is a function of somebody's own: its name.
+
+    A file from a stranger must not choose what is imported and run, so it cannot be called.
+    """
+
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        raise ValueError(
+            f"the calibration of this spec was {self.name}, of which a file holds the name alone: put the function in "
+            "its place, as in dataclasses.replace(spec, calibration=function)"
+        )
+
+
 _DEFAULT = QuantSpec()
 _CALIBRATIONS = {  # what a file can name: the class, with one field, and what makes it of that
     "percentile": (ranges.Percentile, ranges.percentile),
     "mean_squared_error": (ranges.MeanSquaredError, ranges.mean_squared_error),
+    "function": (NamedCalibration, NamedCalibration),
 }
 
 
@@ -71,7 +89,18 @@ def _calibration(given: Any) -> Calibration | None:
     if given is None:
         return None
     ((name, value),) = given.items()
+    if name == "function" and type(value) is not str:
+        raise ValueError(given)
     return _CALIBRATIONS[name][1](value)
+
+
+def _named(calibration: Calibration) -> dict[str, Any]:
+    """A calibration as JSON: its kind and its setting."""
+    for name, (cls, _) in _CALIBRATIONS.items():
+        if type(calibration) is cls:
+            return dict.fromkeys([name], *vars(calibration).values())
+    named = calibration if hasattr(calibration, "__qualname__") else type(calibration)
+    return {"function": f"{named.__module__}:{named.__qualname__}"}
 
 
 def _zero(value: Any) -> int | None:
@@ -166,14 +195,13 @@ def check(record: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A static field as JSON; a calibration that is a function of somebody's own is left out."""
+    """A static field as JSON."""
     if isinstance(value, QuantSpec):
         axis = list(value.axis) if isinstance(value.axis, tuple) else value.axis
         found = {"symmetric": value.symmetric, "axis": axis, "block_size": value.block_size}
         found |= {} if value.block_axis is None else {"block_axis": value.block_axis}
-        for name, (cls, _) in _CALIBRATIONS.items():
-            if type(value.calibration) is cls:
-                found["calibration"] = dict.fromkeys([name], *vars(value.calibration).values())
+        if value.calibration is not None:
+            found["calibration"] = _named(value.calibration)
         return found
     if isinstance(value, tuple):
         return list(value)

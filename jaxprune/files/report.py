@@ -1,16 +1,16 @@
 """What takes how many bytes in compressed parameters, and how near that is to the entropy of the codes."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.files import arrays
-from jaxprune.files.decoding import StoredLeaf
+from jaxprune.files import arrays, tables
 from jaxprune.host import entropy_of_counts, table
 
 if TYPE_CHECKING:
-    from jaxprune.files.codec import Compressed
+    from jaxprune.files.compressed import StoredLeaf
 
 
 class LeafSize(NamedTuple):
@@ -82,12 +82,12 @@ class SizeReport(NamedTuple):
         return "\n".join([drawn, "", total, parts])
 
 
-def size_report(compressed: "Compressed") -> SizeReport:
-    """The report of compressed parameters; decodes them."""
-    return SizeReport(tuple(map(_leaf_size, compressed.leaves)), compressed.nbytes)
+def size_report(leaves: "Sequence[StoredLeaf]", nbytes: int) -> SizeReport:
+    """The report of leaves, which it decodes, in a file of so many bytes."""
+    return SizeReport(tuple(map(_leaf_size, leaves)), nbytes)
 
 
-def _leaf_size(leaf: StoredLeaf) -> LeafSize:
+def _leaf_size(leaf: "StoredLeaf") -> LeafSize:
     (_, main), *side = leaf.parts
     found = arrays.head(main.data())
     values, planes, _ = arrays.parts(found)
@@ -121,7 +121,7 @@ def _entropy(found: arrays.Head, planes: list[arrays.Plane]) -> tuple[float, flo
     """Bits of all codes by their empirical entropy, and those of the positions of what is not 0."""
     if not planes:
         return 8.0 * found.entries * found.dtype.itemsize, 0.0
-    counts = [np.unique(codes, return_counts=True)[1] for _, _, codes in planes]
+    counts = [(tables.histogram(codes) or np.unique(codes, return_counts=True))[1] for _, _, codes in planes]
     main = planes[0].codes
     nonzero = np.count_nonzero(main)
     return sum(map(entropy_of_counts, counts)), entropy_of_counts(np.array([nonzero, main.size - nonzero]))

@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune.files.bytestream import FormatError, Reader, constriction, read_list, signed, unsigned, write_list
+from jaxprune.host import chunks
 
 MOST = 2**16  # values of a table
 PRECISION = 24  # bits of a frequency
 _HIGHEST = 2**15 - 1  # level
 _STEP = 1.75  # of the square root of a count; its standard deviation is 1/2
 _SPAN = 2**22  # of values that are counted by address
-_COUNTED_AT_ONCE = 1 << 18  # entries
 _IN_CACHE = 1 << 15  # entries
-_DECODED_AT_ONCE = 1 << 20  # entries
+_AT_ONCE = 1 << 20  # entries that are coded together
 
 
 class Table(NamedTuple):
@@ -45,6 +45,12 @@ class Table(NamedTuple):
 Counted = tuple[np.ndarray, np.ndarray]
 
 
+def narrow(low: Any, high: Any) -> type:
+    """The smallest of int8, int16 and int32 that holds both: as large as decoded arrays are, codes are not larger."""
+    held = ((dtype, np.iinfo(dtype)) for dtype in (np.int8, np.int16))
+    return next((dtype for dtype, info in held if info.min <= low and high <= info.max), np.int32)
+
+
 def histogram(codes: np.ndarray) -> Counted | None:
     """The distinct values (int32, ascending) and their counts (int64); None if there are none or more than 65536."""
     flat = codes.reshape(-1)
@@ -57,12 +63,11 @@ def histogram(codes: np.ndarray) -> Counted | None:
         symbols, counts = np.unique(flat, return_counts=True)
     else:
         counts = np.zeros(high - low + 1, np.int64)
-        stretch = max(_COUNTED_AT_ONCE, len(counts))
-        for at in range(0, flat.size, stretch):
-            counts += np.bincount(flat[at : at + stretch].astype(np.int64) - low, minlength=len(counts))
+        for part in chunks(flat, len(counts)):
+            counts += np.bincount(part.astype(np.int64) - low, minlength=len(counts))
         present = np.flatnonzero(counts)
-        symbols, counts = (present + low).astype(np.int32), counts[present]
-    return (symbols, counts) if len(symbols) <= MOST else None
+        symbols, counts = present + low, counts[present]
+    return (symbols.astype(np.int32), counts) if len(symbols) <= MOST else None
 
 
 def from_histogram(symbols: np.ndarray, counts: np.ndarray) -> Table:
@@ -92,22 +97,14 @@ def places(codes: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     if span == len(symbols):
         return flat - np.int32(low)
     if span > _SPAN:
-        return np.searchsorted(symbols, flat).astype(np.int32)
+        return np.searchsorted(symbols, flat.astype(np.int32)).astype(np.int32)
     address = np.zeros(span, np.int32)
     address[symbols.astype(np.int64) - low] = np.arange(len(symbols))
     return looked_up(address, flat, np.int32(low))
 
 
-def values(places: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    """The opposite of :func:`places`, which it may change."""
-    if int(symbols[-1]) - int(symbols[0]) == len(symbols) - 1:
-        places += symbols[0]
-        return places
-    return looked_up(symbols, places)
-
-
 def looked_up(values: np.ndarray, places: np.ndarray, first: Any = 0) -> np.ndarray:
-    """``values[places - first]`` of flat int32 places, in stretches that stay in cache."""
+    """``values[places - first]`` of flat places, in stretches that stay in cache."""
     found = np.empty(places.size, values.dtype)
     for at in range(0, places.size, _IN_CACHE):
         some = slice(at, at + _IN_CACHE)
@@ -147,13 +144,14 @@ def write_stream(stretches: Any) -> bytes:
     """A stream of stretches, given from the last to the first. One whose table has a single value takes nothing."""
     coder = constriction().stream.stack.AnsCoder()
     for table, codes in stretches:
-        if len(table.symbols) > 1:
-            coder.encode_reverse(places(codes.astype(np.int32, copy=False), table.symbols), model(table))
+        frequencies, flat = model(table) if len(table.symbols) > 1 else None, codes.reshape(-1)
+        for at in range(0, flat.size if frequencies else 0, _AT_ONCE)[::-1]:
+            coder.encode_reverse(places(flat[at : at + _AT_ONCE], table.symbols), frequencies)
     return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
 
 
 def read_stream(data: memoryview, stretches: list[tuple[Table, int]]) -> list[np.ndarray]:
-    """What ``write_stream`` wrote, each int32 [n]: for each stretch, from the first to the last, its table and n."""
+    """What ``write_stream`` wrote, each integers [n]: for each stretch, from the first to the last, its table and n."""
     take, end = reading(data, sum(count for table, count in stretches if len(table.symbols) > 1))
     found = [take(table, count) for table, count in stretches]
     end()
@@ -170,11 +168,12 @@ def reading(data: memoryview, size: int) -> tuple[Callable[[Table, int], np.ndar
     coder = constriction().stream.stack.AnsCoder(words)
 
     def take(table: Table, count: int) -> np.ndarray:
-        found = np.full(count, table.symbols[0], np.int32)
-        frequencies = model(table) if len(table.symbols) > 1 and count else None
-        for at in range(0, count if frequencies else 0, _DECODED_AT_ONCE):  # the library cannot do without memory
-            some = slice(at, min(at + _DECODED_AT_ONCE, count))
-            found[some] = values(coder.decode(frequencies, some.stop - some.start), table.symbols)
+        symbols = table.symbols.astype(narrow(table.symbols[0], table.symbols[-1]))
+        found = np.full(count, symbols[0])
+        frequencies = model(table) if len(symbols) > 1 and count else None
+        for at in range(0, count if frequencies else 0, _AT_ONCE):  # the library cannot do without memory
+            part = found[at : at + _AT_ONCE]
+            np.take(symbols, coder.decode(frequencies, len(part)), out=part, mode="clip")
         return found
 
     def end() -> None:

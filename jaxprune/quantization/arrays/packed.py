@@ -18,6 +18,7 @@ Either: TypeAlias = Any  # a NumPy or a JAX array
 
 _WIDEST = 16  # bits that `pack` takes
 _AT_ONCE = 1 << 16  # codes that the host works on together, in cache
+_FEW = 1 << 10  # codes whose single bits are looked at, which takes fewer steps
 
 
 def pack(codes: Either, bits: int) -> Either:
@@ -92,7 +93,7 @@ def unpack(packed: Either, bits: int, shape: int | Sequence[int], *, signed: boo
         raise ValueError(f"{size} codes of {bits} bits are {needed}, not {packed.dtype} {list(packed.shape)}")
     unsigned, integers = ("uint8", "int8") if bits <= 8 else ("uint16", "int16")
     if isinstance(packed, np.ndarray):
-        codes = unpack_host(packed, bits, size).astype(unsigned)
+        codes = unpack_host(packed, bits, size, unsigned)
     else:
         groups = -(-size // 8)
         lanes = jnp.pad(packed, (0, groups * bits - packed.size)).astype(jnp.uint32).reshape(groups, bits)
@@ -142,6 +143,9 @@ def _shifted(lane: Either, bits: int) -> Either:
 
 def pack_host(codes: np.ndarray, bits: int, least: int = 0) -> np.ndarray:
     """``pack`` of a vector less ``least``, in stretches that stay in cache."""
+    if codes.size <= _FEW:
+        above = codes.astype(np.uint32) - np.uint32(least)
+        return np.packbits(above[:, None] >> np.arange(bits, dtype=np.uint32) & 1 > 0, bitorder="little")
     groups = -(-codes.size // 8)
     packed = np.empty((groups, bits), np.uint8)
     for at in range(0, groups, _AT_ONCE // 8):
@@ -152,13 +156,16 @@ def pack_host(codes: np.ndarray, bits: int, least: int = 0) -> np.ndarray:
     return packed.reshape(-1)[: packed_length(codes.size, bits)]
 
 
-def unpack_host(packed: np.ndarray, bits: int, size: int) -> np.ndarray:
-    """``size`` codes, uint32, in stretches that stay in cache."""
+def unpack_host(packed: np.ndarray, bits: int, size: int, dtype: Any, least: int = 0) -> np.ndarray:
+    """``size`` codes, each with ``least`` added to its 32 bits, cut to a dtype; in stretches that stay in cache."""
+    if size <= _FEW:
+        places = np.unpackbits(packed, count=size * bits, bitorder="little").reshape(size, bits)
+        return (places @ (np.uint32(1) << np.arange(bits, dtype=np.uint32)) + np.uint32(least)).astype(dtype)
     groups = -(-size // 8)
-    codes = np.empty((groups, 8), np.uint32)
+    codes = np.empty((groups, 8), dtype)
     for at in range(0, groups, _AT_ONCE // 8):
         stretch = packed[bits * at : bits * (at + _AT_ONCE // 8)]
         lanes = np.pad(stretch, (0, -stretch.size % bits)).reshape(-1, bits).T.astype(np.uint32, order="C")
         for j, code in enumerate(_codes_of(list(lanes), bits)):
-            codes[at : at + lanes.shape[1], j] = code
+            codes[at : at + lanes.shape[1], j] = (code + np.uint32(least)).astype(dtype)
     return codes.reshape(-1)[:size]
