@@ -192,7 +192,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[st
 
 
 def chunks(array: np.ndarray, least: int = 0) -> Iterator[np.ndarray]:
-    """The entries in order, some (``least``, at least) at a time, so that what is computed of them takes little memory."""
+    """The entries in order, some at a time (at least ``least``), so that what is computed of them takes little room."""
     flat, number = array.reshape(-1), max(least, _CHUNK)
     for start in range(0, flat.size, number):
         yield flat[start : start + number]
