@@ -48,7 +48,7 @@ def from_integers(codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return codes.astype(np.int32).view(np.uint32)
     if not is_integer(dtype):
         raise FormatError(f"integers as an array of {dtype.name}")
-    array = codes.astype(dtype)
+    array = codes.astype(dtype, copy=not codes.flags.writeable)
     ends = [codes.min(), codes.max()] if codes.size else []
     if not np.array_equal(np.array(ends, np.int32).astype(dtype).astype(np.int32), ends):
         raise FormatError(f"integers from {codes.min()} to {codes.max()} do not fit {dtype.name}")
