@@ -15,11 +15,11 @@ def removed_of(size: int, sparsity: float) -> int:
     return (2 * size * mantissa + power) // (2 * power)
 
 
-def removed_count(size: int, sparsity: Any) -> Array:
+def removed_count(size: int | Array, sparsity: Any) -> Array:
     """``round_half_up(size * sparsity)`` as uint32, exact for the float32 ``sparsity`` and any size below 2**32.
 
     ``sparsity`` is an integer mantissa over a power of two, so the product is taken in integers, in two 32-bit words.
-    Traced values are clamped to [0, 1]; a traced NaN removes nothing.
+    A traced size is uint32. Traced values are clamped to [0, 1]; a traced NaN removes nothing.
     """
     sparsity = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
     bits = lax.bitcast_convert_type(jnp.where(jnp.isnan(sparsity), 0.0, sparsity), jnp.uint32)
@@ -36,9 +36,10 @@ def removed_count(size: int, sparsity: Any) -> Array:
     return jnp.where(shift < 32, near, far)
 
 
-def _multiply(a: int, b: Array) -> tuple[Array, Array]:
+def _multiply(a: Any, b: Array) -> tuple[Array, Array]:
     """The 64-bit product of a 32-bit number and a traced 24-bit one, as two 32-bit words."""
-    a_low, a_high = np.uint32(a & 0xFFFF), np.uint32(a >> 16)
+    a = a if isinstance(a, Array) else np.uint32(a)
+    a_low, a_high = a & np.uint32(0xFFFF), a >> np.uint32(16)
     b_low, b_high = b & 0xFFFF, b >> 16
     lowest = a_low * b_low
     cross = a_high * b_low

@@ -34,7 +34,7 @@ def _run_remat(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return jax.checkpoint(lambda *args: _run_inline(site, args), **params)(*values)
 
 
-def _scan_parts(site: Site, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+def scan_parts(site: Site, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """The constants, what is carried, and what is stacked, of which the body has one axis less: told by the ranks."""
     equation, body = site.equation, jaxprs.body(site.params["jaxpr"])
     carried = sum(_ranks_agree(*pair) for pair in zip(equation.outvars, body.outvars, strict=True))
@@ -53,7 +53,7 @@ def _enter_steps(call: Call, body: Any, constants: Sequence[Axes], others: Seque
 
 
 def _tie_scan(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    constants, carry, stacked = _scan_parts(call, ins)
+    constants, carry, stacked = scan_parts(call, ins)
     for axes in stacked:
         call.pin(axes[0], "the steps of a scan")
     outs = _enter_steps(call, call.params["jaxpr"], constants, [*carry, *(axes[1:] for axes in stacked)])
@@ -63,7 +63,7 @@ def _tie_scan(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _run_scan(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    constants, carry, stacked = _scan_parts(site, values)
+    constants, carry, stacked = scan_parts(site, values)
 
     def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], list[Any]]:
         outs = site.follow(site.children[0], [*constants, *carry, *inputs])
@@ -74,14 +74,14 @@ def _run_scan(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return [*carry, *stacked]
 
 
-def _while_parts(site: Site, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+def while_parts(site: Site, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """The operands of the test alone, those of the body alone, and those that are carried."""
     tests, bodies = site.params["cond_nconsts"], site.params["cond_nconsts"] + site.params["body_nconsts"]
     return list(values[:tests]), list(values[tests:bodies]), list(values[bodies:])
 
 
 def _tie_while(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    for_test, for_body, carry = _while_parts(call, ins)
+    for_test, for_body, carry = while_parts(call, ins)
     call.enter(call.params["cond_jaxpr"], [*for_test, *carry])
     outs = _enter_steps(call, call.params["body_jaxpr"], for_body, carry)
     call.tie_all(carry, outs, "step")
@@ -89,7 +89,7 @@ def _tie_while(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _run_while(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    for_test, for_body, carry = _while_parts(site, values)
+    for_test, for_body, carry = while_parts(site, values)
     test, body = site.children
     return jax.lax.while_loop(
         lambda carry: site.follow(test, [*for_test, *carry])[0],
@@ -116,7 +116,7 @@ def bound_first(step: Step, values: Sequence[Value]) -> list[Value]:
 
 
 def _bound_scan(step: Step, values: Sequence[Value]) -> list[Value]:
-    constants, carry, stacked = _scan_parts(step, values)
+    constants, carry, stacked = scan_parts(step, values)
     inputs = [_shifted(value, -1) for value in stacked]
 
     def body(carry: list[Value]) -> list[Value]:
@@ -127,7 +127,7 @@ def _bound_scan(step: Step, values: Sequence[Value]) -> list[Value]:
 
 
 def _bound_while(step: Step, values: Sequence[Value]) -> list[Value]:
-    for_test, for_body, carry = _while_parts(step, values)
+    for_test, for_body, carry = while_parts(step, values)
     test, body = step.children
     carry = _settled(carry, lambda carry: step.follow(body, [*for_body, *carry]))
     # How often the body runs decides on every result.

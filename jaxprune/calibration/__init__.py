@@ -1,0 +1,7 @@
+"""Compression that looks at data: statistics of what products multiply parameters with, and what to make of them."""
+
+from jaxprune.calibration.collecting import collect
+from jaxprune.calibration.compressing import fake_quant, prune, quantize
+from jaxprune.calibration.statistics import Statistics, merge
+
+__all__ = ["Statistics", "collect", "fake_quant", "merge", "prune", "quantize"]

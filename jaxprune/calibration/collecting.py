@@ -1,0 +1,133 @@
+"""Collects statistics of data from any JAX function."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import tree
+from jaxprune.base import Array, Params, Where
+from jaxprune.calibration import statistics
+from jaxprune.calibration.calls import CALLS
+from jaxprune.calibration.reading import Found, Reading, Seen, Wanted
+from jaxprune.calibration.statistics import Gradients, Statistics
+from jaxprune.calibration.views import Use, View
+from jaxprune.program import jaxprs
+from jaxprune.program.jaxprs import visit
+
+
+def collect(
+    apply: Callable[..., Any],
+    params: Params,
+    *inputs: Any,
+    stats: Statistics | None = None,
+    want: Sequence[Literal["gram", "histogram"]] = ("gram",),
+    key: Array | None = None,
+    where: Where = None,
+) -> Statistics:
+    """Statistics of what each product multiplies a parameter with, when a function runs on data.
+
+    Found in the function's traced program, so that no module needs to be touched: products, convolutions and lookups
+    of rows, of parameters as they are or transposed, reshaped, cast or sliced; in scans (a leaf that holds a layer a
+    step has statistics a layer), loops, conditions and rematerialization. Rows of data with NaN or infinities are
+    counted and left out.
+
+    With a ``key``, also of the gradients of the products' outputs: of ``sum(v * outputs)`` for random normal v,
+    which in the mean gives the Gauss-Newton metric of the outputs, E[J'v v'J] = J'J. No labels are needed.
+
+    Args:
+      apply: ``(params, *inputs) -> outputs``. Compiled once for each function object and shapes of the inputs.
+      params: any pytree.
+      inputs: a batch of data. Sharded batches are summed over devices and processes.
+      stats: what earlier batches gave, to add up; see :func:`merge`.
+      want: static; besides sums, squares and maxima: "gram", the sums of x x' ([K, K] for K inputs of a product; all
+        else takes O(K)); "histogram", of magnitudes, in 2048 bins of an eighth of an octave.
+      key: of the random cotangents, a new one for each batch; ``None`` leaves gradients out.
+      where: whose statistics; see :func:`jaxprune.tree.select`. A large model may go in several passes.
+
+    Returns:
+      :class:`Statistics`, which name the leaves that no product was found for, and why.
+
+    Raises:
+      ValueError: no product uses any chosen leaf; something unknown is wanted.
+
+    >>> stats = collect(lambda w, x: x @ w, jnp.ones((2, 3)), jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+    >>> stats.inputs[""].gram.tolist()
+    [[[10.0, 14.0], [14.0, 20.0]]]
+    """
+    if isinstance(want, str) or not {*want} <= {"gram", "histogram"}:
+        raise ValueError(f"want is {want!r}; give a sequence of 'gram' and 'histogram'")
+    selection = tree.select(params, where)
+    chosen = frozenset(selection.chosen)
+    names = tuple(selection.paths)
+    found = _collect(apply, params, inputs, key, names, chosen, Wanted(*(one in want for one in Wanted._fields)))
+    if not found.uses:
+        raise ValueError(f"no product uses a chosen parameter: {dict(found.without)}")
+    return found if stats is None else statistics.merge(stats, found)
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _collect(
+    apply: Callable[..., Any],
+    params: Params,
+    inputs: Any,
+    key: Array | None,
+    names: tuple[str, ...],
+    chosen: frozenset[int],
+    wanted: Wanted,
+) -> Statistics:
+    program, _ = jaxprs.trace(apply, params, *inputs)
+    leaves = jax.tree.leaves((params, inputs))
+
+    def read(taps: Found) -> tuple[list[Array], Reading]:
+        views = [View.of(names[i], leaf) if i in chosen else None for i, leaf in enumerate(leaves)]
+        reading = Reading(wanted, CALLS, taps)
+        frame = visit(program, [Seen(*pair) for pair in zip(leaves, views, strict=True)], reading)
+        outs = [one.value for one in frame.results]
+        return [out for out in outs if jaxprs.is_inexact(out)], reading
+
+    if key is None:
+        _, reading = read({})
+        return _record(reading, {}, names, chosen)
+    known: list[dict[str, Use]] = []
+
+    def ahead() -> Found:
+        _, reading = read({})
+        known.append(reading.uses)
+        return reading.found
+
+    jax.eval_shape(ahead)
+    taps = {name: _zeros(use, wanted.gram) for name, use in known[0].items()}
+    readings: list[Reading] = []
+
+    def run(taps: Found) -> Any:
+        outs, reading = read(taps)
+        found, reading.found, reading.sources = reading.found, {}, {}
+        readings.append(reading)
+        return outs, found
+
+    outs, pullback, found = jax.vjp(run, taps, has_aux=True)
+    keys = jax.random.split(key, max(len(outs), 1))
+    (back,) = pullback([jax.random.normal(one, out.shape, out.dtype) for one, out in zip(keys, outs, strict=False)])
+    readings[0].found = found
+    return _record(readings[0], back, names, chosen)
+
+
+def _zeros(use: Use, gram: bool) -> Gradients:
+    many, inputs, outputs = use.shape
+    squares = jnp.zeros((many, outputs))
+    if use.lookup:
+        return Gradients(squares, rows=jnp.zeros((many, inputs)))
+    return Gradients(squares, jnp.zeros((many, inputs, inputs)) if gram else None)
+
+
+def _record(reading: Reading, back: Found, names: tuple[str, ...], chosen: frozenset[int]) -> Statistics:
+    used = {use.path for use in reading.uses.values()}
+    without = {
+        names[i]: f"its view ends in {reading.ended[names[i]]}" if names[i] in reading.ended else "no operation uses it"
+        for i in sorted(chosen)
+        if names[i] not in used
+    }
+    return Statistics(reading.found, back, tuple(reading.uses.items()), tuple(without.items()))

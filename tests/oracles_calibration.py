@@ -1,0 +1,59 @@
+"""Plain NumPy for statistics of data: slow, obvious, float64."""
+
+import numpy as np
+
+
+def windows(x, size, strides, padding, dilation, groups):
+    """What a convolution multiplies its kernel with: [groups, T, K], channels before places in the window."""
+    dilation = (dilation, dilation) if isinstance(dilation, int) else dilation
+    reach = [(n - 1) * d + 1 for n, d in zip(size, dilation, strict=True)]
+    if padding == "SAME":
+        ends = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(x.shape[1:3], strides, reach, strict=True)]
+        x = np.pad(x, [(0, 0), *((e // 2, e - e // 2) for e in ends), (0, 0)])
+    rows = []
+    for image in x:
+        for i in range(0, image.shape[0] - reach[0] + 1, strides[0]):
+            for j in range(0, image.shape[1] - reach[1] + 1, strides[1]):
+                window = image[i : i + reach[0] : dilation[0], j : j + reach[1] : dilation[1]]
+                rows.append(np.moveaxis(window, -1, 0).reshape(groups, -1))
+    return np.stack(rows, 1)
+
+
+def damped(gram, damping=0.01):
+    gram = np.asarray(gram, np.float64)
+    return gram + damping * np.mean(np.diag(gram)) * np.eye(len(gram))
+
+
+def refitted(weights, done, gram, fixed):
+    """Rows from ``fixed`` on that make up best, by least squares, for how the first ones differ."""
+    lost = weights[:fixed] - done[:fixed]
+    return weights[fixed:] + np.linalg.solve(gram[fixed:, fixed:], gram[fixed:, :fixed] @ lost)
+
+
+def gptq(weights, gram, scale, top):
+    """Rounds row after row; before each, the rows that are left are fitted anew."""
+    weights, gram = np.asarray(weights, np.float64), damped(gram)
+    done = np.zeros_like(weights)
+    for i in range(len(weights)):
+        row = refitted(weights, done, gram, i)[0]
+        done[i] = (np.clip(np.round(row / scale), -top, top) * scale)[0]
+    return done
+
+
+def sparsegpt(weights, gram, sparsity, block):
+    """In each block, removes what costs least by the inverse of what is left; then row after row is fitted anew."""
+    weights, gram = np.asarray(weights, np.float64), damped(gram)
+    done, (inputs, outputs) = np.zeros_like(weights), weights.shape
+    for start in range(0, inputs, block):
+        end = min(start + block, inputs)
+        free = refitted(weights, done, gram, start)[: end - start]
+        # The cost of a row, once all before it are fixed: one over the first entry of the inverse of what is left.
+        costs = np.array([1 / np.linalg.inv(gram[i:, i:])[0, 0] for i in range(start, end)])
+        score = np.abs(free) * np.sqrt(costs)[:, None]
+        before, after = (int(np.floor(n * outputs * np.float32(sparsity) + 0.5)) for n in (start, end))
+        gone = np.zeros(score.size, bool)
+        gone[np.argsort(score.ravel(), kind="stable")[: after - before]] = True
+        keep = ~gone.reshape(score.shape)
+        for i in range(start, end):
+            done[i] = np.where(keep[i - start], refitted(weights, done, gram, i)[0], 0)
+    return done

@@ -1,0 +1,372 @@
+"""Statistics of data: what products see, against plain NumPy; and what is compressed with them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles_calibration as oracles
+import pytest
+from flax import nnx
+
+import jaxprune as jp
+from jaxprune.calibration import collect, fake_quant, merge, prune, quantize
+
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def moments_of(rows):
+    """Everything that is summed of rows [T, K], in float64."""
+    rows = np.asarray(rows, np.float64).reshape(-1, rows.shape[-1])
+    return {"total": rows.sum(0), "squares": (rows**2).sum(0), "largest": abs(rows).max(0), "gram": rows.T @ rows}
+
+
+def check(found, rows, matrix=0):
+    """``found`` has the moments of ``rows``, for one of its matrices."""
+    for name, value in moments_of(rows).items():
+        np.testing.assert_allclose(getattr(found, name)[matrix], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert found.count[matrix] == rows.size // rows.shape[-1]
+
+
+W, X = draw(8, 6), draw(5, 8)
+
+with_derivative = jax.custom_jvp(jnp.matmul)
+with_derivative.defjvps(lambda dx, y, x, w: dx @ w, lambda dw, y, x, w: x @ dw)
+
+# name: (function of a parameter and data, parameter, the rows that the product sees, its matrix [K, N])
+DENSE = {
+    "product": (lambda w, x: x @ w, W, X, W),
+    "transposed": (lambda w, x: x @ w.T, W.T, X, W),
+    "first": (lambda w, x: (w.T @ x.T).T, W, X, W),
+    "reshaped": (lambda w, x: jnp.einsum("td,dhk->thk", x, w.reshape(8, 2, 3)), W, X, W),
+    "heads": (lambda w, x: jnp.einsum("td,dhk->htk", x, w), W.reshape(8, 2, 3), X, W),
+    "two inputs": (lambda w, x: jnp.einsum("tab,abn->tn", x.reshape(5, 4, 2), w), W.reshape(4, 2, 6), X, W),
+    "cast": (lambda w, x: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16), W, X.astype(jnp.bfloat16), W),
+    "in jit": (lambda w, x: jax.jit(jnp.matmul)(x, w), W, X, W),
+    "vmapped": (lambda w, x: jax.vmap(lambda row: w.T @ row)(x), W, X, W),
+    "remat": (lambda w, x: jax.checkpoint(lambda x, w: x @ w)(x, w), W, X, W),
+    "own derivative": (lambda w, x: with_derivative(x, w), W, X, W),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_product_sees_rows_of_data(name):
+    function, leaf, rows, matrix = DENSE[name]
+    stats = collect(function, leaf, X)
+    check(stats.inputs[""], rows)
+    ((_, use),) = stats.uses
+    np.testing.assert_array_equal(use.matrices(leaf)[0], matrix)
+    np.testing.assert_array_equal(use.leaf(use.matrices(leaf), leaf), leaf)
+
+
+def test_parts_of_a_leaf_are_uses_of_their_own():
+    stats = collect(lambda w, x: [x @ part for part in jnp.split(w, [2], 1)], W, X)
+    (one, first), (two, second) = stats.uses
+    assert (one, two, stats.inputs.keys()) == ("", "#1", {""}), "both look at the same data"
+    np.testing.assert_array_equal(first.leaf(first.matrices(W), W) + second.leaf(second.matrices(W), W), W)
+
+
+@pytest.mark.parametrize("strides, padding, dilation, groups", [((1, 1), "SAME", 1, 1), ((2, 1), "VALID", (1, 2), 2)])
+def test_convolutions_see_windows(strides, padding, dilation, groups):
+    layer = nn.Conv(4, (2, 3), strides, padding, kernel_dilation=dilation, feature_group_count=groups, use_bias=False)
+    x = draw(2, 5, 6, 4)
+    params = layer.init(jax.random.key(0), x)
+    stats = collect(layer.apply, params, x)
+    ((name, use),) = stats.uses
+    windows = oracles.windows(np.asarray(x), (2, 3), strides, padding, dilation, groups)  # [groups, T, K]
+    kernel = params["params"]["kernel"]
+    for group, rows in enumerate(windows):
+        check(stats.inputs[name], rows, group)
+        outputs = layer.apply(params, x)[..., group * 4 // groups : (group + 1) * 4 // groups]
+        products = rows @ np.asarray(use.matrices(kernel)[group])
+        np.testing.assert_allclose(products, outputs.reshape(products.shape), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(use.leaf(use.matrices(kernel), kernel), kernel)
+
+
+STACKED = {"up": draw(3, 8, 6), "down": draw(3, 6, 8), "shared": draw(8, 8)}
+
+
+def scanned(p, x, remat=False):
+    def layer(x, own):
+        return jnp.tanh(x @ own["up"]) @ own["down"] @ p["shared"], None
+
+    layers = {"up": p["up"], "down": p["down"]}
+    return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers)[0]
+
+
+def unrolled(p, x):
+    for up, down, shared in zip(p["up"], p["down"], p["shared"], strict=True):
+        x = jnp.tanh(x @ up) @ down @ shared
+    return x
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_layers_of_a_scan_have_statistics_of_their_own(remat):
+    apart = {name: list(one) for name, one in STACKED.items()} | {"shared": [STACKED["shared"]] * 3}
+    how = {"key": jax.random.key(1)}
+    stats = collect(lambda p, x: scanned(p, x, remat), STACKED, X, **how)
+    want = collect(unrolled, apart, X, **how)
+    for name in ("up", "down"):
+        for part in ("gram", "largest", "count"):
+            layers = [getattr(want.inputs[f"{name}/{i}"], part)[0] for i in range(3)]
+            np.testing.assert_allclose(getattr(stats.inputs[name], part), layers, rtol=1e-5, atol=1e-5)
+        for part in ("squares", "weighted"):
+            layers = [getattr(want.gradients[f"{name}/{i}"], part)[0] for i in range(3)]
+            np.testing.assert_allclose(getattr(stats.gradients[name], part), layers, rtol=1e-4, atol=1e-4)
+    together = sum(want.inputs[f"shared/{i}"].gram for i in range(3))
+    np.testing.assert_allclose(stats.inputs["shared"].gram, together, rtol=1e-5, atol=1e-5)
+    together = sum(want.gradients[f"shared/{i}"].weighted for i in range(3))
+    np.testing.assert_allclose(stats.gradients["shared"].weighted, together, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_are_those_of_random_cotangents():
+    def network(p, x):
+        return jnp.tanh(x @ p["a"]) @ p["b"]
+
+    params = {"a": draw(8, 6), "b": draw(6, 4)}
+    key = jax.random.key(3)
+    stats = collect(network, params, X, key=key)
+    out = np.asarray(jax.random.normal(jax.random.split(key, 1)[0], (5, 4)), np.float64)
+    hidden = np.tanh(np.asarray(X @ params["a"], np.float64))
+    before = out @ np.asarray(params["b"]).T * (1 - hidden**2)
+    for name, rows, g in (("a", X, before), ("b", hidden, out)):
+        rows = np.asarray(rows, np.float64)
+        np.testing.assert_allclose(stats.gradients[name].squares[0], (g**2).sum(0), rtol=1e-4)
+        weighted = (rows * (g**2).sum(1, keepdims=True)).T @ rows
+        np.testing.assert_allclose(stats.gradients[name].weighted[0], weighted, rtol=1e-4, atol=1e-4)
+
+
+def test_lookups_are_counted():
+    table, ids = draw(7, 3), jnp.array([[1, 1, 6], [0, 1, 2]])
+    stats = collect(lambda p, ids: p[ids] @ p.T, table, ids, key=jax.random.key(0))
+    (name, table_use), (again, use) = stats.uses
+    assert table_use.lookup and not use.lookup and again == "#1"
+    assert stats.inputs[name].rows.tolist() == [[1, 3, 1, 0, 0, 0, 1]] and stats.inputs[name].count.tolist() == [6]
+    check(stats.inputs[again], table[ids])
+    assert (np.asarray(stats.gradients[name].rows[0]) > 0).tolist() == [True, True, True, False, False, False, True]
+    np.testing.assert_allclose(stats.gradients[name].rows.sum(), stats.gradients[name].squares.sum(), rtol=1e-5)
+
+
+def test_each_expert_sees_its_rows():
+    sizes, experts = jnp.array([2, 0, 3]), draw(3, 8, 6)
+    stats = collect(lambda w, x, sizes: jax.lax.ragged_dot(x, w, sizes), experts, X, sizes)
+    found = stats.inputs[""]
+    assert found.count.tolist() == [2, 0, 3]
+    check(found, X[:2], 0)
+    check(found, X[2:], 2)
+    small = fake_quant(experts, stats, 3)
+    plain = jp.fake_quant(experts, 3, spec=jp.QuantSpec(axis=(0, 2), calibration=jp.quantization.mean_squared_error()))
+    np.testing.assert_array_equal(small[1], plain[1])  # no row: as without data
+    assert not np.array_equal(small[0], plain[0]) and "[1]" in repr(stats)
+
+
+def test_a_branch_that_is_not_taken_has_no_rows():
+    def either(p, x, first):
+        return jax.lax.cond(first, lambda x: x @ p["a"], lambda x: jnp.tanh(x) @ p["b"], x)
+
+    params = {"a": W, "b": W + 1}
+    stats = collect(either, params, X, jnp.array(True))
+    check(stats.inputs["a"], X)
+    assert stats.inputs["b"].count.tolist() == [0] and "b" in repr(stats)
+    both = merge(stats, collect(either, params, X, jnp.array(False)))
+    check(both.inputs["b"], jnp.tanh(X))
+
+
+def test_a_loop_adds_up():
+    def loop(w, x, times):
+        return jax.lax.while_loop(lambda s: s[1] < times, lambda s: (jnp.tanh(s[0] @ w), s[1] + 1), (x, 0))[0]
+
+    square = draw(8, 8)
+    first = jnp.tanh(X @ square)
+    check(collect(loop, square, X, 2).inputs[""], jnp.concatenate([X, first]))
+
+
+def test_modules_of_flax():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(4)(nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x)))
+
+    x = draw(2, 3, 8)
+    params = Block().init(jax.random.key(0), x)
+    stats = collect(Block().apply, params, x)
+    assert {use.path for _, use in stats.uses} == {path for path in jp.tree.select(params).names}
+    assert stats.without == () and len(stats.inputs) == 3, "query, key and value share their input"
+    graph, state = nnx.split(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
+    check(collect(lambda s, x: nnx.merge(graph, s)(x), state, X).inputs["kernel"], X)
+
+
+def test_what_no_product_uses_is_named_with_the_reason():
+    def normed(p, x):
+        return x @ (p["v"] / jnp.linalg.norm(p["v"])) + x @ p["w"]
+
+    stats = collect(normed, {"v": W, "w": W, "unused": W}, X)
+    assert dict(stats.without)["unused"] == "no operation uses it"
+    assert "test_calibration.py" in dict(stats.without)["v"]
+    with pytest.raises(ValueError, match="leaf 'v': its view ends in"):
+        fake_quant({"v": W, "w": W, "unused": W}, stats, 4, where="v")
+    with pytest.raises(ValueError, match="no product uses a chosen parameter"):
+        collect(normed, {"v": W, "w": W, "unused": W}, X, where="unused")
+
+
+def test_rows_with_nan_are_counted_and_left_out():
+    bad = X.at[1, 3].set(jnp.nan).at[4, 0].set(jnp.inf)
+    found = collect(lambda w, x: x @ w, W, bad, want=["gram", "histogram"]).inputs[""]
+    check(found, X[jnp.array([0, 2, 3])])
+    assert found.skipped.tolist() == [2] and found.histogram.sum() == 3 * 8
+
+
+def test_histograms_do_not_depend_on_batches():
+    x = jnp.concatenate([jnp.zeros((5, 8)), X, X * 1e-3, jnp.full((5, 8), 448.0)])
+    whole = collect(lambda w, x: x @ w, W, x, want=["histogram"])
+    parts = None
+    for i in range(0, 20, 5):
+        parts = collect(lambda w, x: x @ w, W, x[i : i + 5], want=["histogram"], stats=parts)
+    np.testing.assert_array_equal(parts.inputs[""].histogram, whole.inputs[""].histogram)
+    bits = np.abs(np.asarray(x)).view(np.uint32) >> 20
+    np.testing.assert_array_equal(whole.inputs[""].histogram[0], np.bincount(bits.ravel(), minlength=2048))
+
+
+def test_merging_is_associative_and_needs_one_function():
+    a, b, c = (collect(DENSE["product"][0], W, X + i) for i in range(3))
+    left, right = merge(merge(a, b), c), merge(a, merge(c, b))
+    np.testing.assert_allclose(left.inputs[""].gram, right.inputs[""].gram, rtol=1e-6)
+    check(left.inputs[""], jnp.concatenate([X, X + 1, X + 2]))
+    with pytest.raises(ValueError, match="used in two ways"):
+        merge(a, collect(DENSE["transposed"][0], W.T, X))
+    with pytest.raises(ValueError, match="of two kinds"):
+        merge(a, collect(DENSE["product"][0], W, X, want=()))
+
+
+def test_one_program_for_batches_of_one_shape():
+    traced = []
+
+    def function(w, x):
+        traced.append(x.shape)
+        return x @ w
+
+    stats = None
+    for i in range(3):
+        stats = collect(function, W, X + i, stats=stats)
+    assert len(traced) == 1 and stats.inputs[""].count.tolist() == [15]
+
+
+# What is compressed
+
+
+MIXED = draw(200, 8) @ draw(8, 40) + 0.3 * draw(200, 40)
+LAYER = {"kernel": draw(40, 12), "bias": draw(12)}
+PLAIN = jp.QuantSpec(axis="units", calibration=jp.quantization.mean_squared_error())
+
+
+def affine(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+@pytest.fixture(scope="module")
+def stats():
+    return collect(affine, LAYER, MIXED)
+
+
+def loss(p):
+    return float(jnp.sum((affine(p, MIXED) - affine(LAYER, MIXED)) ** 2))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gptq_against_least_squares(stats, bits):
+    small = fake_quant(LAYER, stats, bits)
+    scale = jp.choose_qparams(LAYER, bits, spec=PLAIN)["kernel"].scale
+    want = oracles.gptq(LAYER["kernel"], stats.inputs["kernel"].gram[0], np.asarray(scale), 2 ** (bits - 1) - 1)
+    same = np.isclose(small["kernel"], want, rtol=1e-6)
+    assert same.mean() >= 0.999
+    assert loss(small) < 0.4 * loss(jp.fake_quant(LAYER, bits, spec=PLAIN))
+    np.testing.assert_array_equal(small["bias"], LAYER["bias"])
+
+
+@pytest.mark.parametrize("spec", [PLAIN, jp.QuantSpec(symmetric=False, block_size=15)])
+def test_codes_are_what_was_rounded_to(stats, spec):
+    codes, small = quantize(LAYER, stats, 4, spec=spec), fake_quant(LAYER, stats, 4, spec=spec)
+    np.testing.assert_array_equal(jp.dequantize(codes)["kernel"], small["kernel"])
+    assert loss(small) < 0.5 * loss(jp.fake_quant(LAYER, 4, spec=spec))
+
+
+@pytest.mark.parametrize("data, damping", [("identity", 0.01), ("mixed", np.inf)])
+def test_without_feedback_it_is_rounding_and_magnitude(stats, data, damping):
+    if data == "identity":
+        stats = collect(affine, LAYER, 3 * jnp.eye(40))
+    small = fake_quant(LAYER, stats, 3, damping=damping)
+    np.testing.assert_array_equal(small["kernel"], jp.fake_quant(LAYER, 3, spec=PLAIN)["kernel"])
+    pruned = prune(LAYER, stats, 0.5, damping=damping)
+    blocks = [jp.prune(block, 0.5).params for block in np.split(np.asarray(LAYER["kernel"]), [32])]
+    np.testing.assert_array_equal(pruned.params["kernel"], np.concatenate(blocks))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 1.0])
+def test_sparsegpt_against_least_squares(stats, sparsity):
+    pruned, masks = prune(LAYER, stats, sparsity)
+    want = oracles.sparsegpt(LAYER["kernel"], stats.inputs["kernel"].gram[0], sparsity, 32)
+    assert (np.asarray(masks["kernel"]) == (want != 0)).mean() >= 0.99
+    np.testing.assert_allclose(pruned["kernel"], want, rtol=2e-3, atol=2e-3)
+    assert int((~masks["kernel"]).sum()) == int(np.floor(480 * np.float32(sparsity) + 0.5))
+    np.testing.assert_array_equal(pruned["kernel"] != 0, masks["kernel"])
+
+
+def test_n_of_m_with_feedback(stats):
+    pruned, masks = prune(LAYER, stats, pattern=(2, 4))
+    assert (np.asarray(masks["kernel"]).reshape(10, 4, 12).sum(1) == 2).all()
+    plain = jp.masks.apply_masks(LAYER, jp.masks.n_of_m(jp.saliency.magnitude(LAYER), 2, 4))
+    assert loss(pruned) < 0.5 * loss(plain)
+
+
+def test_zeros_stay(stats):
+    pruned, masks = prune(LAYER, stats, 0.5)
+    for small in (fake_quant(pruned, stats, 4), fake_quant(LAYER, stats, 4, masks=masks)):
+        gone = np.asarray(small["kernel"])[~np.asarray(masks["kernel"])]
+        assert (gone.view(np.uint32) == 0).all()
+
+
+def test_dead_inputs_deficient_ranks_and_weights_that_are_no_numbers():
+    x = MIXED[:20].at[:, 5].set(0)  # rank 20 of 40
+    stats = collect(affine, LAYER, x)
+    weights = {**LAYER, "kernel": LAYER["kernel"].at[3, 1].set(jnp.nan)}
+    for damping in (1e-4, 0.01, 1.0):
+        small = fake_quant(weights, stats, 3, damping=damping)["kernel"]
+        assert np.isnan(small).sum() == 1 and np.isnan(small[3, 1])
+        np.testing.assert_array_equal(small[5], jp.fake_quant(weights, 3, spec=PLAIN)["kernel"][5])
+
+
+def test_settings_are_traced(stats):
+    bits = jnp.array([2, 4])
+    many = jax.vmap(lambda b: fake_quant(LAYER, stats, b)["kernel"])(bits)
+    for one, b in zip(many, (2, 4), strict=True):
+        assert (np.asarray(one) == np.asarray(fake_quant(LAYER, stats, b)["kernel"])).mean() >= 0.999
+    jitted = jax.jit(lambda p, s, d, f: prune(p, s, f, damping=d).masks["kernel"])(LAYER, stats, 0.02, 0.5)
+    assert (np.asarray(jitted) == np.asarray(prune(LAYER, stats, 0.5, damping=0.02).masks["kernel"])).mean() >= 0.999
+
+
+def test_convolutions_and_stacked_layers_keep_their_form():
+    layer = nn.Conv(4, (3, 3), feature_group_count=2, use_bias=False)
+    x = jnp.cumsum(draw(8, 6, 6, 4), 1)
+    params = layer.init(jax.random.key(0), x)
+    small = fake_quant(params, collect(layer.apply, params, x), 3)
+
+    def off(p):
+        return float(jnp.sum((layer.apply(p, x) - layer.apply(params, x)) ** 2))
+
+    assert off(small) < 0.8 * off(jp.fake_quant(params, 3, spec=PLAIN))
+    codes = quantize(STACKED, collect(scanned, STACKED, X), 8, where=["up", "down"])
+    assert codes["up"].codes.shape == (3, 8, 6) and codes["up"].scale.shape == (3, 1, 6)
+
+
+def test_statistics_that_do_not_belong(stats):
+    with pytest.raises(ValueError, match="no row of data"):
+        fake_quant(LAYER, collect(affine, LAYER, jnp.full((3, 40), jnp.nan)), 4)
+    with pytest.raises(ValueError, match="none of which is a leaf of"):
+        prune({"other": LAYER["kernel"]}, stats, 0.5)
+    with pytest.raises(ValueError, match="the statistics are of shape"):
+        prune({"kernel": draw(10, 10)}, stats, 0.5)
+    with pytest.raises(ValueError, match="no Gram matrices"):
+        prune(LAYER, collect(affine, LAYER, MIXED, want=()), 0.5)
