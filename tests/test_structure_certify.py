@@ -15,7 +15,7 @@ from jaxprune.masks import apply_masks
 from jaxprune.program import range_arithmetic as on
 from jaxprune.program.primitives import RULES
 from jaxprune.program.ranges import Range, between, settle
-from jaxprune.structure import certification, trace
+from jaxprune.structure import trace
 
 WIDTH = 4
 X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
@@ -40,7 +40,7 @@ def verdict(function, params, plan, *inputs, masked=None, jit=True, **options):
     small = graph.at(plan).apply
     both = lambda p, cut, *x: (function(p, *x), small(cut, *x))  # noqa: E731
     outputs, others = (jax.jit(both) if jit else both)(full, graph.at(plan).cut(full), *inputs)
-    difference = certification.difference(graph._origin.traced.free, outputs, others)
+    difference = graph._origin.traced.difference(outputs, others)
     if certificate.exact:
         assert difference <= 1e-5, f"certified, but the outputs differ by {difference}"
     return certificate, difference

@@ -150,23 +150,23 @@ def _parts(params: Params) -> dict[Any, list[tuple[str, tuple[int, ...]]] | None
     return parts
 
 
-def small_shapes(params: Params, flags: Flags) -> list[tuple[str, tuple[int, ...]]]:
-    """Path and shape of each parameter after the cut."""
+def small_shapes(params: Params, flags: Flags) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter after the cut, by path."""
     selection = tree.flatten(params)
-    return [
-        (path, tuple(int(flags[path, i].sum()) if (path, i) in flags else n for i, n in enumerate(leaf.shape)))
+    return {
+        path: tuple(int(flags[path, i].sum()) if (path, i) in flags else n for i, n in enumerate(leaf.shape))
         for path, leaf in zip(selection.paths, selection.leaves, strict=True)
-    ]
+    }
 
 
-def check_small(small: Params, params: Params, shapes: list[tuple[str, tuple[int, ...]]]) -> list[Any]:
+def check_small(small: Params, params: Params, shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
     """The leaves of cut parameters; ``ValueError`` if they are not, or have other dtypes than those traced."""
     leaves = jax.tree.leaves(small)
     if jax.tree.structure(small) != jax.tree.structure(params):
         raise ValueError(
             f"the parameters have the structure {jax.tree.structure(small)}, expected {jax.tree.structure(params)}"
         )
-    for leaf, (path, shape), whole in zip(leaves, shapes, jax.tree.leaves(params), strict=True):
+    for leaf, (path, shape), whole in zip(leaves, shapes.items(), jax.tree.leaves(params), strict=True):
         if np.shape(leaf) != shape:
             raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(leaf)}; cut parameters have {shape}")
         if (own := jaxprs.struct(leaf).dtype) != whole.dtype:

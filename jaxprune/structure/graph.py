@@ -141,9 +141,13 @@ def trace(
     if split not in ("leading", "trailing"):
         raise ValueError(f"split must be 'leading' or 'trailing', got {split!r}")
     shapes, given = jax.tree.map(jaxprs.struct, (params, inputs))
+    programs: dict[Any, tracing.Traced] = {}
 
     def label(inputs: Any) -> tracing.Traced:
-        return tracing.label(apply_fn, shapes, inputs, split == "trailing", free_output)
+        key = jaxprs.key(inputs)
+        if key not in programs:
+            programs[key] = tracing.label(apply_fn, shapes, inputs, split == "trailing", free_output)
+        return programs[key]
 
     traced = label(given)
-    return Graph(find(traced.rows, traced.labels), Origin(apply_fn, shapes, given, traced, label))
+    return Graph(find(traced.rows, traced.labels), Origin(apply_fn, shapes, traced, label))

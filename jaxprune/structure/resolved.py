@@ -1,7 +1,7 @@
 """A function under a plan: what is left of it, what it costs, whether that is exact, and how it runs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -9,12 +9,11 @@ import numpy as np
 
 from jaxprune.base import Masks, Params
 from jaxprune.masks import apply_masks
-from jaxprune.program import jaxprs
 from jaxprune.program.narrowing import operations
 from jaxprune.program.primitives import RULES
-from jaxprune.structure import certification, cutting, tracing
-from jaxprune.structure.certification import Certificate
+from jaxprune.structure import cutting, plans
 from jaxprune.structure.plans import Units
+from jaxprune.structure.tracing import Certificate, Traced
 
 
 class Origin(NamedTuple):
@@ -23,16 +22,14 @@ class Origin(NamedTuple):
     Attributes:
       function: as the user gave it.
       params: shapes of its parameters.
-      inputs: shapes of the inputs that it was traced with.
-      traced: its program at these shapes.
-      label: gives the program at the shapes of other inputs.
+      traced: its program at the shapes of the example inputs.
+      label: gives the program at the shapes of any inputs.
     """
 
     function: Callable[..., Any]
     params: Params
-    inputs: Any
-    traced: tracing.Traced
-    label: Callable[[Any], tracing.Traced]
+    traced: Traced
+    label: Callable[[Any], Traced]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +44,6 @@ class Resolved:
     units: Units
     kept: dict[tuple[str, int], np.ndarray]
     _origin: Origin
-    _programs: dict[Any, tuple[tracing.Traced, np.ndarray]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         left, all_ = sum(int(flags.sum()) for flags in self.units.values()), sum(f.size for f in self.units.values())
@@ -56,7 +52,7 @@ class Resolved:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter that is left, by path."""
-        return dict(cutting.small_shapes(self._origin.params, self.kept))
+        return cutting.small_shapes(self._origin.params, self.kept)
 
     @cached_property
     def _removed(self) -> np.ndarray:
@@ -104,14 +100,9 @@ class Resolved:
         Raises:
           ValueError: parameters of other shapes than cut ones have; inputs at whose shapes the plan is not possible.
         """
-        leaves = cutting.check_small(params, self._origin.params, list(self.shapes.items()))
-        key = jaxprs.key(inputs)
-        if key not in self._programs:
-            same = key == jaxprs.key(self._origin.inputs)
-            traced = self._origin.traced if same else self._origin.label(inputs)
-            self._programs[key] = traced, traced.removed(self.kept)
-        traced, removed = self._programs[key]
-        return traced.run(leaves, inputs, removed)
+        leaves = cutting.check_small(params, self._origin.params, self.shapes)
+        traced = self._origin.label(inputs)
+        return traced.run(leaves, inputs, traced.removed(self.kept))
 
     def certify(self, masked: Masks | None = None) -> Certificate:
         """Says, without running anything, whether removal equals masking, and where not.
@@ -141,7 +132,8 @@ class Resolved:
         >>> print(graph.at({"first:1": [0, 2, 5]}).certify())
         exact: what is removed contributes nothing
         """
-        return certification.certify(self._origin.traced, self._removed, self._origin.params, masked)
+        flags = dict.fromkeys(self.shapes) if masked is None else plans.mask_flags(masked, self._origin.params)
+        return self._origin.traced.certify(self._removed, list(flags.values()))
 
     def check(self, params: Params, *inputs: Any, masked: Masks | None = None) -> float:
         """Runs both functions: the numbers beside the certificate.
@@ -157,4 +149,4 @@ class Resolved:
         """
         full = self.mask(params) if masked is None else apply_masks(params, masked)
         outputs, small = self._origin.function(full, *inputs), self.apply(self.cut(full), *inputs)
-        return certification.difference(self._origin.traced.free, outputs, small)
+        return self._origin.traced.difference(outputs, small)

@@ -14,13 +14,12 @@ from jaxprune import host, settings, tree
 from jaxprune import saliency as criteria
 from jaxprune.base import Params, Saliency, Where
 from jaxprune.structure import ranking
-from jaxprune.structure.certification import Certificate
 from jaxprune.structure.graph import Graph, trace
 from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units
 from jaxprune.structure.ranking import ShrinkSpec
 from jaxprune.structure.resolved import Resolved
-from jaxprune.structure.tracing import matching
+from jaxprune.structure.tracing import Certificate, matching
 
 #: What a sparsity is a fraction of.
 Budget = Literal["leaf", "global", "parameters", "flops", "latency"]

@@ -1,8 +1,13 @@
-"""Tracing and labelling a function at given input shapes."""
+"""A function at given input shapes: traced and labelled; what of it goes, how it runs then, and whether that is exact.
+
+The function of cut parameters gives at every place that is left what the original function gives there with 0 in the
+removed entries, as long as each sum, product or extreme over an axis that loses entries is the same without them. So
+for the certificate the program is run once on ranges of numbers, and each such operation is looked at.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,15 +15,35 @@ from jax import tree_util
 
 from jaxprune import tree
 from jaxprune.base import Params
-from jaxprune.program import jaxprs
+from jaxprune.program import jaxprs, ranges
+from jaxprune.program.bounding import Bounding
 from jaxprune.program.jaxprs import Frame, visit
 from jaxprune.program.labels import STAYS, Labels
 from jaxprune.program.narrowing import Labelling, evaluate
 from jaxprune.program.primitives import RULES
+from jaxprune.program.ranges import Fault, Value, all_faults
 from jaxprune.structure import groups
 
 #: Which outputs may lose entries: glob patterns over their paths, or a predicate ``(path, output) -> bool``.
 FreeOutput = str | Sequence[str] | Callable[[str, Any], bool] | None
+
+
+class Certificate(NamedTuple):
+    """Whether removal equals masking, by the program alone.
+
+    Attributes:
+      exact: no fault was found: the outputs are the same up to rounding, whatever the parameters and inputs.
+      faults: where it makes a difference, or where that cannot be told, in the program's order.
+    """
+
+    exact: bool
+    faults: tuple[Fault, ...]
+
+    def __str__(self) -> str:
+        if self.exact:
+            return "exact: what is removed contributes nothing"
+        places = [f"  {fault.line}: `{fault.operation}` {fault.reason}" for fault in self.faults]
+        return "\n".join(["not exact: removal differs from masking", *places])
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,31 @@ class Traced:
         outs = evaluate(self.frame, [*leaves, *jax.tree.leaves(inputs)], removed, RULES)
         return jax.tree.unflatten(self.out_tree, outs)
 
+    def certify(self, removed: np.ndarray, masks: Sequence[np.ndarray | None]) -> Certificate:
+        """Whether the outputs that may not shrink are the same without what is gone as with 0 in its place.
+
+        Args:
+          removed: for each label, whether it is gone.
+          masks: for each parameter the mask that says what is known to be 0; ``None``: all that is gone.
+        """
+        reader, values = Bounding(removed, RULES), []
+        for position, variable in enumerate(jaxprs.body(self.frame.program).invars):
+            gone = reader.gone(self.frame.values[variable])
+            anything = ranges.settle(ranges.UNBOUNDED, variable.aval.dtype)
+            value = Value(anything, {i: ranges.many(anything, flags.size) for i, flags in gone.items()}, gone)
+            values.append(_parameter(value, masks[position]) if position < len(masks) else value)
+        with np.errstate(all="ignore"):
+            outs = visit(self.frame.program, values, reader, guide=self.frame).results
+        found = all_faults(out for out, free in zip(outs, self.free, strict=True) if not free)
+        # A line may be met more than once, as in rounds of a loop: what was found last knows most.
+        places = {(fault.operation, fault.line): fault for fault in reader.found if fault in found}
+        return Certificate(not found, tuple(places.values()))
+
+    def difference(self, outputs: Any, others: Any) -> float:
+        """The largest absolute difference between outputs that may not shrink; infinite where only one is a number."""
+        pairs = zip(self.free, jax.tree.leaves(outputs), jax.tree.leaves(others), strict=True)
+        return max((_difference(_numbers(a), _numbers(b)) for free, a, b in pairs if not free), default=0.0)
+
 
 def label(function: Callable[..., Any], params: Params, inputs: Any, trailing: bool, free: FreeOutput) -> Traced:
     """Visits the program twice: first to see which parts of split axes can be cut, then for good."""
@@ -106,3 +156,26 @@ def matching(patterns: str | Sequence[str], names: Sequence[Sequence[str]], what
     """
     listed = [patterns] if isinstance(patterns, str) else patterns
     return tree.matching(listed, names, lambda p: f"{what} {p!r} matches none of {[' or '.join(own) for own in names]}")
+
+
+def _parameter(value: Value, mask: np.ndarray | None) -> Value:
+    """A parameter: 0 where it is known to be, else any finite numbers."""
+    for axis, flags in value.gone.items():
+        zero = flags
+        if mask is not None:
+            zero = flags & ~np.any(mask, axis=tuple(i for i in range(mask.ndim) if i != axis))
+        value.axes[axis] = ranges.choose(zero, ranges.ZERO, value.axes[axis])
+    return value
+
+
+def _numbers(output: Any) -> np.ndarray:
+    if jax.numpy.issubdtype(output.dtype, jax.dtypes.prng_key):
+        output = jax.random.key_data(output)
+    array = np.asarray(output)
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    with np.errstate(invalid="ignore"):
+        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    return float(np.max(np.where(np.isnan(apart), np.inf, apart), initial=0.0))
