@@ -50,9 +50,8 @@ class Step(jaxprs.Site):
         """What is known of a value of this shape, from its numbers where no parameter and no input takes part in it."""
         if value.known is None or math.prod(shape) > EVALUATED:
             return value
-        found = of_array(value.known(), value.gone)
-        rest, axes = widen(found.rest), {i: widen(a) for i, a in found.axes.items()}
-        return replace(value, rest=rest, axes=axes)
+        found = of_array(value.known(), value.gone).mapped(widen)
+        return replace(value, rest=found.rest, axes=found.axes)
 
     def alike(self, values: Sequence[Value]) -> frozenset[int]:
         """Of the axes that lose entries, those along which no operand of an entrywise operation varies."""

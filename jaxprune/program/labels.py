@@ -7,7 +7,6 @@ one run of connected components at the end tells what belongs together.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,13 +17,6 @@ STAYS = 0
 
 #: One array of labels for each axis of a value.
 Axes = tuple[np.ndarray, ...]
-
-
-class Choice(NamedTuple):
-    """A place at which one of several axes can be cut, but not more: their labels, by axis, and what is done there."""
-
-    candidates: dict[int, np.ndarray]
-    words: str
 
 
 class Forest:
@@ -66,7 +58,8 @@ class Labels:
       decided: the axis to cut (or None) for each place that offers a choice; ``None`` while these are looked for.
       count: labels handed out.
       born: labels below it are those of parameters.
-      choices: the places that offer a choice.
+      choices: for each place at which one of several axes can be cut, but not more, their labels, by axis, and what is
+        done there, in words.
       notes: for the arrays of labels that a product contracts over ("in"), leaves ("out") or goes through one by one
         ("each"), in the program's order.
       pairs: of the products of which neither operand is a parameter and both have axes of their own, as in attention:
@@ -81,7 +74,7 @@ class Labels:
     decided: Mapping[Place, int | None] | None = None
     count: int = 1
     born: int = 1
-    choices: dict[Place, Choice] = field(default_factory=dict)
+    choices: dict[Place, tuple[dict[int, np.ndarray], str]] = field(default_factory=dict)
     notes: list[tuple[np.ndarray, str]] = field(default_factory=list)
     pairs: list[tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]] = field(default_factory=list)
     paired: list[int] = field(default_factory=list)
@@ -163,7 +156,7 @@ class Labels:
     def choose(self, place: Place, candidates: dict[int, np.ndarray], words: str) -> int | None:
         """The axis that is cut at a place: the one decided on, else the preferred one."""
         if self.decided is None and len(candidates) > 1:
-            self.choices[place] = Choice(candidates, words)
+            self.choices[place] = candidates, words
         if self.decided is not None and (not candidates or self.decided.get(place) in candidates):
             return self.decided.get(place)
         return self.preferred(candidates)
@@ -180,7 +173,7 @@ class Labels:
 
     def decide(self) -> dict[Place, int | None]:
         """Which axis to cut at each place that offered a choice, now that all ties and pins are known."""
-        return {place: self.preferred(choice.candidates) for place, choice in self.choices.items()}
+        return {place: self.preferred(candidates) for place, (candidates, _) in self.choices.items()}
 
     def ambiguous(self) -> list[str]:
         """What is done at the places where more than one axis could be cut, if the choices did not rule them out."""

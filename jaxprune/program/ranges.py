@@ -122,6 +122,11 @@ def many(one: Range, size: int) -> Range:
     return Range(*(np.broadcast_to(part, (size,)) for part in one))
 
 
+def chain(*ranges: Range) -> Range:
+    """Ranges along an axis, one after the other."""
+    return Range(*(np.concatenate(part) for part in zip(*ranges, strict=True)))
+
+
 def not_zero(removed: Range, cause: str = "") -> str:
     """In words, what is wrong with many entries that should be 0; ``cause`` made them infinite or NaN."""
     if not removed.finite.all():
@@ -188,6 +193,11 @@ class Value:
     def along(self, axis: int, gone: np.ndarray, but: Sequence[int] = ()) -> Range:
         """Ranges for each index of an axis that loses entries, even if this value is repeated along it."""
         return self.axes[axis] if axis in self.axes else choose(gone, self.anywhere(but), self.rest)
+
+    def mapped(self, function: Callable[..., Range], *others: "Value") -> "Value":
+        """The same, with a function of its ranges, and of those of others that lose the same entries."""
+        axes = {i: function(found, *(other.axes[i] for other in others)) for i, found in self.axes.items()}
+        return replace(self, rest=function(self.rest, *(other.rest for other in others)), axes=axes)
 
     def ranges(self) -> list[Range]:
         """All that is known."""

@@ -1,7 +1,6 @@
 """Cutting and masking trees that are shaped like the parameters of a traced function."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +17,9 @@ from jaxprune.program.narrowing import take
 
 #: For each ``(path, axis)`` of a parameter that loses entries, which of them stay.
 Flags = Mapping[tuple[str, int], np.ndarray]
+
+#: Path and shape of the parameter that a leaf belongs to.
+Owner = tuple[str, tuple[int, ...]]
 
 
 def cut_tree(values: Any, params: Params, flags: Flags) -> Any:
@@ -70,8 +72,9 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
 
     Leaves elsewhere are known by the end of their path: an optimizer's state for a part of the parameters has holes.
     """
-    parts, named = _parts(params), _named(params)
-    found = False
+    selection, found = tree.flatten(params), False
+    owners = [(path, leaf.shape) for path, leaf in zip(selection.paths, selection.leaves, strict=True)]
+    parts, named = _parts(params, owners), _named(params, owners)
 
     def is_part(subtree: Any) -> bool:
         return jax.tree.structure(subtree) in parts
@@ -89,11 +92,11 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
         part = parts.get(structure)
         if part is None:
             inner = [(keys + own, leaf) for own, leaf in tree_util.tree_leaves_with_path(subtree)]
-            owners = [next((named[own[i:]] for i in range(len(own)) if own[i:] in named), None) for own, _ in inner]
-            part = [owner for owner in owners if owner is not None]
+            ends = [next((own[i:] for i in range(len(own)) if own[i:] in named), None) for own, _ in inner]
+            part = [named[end] for end in ends if end is not None]
             if structure not in parts and not part:
                 return subtree
-            if len(part) < len(owners):
+            if len(part) < len(ends):
                 raise ValueError(
                     f"a part of the tree with the structure {structure} is like several parts of the parameters; give "
                     "it inside a tree like all of them"
@@ -107,8 +110,13 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
     return changed
 
 
+def fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a leaf has all axes of its parameter, whole or of size 1."""
+    return len(own) == len(shape) and all(n in (1, m) for n, m in zip(own, shape, strict=True))
+
+
 def _check_shape(path: str, own: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    if len(own) == len(shape) and all(n in (1, m) for n, m in zip(own, shape, strict=True)):
+    if fits(own, shape):
         return
     factored = own in [shape[:axis] + shape[axis + 1 :] for axis in range(len(shape))]
     raise ValueError(
@@ -118,35 +126,30 @@ def _check_shape(path: str, own: tuple[int, ...], shape: tuple[int, ...]) -> Non
     )
 
 
-def _named(params: Params) -> dict[Any, tuple[str, tuple[int, ...]]]:
-    """Path and shape of each parameter by its keys, and by those inside its collection; positions alone do not tell."""
-    selection = tree.flatten(params)
-    named, counts = {}, Counter()
-    keyed = tree_util.tree_leaves_with_path(params)
-    for (keys, leaf), path in zip(keyed, selection.paths, strict=True):
+def _named(params: Params, owners: Sequence[Owner]) -> dict[Any, Owner]:
+    """The parameters by their keys, and by those inside their collection; positions alone do not tell."""
+    named: dict[Any, list[Owner]] = {}
+    for (keys, _), owner in zip(tree_util.tree_leaves_with_path(params), owners, strict=True):
         for own in {keys, keys[1:]} if isinstance(params, Mapping) and len(keys) > 2 else {keys}:
             if not all(isinstance(key, tree_util.SequenceKey) for key in own):
-                named[own] = (path, leaf.shape)
-                counts[own] += 1
-    return {keys: owner for keys, owner in named.items() if counts[keys] == 1}
+                named.setdefault(own, []).append(owner)
+    return {keys: alike[0] for keys, alike in named.items() if len(alike) == 1}
 
 
-def _parts(params: Params) -> dict[Any, list[tuple[str, tuple[int, ...]]] | None]:
+def _parts(params: Params, owners: Sequence[Owner]) -> dict[Any, Sequence[Owner] | None]:
     """The structures to look for: that of all parameters, and of each collection (``params``, ``batch_stats``).
 
     ``None`` for a structure that several collections have.
     """
-    selection = tree.flatten(params)
-    everything = [(path, leaf.shape) for path, leaf in zip(selection.paths, selection.leaves, strict=True)]
-    parts: dict[Any, list[tuple[str, tuple[int, ...]]] | None] = {}
+    parts: dict[Any, Sequence[Owner] | None] = {}
     start = 0
     if isinstance(params, Mapping):
         for child in jax.tree.leaves(params, is_leaf=lambda node: node is not params):
             structure, size = jax.tree.structure(child), len(jax.tree.leaves(child))
             if size and structure != jax.tree.structure(0):
-                parts[structure] = None if structure in parts else everything[start : start + size]
+                parts[structure] = None if structure in parts else owners[start : start + size]
             start += size
-    parts[jax.tree.structure(params)] = everything
+    parts[jax.tree.structure(params)] = owners
     return parts
 
 

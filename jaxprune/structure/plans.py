@@ -19,18 +19,13 @@ Units: TypeAlias = dict[str, np.ndarray]
 def resolve(
     plan: Plan, groups: Sequence[Group], why_pinned: Callable[[str, int], str], from_front: Callable[[str, int], int]
 ) -> Units:
-    """The units that stay, for each group that the plan names.
+    """The units that stay, for each group that a plan names. See ``Graph.at``.
 
     Args:
       plan: as the user wrote it.
       groups: what can be removed.
       why_pinned: says why an axis of a parameter stays.
       from_front: the number of an axis that may be counted from the back.
-
-    Raises:
-      ValueError: a group that there is not; an axis that stays, with the reason; entries that go together, but of which
-        only some are to stay; indices out of range; nothing that stays.
-      TypeError: a plan that is traced, or holds neither indices nor flags.
     """
     by_name = {group.name: group for group in groups}
     kept: Units = {}
@@ -126,11 +121,7 @@ def mask_flags(masks: Any, params: Any) -> dict[str, np.ndarray]:
 
 
 def from_masks(masks: Any, params: Any, groups: Sequence[Group]) -> Units:
-    """The plan that removes the units that masks remove.
-
-    A unit goes if every parameter that makes it is masked there altogether, or every parameter that uses it is. Masks
-    of units ``(1, ..., C)``, of single weights, and the 0-d ``True`` of leaves left alone all serve.
-    """
+    """The plan that removes the units that masks remove. See ``Graph.plan_from``."""
     flags = mask_flags(masks, params)
     units = {}
     for group in groups:

@@ -1,9 +1,9 @@
 """Which units go: scores on one scale for all groups, and the lowest of them until a budget is met."""
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal
 
 import jax
@@ -13,6 +13,8 @@ from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Params, Saliency, Where
+from jaxprune.kernels.counts import removed_of
+from jaxprune.structure.cutting import fits
 from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units
 from jaxprune.structure.tracing import FreeOutput
@@ -88,19 +90,15 @@ def of_groups(
     scored = tree.flatten(saliency(params))
     leaves = dict(zip(scored.paths, scored.leaves, strict=True))
     for path, leaf in leaves.items():
-        wrong = np.ndim(leaf) != len(sizes.get(path, ())) or any(
-            n not in (1, size) for n, size in zip(np.shape(leaf), sizes[path], strict=True)
-        )
-        if path not in sizes or (np.ndim(leaf) and wrong):
-            raise ValueError(
-                f"scores of {tree.show(path)} have shape {np.shape(leaf)}, the parameter has {sizes.get(path)}"
-            )
+        own, shape = np.shape(leaf), sizes.get(path)
+        if shape is None or (own and not fits(own, shape)):
+            raise ValueError(f"scores of {tree.show(path)} have shape {own}, the parameter has {shape}")
     return {group.name: _of_group(group, leaves, sizes, set(shapes.names)) for group in groups}
 
 
 def count(size: int, sparsity: float) -> int:
     """How many of ``size`` units a sparsity removes: ``round_half_up(size * sparsity)``, of the float32 sparsity."""
-    return math.floor(Fraction(float(np.float32(sparsity))) * size + Fraction(1, 2))
+    return removed_of(size, float(np.float32(sparsity)))
 
 
 def each(groups: Sequence[Group], scores: Mapping[str, np.ndarray], sparsity: float, spec: ShrinkSpec) -> Units:
@@ -131,11 +129,7 @@ def highest(scores: np.ndarray, keep: int) -> np.ndarray:
 
 def least(cost: Callable[[int], float], most: int, limit: float) -> int:
     """The smallest number of removed units, up to ``most``, whose cost is within a limit; ``most`` if none is."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle) <= limit else (middle + 1, high)
-    return low
+    return bisect.bisect_left(range(most), True, key=lambda removed: cost(removed) <= limit)
 
 
 def _of_group(group: Group, leaves: dict[str, Any], sizes: dict[str, tuple[int, ...]], chosen: set[str]) -> np.ndarray:

@@ -37,13 +37,9 @@ def _run_remat(site: Narrow, values: Sequence[Any]) -> list[Any]:
 def scan_parts(site: Site, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """The constants, what is carried, and what is stacked, of which the body has one axis less: told by the ranks."""
     equation, body = site.equation, jaxprs.body(site.params["jaxpr"])
-    carried = sum(_ranks_agree(*pair) for pair in zip(equation.outvars, body.outvars, strict=True))
-    fixed = sum(_ranks_agree(*pair) for pair in zip(equation.invars, body.invars, strict=True))
+    carried = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, body.outvars, strict=True))
+    fixed = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.invars, body.invars, strict=True))
     return list(values[: fixed - carried]), list(values[fixed - carried : fixed]), list(values[fixed:])
-
-
-def _ranks_agree(one: Any, other: Any) -> bool:
-    return len(one.aval.shape) == len(other.aval.shape)
 
 
 def _enter_steps(call: Call, body: Any, constants: Sequence[Axes], others: Sequence[Axes]) -> list[Axes]:
@@ -146,13 +142,12 @@ def _settled(carry: list[Value], body: Callable[[list[Value]], list[Value]]) -> 
     """What holds for carried values before and after every round."""
     carry, rounds = [_joined(value) for value in carry], 0  # each its own: they may part after the first round
     while True:
-        after = body(carry)
-        joined = [_joined(a, b) for a, b in zip(carry, after, strict=True)]
+        joined = [_joined(a, b) for a, b in zip(carry, body(carry), strict=True)]
         if all(_same(a, b) for a, b in zip(carry, joined, strict=True)):
             return joined
         rounds += 1
         if rounds >= ROUNDS:
-            joined = [_grown(a, b) for a, b in zip(carry, joined, strict=True)]
+            joined = [after.mapped(_grown, before) for before, after in zip(carry, joined, strict=True)]
         carry = joined
 
 
@@ -165,22 +160,16 @@ def _joined(*values: Value) -> Value:
 
 
 def _same(a: Value, b: Value) -> bool:
-    pairs = zip(a.ranges(), b.ranges(), strict=True)
-    return a.faults == b.faults and all(
-        np.array_equal(x, y) for one, other in pairs for x, y in zip(one, other, strict=True)
-    )
+    return a.faults == b.faults and jax.tree.all(jax.tree.map(np.array_equal, a.ranges(), b.ranges()))
 
 
-def _grown(before: Value, after: Value) -> Value:
+def _grown(after: Range, before: Range) -> Range:
     """Bounds that still move are moved as far as they go."""
-
-    def grown(a: Range, b: Range) -> Range:
-        return Range(
-            np.where(b.low < a.low, -np.inf, b.low), np.where(b.high > a.high, np.inf, b.high), b.nan, b.infinite
-        )
-
-    axes = {i: grown(before.axes[i], after.axes[i]) for i in after.axes}
-    return replace(after, rest=grown(before.rest, after.rest), axes=axes)
+    low, high = (
+        np.where(after.low < before.low, -np.inf, after.low),
+        np.where(after.high > before.high, np.inf, after.high),
+    )
+    return Range(low, high, after.nan, after.infinite)
 
 
 def _shifted(value: Value, by: int) -> Value:

@@ -10,7 +10,7 @@ from jaxprune.program.labels import Axes
 from jaxprune.program.narrowing import Call, Narrow, Rule, sizes
 from jaxprune.program.primitives.shapes import ALL, same
 from jaxprune.program.range_arithmetic import negative
-from jaxprune.program.ranges import ANYTHING, Range, Value, between, choose, join, many, pick
+from jaxprune.program.ranges import ANYTHING, Range, Value, between, chain, choose, join, many, pick
 
 
 def _tie_concatenate(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -59,67 +59,70 @@ def _run_dynamic_slice(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return site.bind(values, slice_sizes=sizes(site.outs[0]))
 
 
+def _write(call: Call, labels: np.ndarray, update: np.ndarray, where: str) -> None:
+    """Ties an axis of an operand to that of what is written into it; both stay if that is a part."""
+    if update.size == labels.size:
+        call.labels.tie(labels, update)
+        return
+    for side in (labels, update):
+        call.pin(side, f"written at {where} known at run time")
+
+
 def _tie_dynamic_update_slice(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     for labels, update in zip(ins[0], ins[1], strict=True):
-        if labels.size == update.size:
-            call.labels.tie(labels, update)
-        else:
-            call.pin(labels, "written at a position known at run time")
-            call.pin(update, "written at a position known at run time")
+        _write(call, labels, update, "a position")
     return [ins[0]]
+
+
+def _windows(rank: int, numbers: Any) -> dict[int, int]:
+    """For each axis of an operand along which more than one entry is picked or written, that of these entries."""
+    picked = hasattr(numbers, "offset_dims")
+    windows = numbers.offset_dims if picked else numbers.update_window_dims
+    dropped = {*(numbers.collapsed_slice_dims if picked else numbers.inserted_window_dims)}
+    kept = [axis for axis in range(rank) if axis not in dropped.union(numbers.operand_batching_dims)]
+    return dict(zip(kept, windows, strict=True))
+
+
+def _tie_positions(call: Call, operand: Axes, indices: Axes, batching: Sequence[int]) -> None:
+    """Each entry along axes of a batch has positions of its own."""
+    for axis, other in zip(call.params["dimension_numbers"].operand_batching_dims, batching, strict=True):
+        call.labels.tie(operand[axis], indices[other])
+    call.pin(indices[-1], "the coordinates of positions")
 
 
 def _tie_gather(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Axes that are taken whole pass on, wherever that begins; others stay; those of the indices come in between."""
     operand, indices = ins
-    numbers, taken = call.params["dimension_numbers"], call.params["slice_sizes"]
-    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    for axis in {*range(len(operand))} - {*numbers.operand_batching_dims}:
-        if taken[axis] != operand[axis].size:
-            call.pin(operand[axis], "indexed by positions known at run time")
-    for axis, other in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
-        call.labels.tie(operand[axis], indices[other])
-    call.pin(indices[-1], "the coordinates of positions")
-    whole = iter([axis for axis in range(len(operand)) if axis not in dropped])
+    numbers = call.params["dimension_numbers"]
+    for axis, (labels, taken) in enumerate(zip(operand, call.params["slice_sizes"], strict=True)):
+        if axis not in numbers.operand_batching_dims and taken != labels.size:
+            call.pin(labels, "indexed by positions known at run time")
+    _tie_positions(call, operand, indices, numbers.start_indices_batching_dims)
+    sources = {axis: operand[i] for i, axis in _windows(len(operand), numbers).items()}
     batch, out = iter(indices[:-1]), []
     for axis, size in enumerate(call.out_shape()):
-        if axis not in numbers.offset_dims:
-            out.append(next(batch))
-            continue
-        source = operand[next(whole)]
-        out.append(source if source.size == size else call.fixed(size, "a window at positions known at run time"))
+        labels = sources[axis] if axis in sources else next(batch)
+        whole = labels.size == size
+        out.append(labels if whole else call.fixed(size, "a window at positions known at run time"))
     return [tuple(out)]
 
 
 def _run_gather(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    whole = [
-        int(np.count_nonzero(kept)) if size == kept.size else size
-        for kept, size in zip(site.ins[0], site.params["slice_sizes"], strict=True)
-    ]
-    return site.bind(values, slice_sizes=tuple(whole))
+    sides = zip(site.ins[0], sizes(site.ins[0]), site.params["slice_sizes"], strict=True)
+    return site.bind(values, slice_sizes=tuple(left if size == kept.size else size for kept, left, size in sides))
 
 
 def _tie_scatter(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Axes of the operand that are written whole, wherever that begins, are tied to the updates'; others stay."""
     operand, indices, updates = ins
     numbers = call.params["dimension_numbers"]
-    windows = iter(numbers.update_window_dims)
+    windows, nothing = _windows(len(operand), numbers), np.zeros(0, np.int64)
     for axis, labels in enumerate(operand):
-        if axis in numbers.operand_batching_dims:
-            continue
-        update = None if axis in numbers.inserted_window_dims else updates[next(windows)]
-        if update is not None and update.size == labels.size:
-            call.labels.tie(labels, update)
-            continue
-        for side in (labels, update):
-            if side is not None:
-                call.pin(side, "written at positions known at run time")
-    for axis, other in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
-        call.labels.tie(operand[axis], indices[other])
-    call.pin(indices[-1], "the coordinates of positions")
-    rest = [axis for axis in range(len(updates)) if axis not in numbers.update_window_dims]
-    for labels, axis in zip(indices[:-1], rest, strict=True):
-        call.labels.tie(labels, updates[axis])
+        if axis not in numbers.operand_batching_dims:
+            _write(call, labels, updates[windows[axis]] if axis in windows else nothing, "positions")
+    _tie_positions(call, operand, indices, numbers.scatter_indices_batching_dims)
+    rest = [labels for axis, labels in enumerate(updates) if axis not in numbers.update_window_dims]
+    call.tie_all([indices[:-1]], [tuple(rest)])
     return [operand]
 
 
@@ -129,10 +132,9 @@ def _bound_concatenate(step: Step, values: Sequence[Value]) -> list[Value]:
         if axis != along:
             axes[axis] = join(*(value.along(axis, gone) for value in values))
             continue
-        sizes = [step.shape(i)[axis] for i in range(len(values))]
-        flags = np.split(gone, np.cumsum(sizes)[:-1])
-        parts = [value.along(axis, own) for value, own in zip(values, flags, strict=True)]
-        axes[axis] = Range(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        ends = np.cumsum([step.shape(i)[axis] for i in range(len(values))])
+        flags = np.split(gone, ends[:-1])
+        axes[axis] = chain(*(value.along(axis, own) for value, own in zip(values, flags, strict=True)))
     return [step.value(join(*(value.rest for value in values)), axes, values)]
 
 
@@ -148,18 +150,14 @@ def _bound_pad(step: Step, values: Sequence[Value]) -> list[Value]:
     for axis, gone in step.outs[0].items():
         low, high, inside = step.params["padding_config"][axis]
         own = value.along(axis, gone[low : gone.size - high] if not inside else gone)
-        within = join(own, fill)
-        ends = [many(fill, low), many(fill, high)]
-        axes[axis] = Range(*(np.concatenate(part) for part in zip(ends[0], within, ends[1], strict=True)))
+        axes[axis] = chain(many(fill, low), join(own, fill), many(fill, high))
     return [step.value(join(value.rest, fill), axes, values)]
 
 
 def _bound_gather(step: Step, values: Sequence[Value]) -> list[Value]:
     """Axes of the operand that are taken whole; positions lie within it, unless a number is written for others."""
     numbers = step.params["dimension_numbers"]
-    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    whole = [axis for axis in range(len(step.shape(0))) if axis not in dropped]
-    sources = dict(zip(numbers.offset_dims, whole, strict=True))
+    sources = {axis: i for i, axis in _windows(len(step.shape(0)), numbers).items()}
     batch = [axis for axis in range(len(step.out_shape())) if axis not in numbers.offset_dims]
     for axis, other in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
         sources[batch[other]] = axis
@@ -180,15 +178,9 @@ def _bound_scatter(step: Step, values: Sequence[Value]) -> list[Value]:
         if axis not in numbers.update_window_dims and not numbers.operand_batching_dims:
             if step.name not in ("scatter-add", "scatter-sub") or not pick(updates.axes[axis], gone).zero.all():
                 step.fault("removed entries are written to positions known at run time")
-    windows = [
-        i for i in range(len(step.shape(0))) if i not in {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
-    ]
-    sources = dict(zip(windows, numbers.update_window_dims, strict=True))
-    moved = Value(
-        updates.rest,
-        {i: updates.axes[k] for i, k in sources.items() if k in updates.axes},
-        {i: updates.gone[k] for i, k in sources.items() if k in updates.gone},
-    )
+    windows = {k: i for i, k in _windows(len(step.shape(0)), numbers).items() if k in updates.gone}
+    axes = {i: updates.axes[k] for k, i in windows.items()}
+    moved = Value(updates.rest, axes, {i: updates.gone[k] for k, i in windows.items()})
     return step.each([operand, moved], _WRITTEN.get(step.name, join))
 
 

@@ -135,7 +135,7 @@ def _bound_extreme(flip: Callable[[Range], Range]) -> Bound:
             found.largest = (value, tuple(axes), tuple(_others(step, operand)))
             everywhere = value.finite_at is not None and _everywhere(step, value.finite_at, axes)
             if everywhere and not value.is_finite():
-                found.rest, found.axes = _bounded(found.rest), {i: _bounded(a) for i, a in found.axes.items()}
+                return found.mapped(_bounded)
         return found
 
     return _each(rule)
