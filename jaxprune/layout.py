@@ -41,6 +41,10 @@ class Axes(NamedTuple):
         """Whether each unit has one input, beside a window perhaps: there is nothing to group along."""
         return len(shape) > 2 and bool(self.inputs) and not self.lookup and shape[self.along] == 1
 
+    def grouped(self, shape: tuple[int, ...]) -> bool:
+        """Whether N:M takes the leaf: neither rows that are looked up nor depthwise kernels contract an axis."""
+        return not (self.lookup or self.depthwise(shape))
+
     def __str__(self) -> str:
         parts = (",".join(map(str, axes)) for axes in (self.inputs, self.outputs))
         batch = f"{','.join(map(str, self.batch))}: " if self.batch else ""
@@ -80,7 +84,7 @@ def grouped_along(
         return chosen, [int(axis)] * len(chosen.chosen)
     rows = list(zip(chosen.chosen, axes_of(chosen, layout), strict=True))
     if leave_out and chosen.paths != [""]:
-        rows = [(i, axes) for i, axes in rows if not (axes.lookup or axes.depthwise(np.shape(chosen.leaves[i])))]
+        rows = [(i, axes) for i, axes in rows if axes.grouped(np.shape(chosen.leaves[i]))]
     ranks = [np.ndim(chosen.leaves[i]) for i, _ in rows]
     found = [axes.along - rank if rank > 1 else -2 for rank, (_, axes) in zip(ranks, rows, strict=True)]
     return chosen._replace(chosen=tuple(i for i, _ in rows)), found

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import jaxprune as jp
 from jaxprune import checkpoints, cli
 from jaxprune.checkpoints import compressed
 from jaxprune.checkpoints.leaf import of_array
-from jaxprune.cli import recipe, shared
+from jaxprune.cli import inspect, recipe, shared
 
 RNG = np.random.default_rng(0)
 KERNELS = ("model.a.weight", "model.b.weight", "model.c.weight")
@@ -129,8 +130,8 @@ def test_inspect_warns(tmp_path, call):
     assert call("inspect", str(tmp_path / "odd.npz"), "--json")["warnings"] == [
         "zeros: all 5 entries are 0",
         "odd: 2 NaN and 1 infinite of 4 entries",
-        "model.a.weight: 1 of 12 units (last axis) have zeros alone",
-        "model.b.weight: 1 of 8 units (first axis) have zeros alone",
+        "model.a.weight: 1 of 12 units (axis 1) have zeros alone",
+        "model.b.weight: 1 of 8 units (axis 0) have zeros alone",
         "b, a: the same array 2 times",
     ]
     text = call("inspect", str(tmp_path / "odd.npz"), "--where", "odd")
@@ -139,7 +140,7 @@ def test_inspect_warns(tmp_path, call):
 
 def test_inspect_draws_a_table(model, call):
     lines = call("inspect", model).splitlines()
-    assert lines[0] == f"model.safetensors: safetensors, {shared.size(os.path.getsize(model))}, 6 leaves"
+    assert lines[0] == f"model.safetensors: safetensors, {inspect.size(os.path.getsize(model))}, 6 leaves"
     kernel = LEAVES["model.a.weight"]
     row = next(line for line in lines if "a.weight" in line)
     assert row.split()[:8] == ["*", "model.a.weight", "8x12", "0>1", "float32", "96", "384", "8"]
@@ -194,6 +195,119 @@ def test_compress_decompress_diff(model, call):
     assert call("diff", "small.jp", "dense.npz", "--json")["equal"]
     text = call("diff", model, "dense.npz", "--changed")
     assert "model.a.weight" in text and "model.a.bias" not in text and "3 of 6 leaves are equal to the bit" in text
+
+
+def held(*leaves):
+    """Leaves of the names and shapes, that are also in the file model.npz."""
+    made = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in leaves}
+    checkpoints.write("model.npz", made, force=True)
+    return made
+
+
+ODD = (
+    ("query/kernel", (8, 2, 6)),  # of attention
+    ("fc/weight", (6, 8)),  # of PyTorch
+    ("dense/kernel", (8, 6)),
+    ("embed/embedding", (8, 8)),
+    ("conv/kernel", (3, 3, 1, 8)),  # depthwise
+    ("fused/kernel", (8, 3, 4)),
+)
+
+
+@pytest.fixture
+def layouts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return held(*ODD)
+
+
+def nested(leaves):
+    return {name.split("/")[0]: {name.split("/")[1]: leaf} for name, leaf in leaves.items()}
+
+
+SAID = ("--layout", "fused*=0>1,2")
+
+
+def test_axes_are_shown_and_can_be_said(layouts, call, fails):
+    told = {row["name"]: row["axes"] for row in call("inspect", "model.npz", "--json")["leaves"]}
+    assert told == {
+        "query/kernel": "0>1,2",
+        "fc/weight": "1>0",
+        "dense/kernel": "0>1",
+        "embed/embedding": "0 looks up 1",
+        "conv/kernel": "0,1,2>3",
+        "fused/kernel": "?",
+    }
+    rows = call("inspect", "model.npz", "--layout", "fused/kernel=0>1,2", "--layout", "dense/*=1>0", "--json")["leaves"]
+    assert {row["name"]: row["axes"] for row in rows} == told | {"fused/kernel": "0>1,2", "dense/kernel": "1>0"}
+    rows = call("inspect", "model.npz", "--layout", "torch", "--where", "query*", "--json")["leaves"]
+    assert rows[0]["axes"] == "2,1>0"
+    assert "pattern 'none' matches none" in fails("inspect", "model.npz", "--layout", "none=0>1")
+    assert "layout 'keras': write flax, torch, or PATTERN=AXES" in fails("inspect", "model.npz", "--layout", "keras")
+    assert "all 3 of its shape (8, 3, 4)" in fails("inspect", "model.npz", "--layout", "fused*=0>1")
+    assert "no rule knows" in fails("compress", "model.npz", "-o", "a.jp", "--n-of-m", "2:4")
+
+
+def test_units_of_the_layout_are_counted(layouts, call):
+    after = {name: leaf.copy() for name, leaf in layouts.items()}
+    after["query/kernel"][:, 1, 2:4] = 0
+    after["fc/weight"][3] = 0
+    after["dense/kernel"][:, 4] = 0
+    after["fused/kernel"][:, 1, 1] = 0
+    checkpoints.write("after.npz", after)
+    rows = {row["name"]: row for row in call("diff", "model.npz", "after.npz", "--json")["leaves"]}
+    assert [rows[name]["units_removed"] for name, _ in ODD] == [2, 1, 1, 0, 0, None]
+    rows = {row["name"]: row for row in call("diff", "model.npz", "after.npz", *SAID, "--json")["leaves"]}
+    assert rows["fused/kernel"]["units_removed"] == 1 and rows["fused/kernel"]["axes"] == "0>1,2"
+    lines = [line.split() for line in call("diff", "model.npz", "after.npz").splitlines()]
+    assert next(line for line in lines if "fused/kernel" in line)[2] == "?"
+    warned = call("inspect", "after.npz", "--json")["warnings"]
+    assert warned[:3] == [
+        "query/kernel: 2 of 12 units (axes 1, 2) have zeros alone",
+        "fc/weight: 1 of 6 units (axis 0) have zeros alone",
+        "dense/kernel: 1 of 6 units (axis 1) have zeros alone",
+    ]
+
+
+def test_n_of_m_units_and_blocks_follow_the_layout(layouts, call):
+    """As the functions do, on the command line that compresses and on the one that tries."""
+    params, said = nested(layouts), {"fused/kernel": ((), (0,), (1, 2))}
+    kept = jp.masks.n_of_m(jp.saliency.magnitude(params), 2, 4, layout=said)
+    pruned = jp.masks.apply_masks(params, kept)
+    assert kept["embed"]["embedding"].ndim == kept["conv"]["kernel"].ndim == 0
+    found = call("compress", "model.npz", "-o", "a.jp", "--n-of-m", "2:4", *SAID, "--json")
+    loaded = jp.load("a.jp")
+    for (name, leaf), wanted in zip(jax.tree.leaves_with_path(loaded), jax.tree.leaves(pruned), strict=True):
+        np.testing.assert_array_equal(leaf, wanted, err_msg=str(name))
+    assert found["left_out"] == ["embed/embedding", "conv/kernel"]
+    text = call("compress", "model.npz", "-o", "b.jp", "--n-of-m", "2:4", "--where", "embed*")
+    assert "Left out" not in text and "0 looks up 1" in text
+    asked = jp.masks.n_of_m(jp.saliency.magnitude(params), 2, 4, where="embed/*")["embed"]["embedding"]
+    np.testing.assert_array_equal(np.asarray(jp.load("b.jp")["embed"]["embedding"]) != 0, asked)
+    for options, spec in (
+        (("--block-size", "4"), jp.QuantSpec(block_size=4)),
+        (("--axis", "units"), jp.QuantSpec(axis="units")),
+    ):
+        wanted = jp.fake_quant(params, 4, spec=spec, layout=said)
+        call("compress", "model.npz", "-o", "c.jp", "--bits", "4", *options, *SAID, "--force")
+        jax.tree.map(np.testing.assert_array_equal, jp.load("c.jp"), wanted)
+        tried = call("sweep", "model.npz", "--sparsity", "0,2:4", "--bits", "none,4", *options, *SAID, "--json")
+        assert tried["left_out"] == ["embed/embedding", "conv/kernel"]
+        settings = [(params, None), (params, 4), (pruned, None), (pruned, 4)]
+        for row, (before, bits) in zip(tried["settings"], settings, strict=True):
+            after = before if bits is None else jp.fake_quant(before, bits, spec=spec, layout=said)
+            mask = kept if before is pruned else None
+            report = jp.report(params, after, masks=mask, bits=bits, spec=spec, layout=said)
+            assert row["bytes"] == report.total.coded_bytes
+            assert row["relative_error"] == pytest.approx(report.total.relative_error, rel=1e-6, abs=1e-9)
+        assert "2:4" in call("sweep", "model.npz", "--sparsity", "2:4", "--bits", "4", *options, *SAID)
+
+
+def test_each_of_stacked_layers_has_a_codebook(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    made = held(("stack/kernel", (3, 8, 4)), ("stack/bias", (3, 4)))
+    call("compress", "model.npz", "-o", "a.jp", "--codebook", "3")
+    wanted = np.stack([jp.codebook.kmeans(layer, 3) for layer in made["stack/kernel"]])
+    np.testing.assert_array_equal(jp.load("a.jp")["stack"]["kernel"], wanted)
 
 
 def test_names_are_data(model, call):
@@ -291,7 +405,7 @@ def test_a_recipe_is_resolved_as_documented():
         ({"sparsity": 50}, r"sparsity must be in \[0, 1\], got 50"),
         ({"quantizer": "best"}, "quantizer is 'best'; it may be uniform, rd, trellis"),
         ({"n_of_m": "4:2"}, "n_of_m is '4:2'; write N:M"),
-        ({"where": 3}, "where is 3; write a pattern or a list"),
+        ({"where": 3}, "where is 3; write a text or a list"),
         ({"where": ["*a*"], "exclude": ["*a*"]}, "the patterns leave no leaf"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -387,6 +387,27 @@ def test_codebooks_of_a_stack_come_apart_train_and_go_into_files(tmp_path):
 
 
 @in_each_form
+def test_reports_count_units_of_the_layout_and_show_its_axes(form):
+    flat = normal(8, 6)
+    flat[:, [1, 4]] = 0
+    params, _ = held(form, flat)
+    masks = jax.tree.map(lambda leaf: leaf != 0 if np.any(leaf) else np.ones((), bool), params)
+    report = jp.report(params, params, masks=masks)
+    row = next(row for row in report.rows if row.removed)
+    assert row.axes == {"flat": "0>1", "attention": "0>1,2", "torch": "1>0", "stacked": "0: 1>2"}[form]
+    assert row.coded_bytes == 4 * 8 * 4 + 1  # 4 units of 8 floats, a bit for each of 6 units
+    assert report.total.coded_bytes == int(jp.reports.coded_bytes(params, masks))
+    assert str(report).split()[:3] == ["leaf", "axes", "parameters"] and f"  {row.axes}  " in str(report)
+    assert f"<td>{row.axes.replace('>', '&gt;')}</td>" in report._repr_html_()
+    spec = jp.QuantSpec(axis="units")
+    row = next(row for row in jp.report(params, jp.quantize(params, 4, spec=spec)).rows if row.bits == 4)
+    assert row.axes and row.coded_bytes == 24 + 4 * 6
+    assert jp.report(params, jp.fake_quant(params, 4, spec=spec), bits=4, spec=spec).rows[-1].axes == row.axes
+    plain = jp.report(params, params) if form == "stacked" else jp.report(params, jp.quantize(params, 4))
+    assert not any(row.axes for row in plain.rows) and "axes" not in str(plain)
+
+
+@in_each_form
 def test_penalties_of_units(form):
     """The units of all forms are the columns of the flat kernel."""
     flat = normal(8, 6)

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.reports import Report, frontier, measures
+from jaxprune.reports import Report, measures
 from jaxprune.reports import page as pages
-from jaxprune.reports.rows import Histogram, Row
+from jaxprune.reports.measures import Histogram
+from jaxprune.reports.summary import Row
 
 VOID = {"meta", "wbr", "br", "hr", "input", "link", "img"}
 COLUMNS = "leaf parameters sparsity zeros bits dense bytes coded bytes rel. error max error"
@@ -470,14 +471,14 @@ def test_bad_sweeps(options, error, match, tmp_path):
 
 @given(low=st.floats(1e-9, 1e9), factor=st.floats(1.0, 1e6), log=st.booleans())
 def test_ticks_are_few_and_inside(low, factor, log):
-    axis = frontier.around(np.array([low, low * factor]), log)
+    axis = pages.around(np.array([low, low * factor]), log)
     ticks = axis.ticks()
     assert 2 <= len(ticks) <= 12 and ticks == sorted(set(ticks))
     assert all(-1e-9 <= axis.share(tick) <= 1 + 1e-9 for tick in ticks)
-    assert len({frontier.brief(tick) for tick in ticks}) == len(ticks) or factor < 1.001
+    assert len({pages.brief(tick) for tick in ticks}) == len(ticks) or factor < 1.001
     assert 0 < axis.share(low) <= axis.share(low * factor) < 1
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.85, "0.85"), (20_000, "20k"), (-1.5e6, "-1.5M"), (3e9, "3G")])
 def test_ticks_are_brief(value, text):
-    assert frontier.brief(value) == text
+    assert pages.brief(value) == text

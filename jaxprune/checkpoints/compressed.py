@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, nested
+from jaxprune.checkpoints.leaf import Content, Format, Leaf, grown
 from jaxprune.files import Compressed, compress, join
 from jaxprune.files import read as open_file
 
@@ -66,10 +66,7 @@ def tree_order(names: Iterable[str]) -> list[str]:
 
 def stored_tree(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The tree that is stored: cut at ``/`` alone, so that names with dots come back as they were."""
-    try:
-        return nested(leaves) if any("/" in name for name in leaves) else dict(leaves)
-    except CheckpointError:
-        return dict(leaves)
+    return grown(leaves) if any("/" in name for name in leaves) else dict(leaves)
 
 
 FORMAT = Format("jaxprune", (".jp", ".jaxprune"), _recognizes, _read, _write, True)

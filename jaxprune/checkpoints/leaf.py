@@ -180,6 +180,14 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def grown(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`nested`, or flat as they are if the names make no tree."""
+    try:
+        return nested(leaves)
+    except CheckpointError:
+        return dict(leaves)
+
+
 def flat(tree: Any, above: Sequence[str] = ()) -> dict[str, Any]:
     """Leaves by path of nested mappings, lists and tuples; a tree that is one leaf is called ``array``.
 

@@ -1,24 +1,33 @@
 """The command line: ``jaxprune inspect | sweep | compress | shrink | decompress | diff | convert``.
 
-Each command is a module with ``configure(parser)`` and ``run(args)``, whose docstring is its help, and a name in
-``COMMANDS``. Arguments are read by argparse: it is part of Python and does all that is needed here.
+Arguments are read by argparse: it is part of Python and does all that is needed here.
 """
 
 import argparse
-import errno
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from inspect import cleandoc
 from types import FrameType
 
-_WRITES = ("sweep", "compress", "shrink", "decompress", "convert")
-COMMANDS = ("inspect", "sweep", "compress", "shrink", "decompress", "diff", "convert")
+from jaxprune.checkpoints.leaf import FULL
+from jaxprune.cli import compress, convert, diff, inspect, shrink, sweep
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: What adds the arguments of each command, and what runs it; the docstring of that is its help.
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
+    "inspect": (inspect.configure, inspect.run),
+    "sweep": (sweep.configure, sweep.run),
+    "compress": (compress.configure, compress.run),
+    "shrink": (shrink.configure, shrink.run),
+    "decompress": (convert.configure_decompress, convert.decompress),
+    "diff": (diff.configure, diff.run),
+    "convert": (convert.configure, convert.run),
+}
+_READS = ("inspect", "diff")  # and writes nothing
 
 _LIMIT = "most bytes that an array may take in memory; default: 1 GiB or 1,000 times its file"
 _ABOUT = """\
@@ -47,12 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
     except SystemExit as done:  # --help, or wrong arguments
         return int(done.code or 0)
+    # Bars are for people alone, and where there is what draws them.
+    args.progress = not args.quiet and sys.stderr.isatty() and find_spec("rich") is not None
     debug = bool(os.environ.get("JAXPRUNE_DEBUG"))
     try:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
-            import_module(f"jaxprune.cli.{args.command}").run(args)
+            COMMANDS[args.command][1](args)
             sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
@@ -85,9 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxprune {__version__}")
     added = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     firsts = ["examples:"]
-    for name in COMMANDS:
-        module = import_module(f"jaxprune.cli.{name}")
-        about, _, examples = (module.__doc__ or "").strip().partition("\n\n")
+    for name, (configure, run) in COMMANDS.items():
+        about, _, examples = cleandoc(run.__doc__ or "").partition("\n\n")
         command = added.add_parser(
             name,
             help=about[:1].lower() + about[1:].rstrip("."),
@@ -95,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
             epilog=_END.format(examples=examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.configure(command)
-        if name in _WRITES:
+        configure(command)
+        if name not in _READS:
             command.add_argument("--force", action="store_true", help="replace what exists")
             command.add_argument("--skip-unreadable", action="store_true", help="leave out entries of unknown dtypes")
         command.add_argument("--max-bytes", type=float, metavar="N", help=_LIMIT)
@@ -112,7 +122,7 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
-        if error.errno in _FULL:
+        if error.errno in FULL:
             text = f"{text}; nothing was written: make room, or write elsewhere"
     known = isinstance(error, OSError | ValueError | TypeError | ImportError)
     text = text if known and text else f"{type(error).__name__}: {text}"

@@ -1,12 +1,4 @@
-"""Make a small file: prune, quantize or share weights, code what is left, read it back and say what it cost.
-
-examples:
-  jaxprune compress model.safetensors -o model.jp --sparsity 0.5 --bits 4
-  jaxprune compress model.safetensors -o model.jp --bits 8 --exclude '*embeddings*'
-  jaxprune compress model.msgpack -o model.jp --n-of-m 2:4 --bits 8 --axis -1
-  jaxprune compress model.safetensors -o model.jp --recipe recipe.toml
-  jaxprune compress model.safetensors -o model.jp          (without loss)
-"""
+"""``jaxprune compress``: leaf by leaf, and read back before the file takes its place."""
 
 import argparse
 import math
@@ -16,17 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import checkpoints, files, host, masks
-from jaxprune.base import QuantSpec
-from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, compressed, ranking
+from jaxprune import checkpoints, files, host
+from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, compressed
 from jaxprune.cli import diff, recipe, shared
-from jaxprune.cli.recipe import Recipe, Treatment
-from jaxprune.layout import Axes, sure
-from jaxprune.quantization.leaves import spec_of
+from jaxprune.cli.recipe import Coding, Recipe, Treatment
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
 _BATCH = 2**24  # bytes
-_TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their leaves
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +27,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compresses, writes, verifies and prints before and after."""
+    """Make a small file: prune, quantize or share weights, code what is left, read it back and say what it cost.
+
+    examples:
+      jaxprune compress model.safetensors -o model.jp --sparsity 0.5 --bits 4
+      jaxprune compress model.safetensors -o model.jp --bits 8 --exclude '*embeddings*'
+      jaxprune compress model.msgpack -o model.jp --n-of-m 2:4 --bits 8 --axis -1
+      jaxprune compress model.safetensors -o model.jp --recipe recipe.toml
+      jaxprune compress model.safetensors -o model.jp          (without loss)
+    """
     suffix = checkpoints.check_output(args.output, force=args.force).suffix
     if suffix not in compressed.FORMAT.suffixes:
         others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
@@ -50,12 +46,11 @@ def run(args: argparse.Namespace) -> None:
     opened = shared.opened(args, args.checkpoint)
     checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
-    progress = shared.progress_wanted(args)
-    made = replace(coded(opened.leaves, wanted, progress), metadata=dict(opened.metadata))
+    made = replace(coded(opened.leaves, wanted, args.progress), metadata=dict(opened.metadata))
     output = checkpoints.check_output(args.output, force=args.force)
     with host.written_whole(output, over_folder=args.force) as beside:
         compressed.write_compressed(beside, made)
-        rows = _verified(opened, made, str(beside), wanted, progress)
+        rows = _verified(opened, made, str(beside), wanted, args.progress)
         after = beside.stat().st_size
     found = {
         "path": args.output,
@@ -64,51 +59,34 @@ def run(args: argparse.Namespace) -> None:
         "bytes_after": after,
         "leaves": rows,
         "total": _total(rows),
+        "left_out": wanted.left_out,
     }
     shared.show(args, found, _text(found), opened)
 
 
 def coded(leaves: Mapping[str, Leaf], wanted: Recipe, progress: bool) -> files.Compressed:
     """All leaves, those of the recipe with its losses, coded one by one; their arrays are never in memory together."""
-    cuts, axes = _cuts(leaves, wanted), shared.axes(leaves)
+    cuts = wanted.cuts(leaves)
 
     def array_of(name: str) -> np.ndarray:
-        treatment, array = wanted.treatments.get(name), leaves[name].read()
-        return array if treatment is None else _masked(array, name, treatment, cuts.get(name), axes[name])
+        array = leaves[name].read()
+        mask = wanted.mask(name, array, cuts.get(name))
+        return array if mask.all() else np.where(mask, array, np.zeros((), array.dtype))
 
-    def code(names: list[str]) -> dict[str, files.Compressed]:
-        treatment = wanted.treatments.get(names[0])
-        options = _options(treatment, _spec(treatment, leaves[names[0]], axes), wanted.side)
-        return compressed.code({name: array_of(name) for name in names}, **options)
+    def code(group: tuple[Coding, list[str]]) -> dict[str, files.Compressed]:
+        coding, names = group
+        return compressed.code({name: array_of(name) for name in names}, side=wanted.side, **coding.options())
 
-    alike: dict[tuple[Treatment | None, QuantSpec | None], list[str]] = {}
+    alike: dict[Coding, list[str]] = {}
     for name, leaf in leaves.items():
-        treatment = wanted.treatments.get(name)
-        alike.setdefault((_coding(treatment), _spec(treatment, leaf, axes)), []).append(name)
+        alike.setdefault(wanted.coding(name, leaf), []).append(name)
     groups = [
-        group
-        for (treatment, _), names in alike.items()
-        for group in ([names] if treatment and treatment.quantizer in _TOGETHER else _batches(names, leaves))
+        (coding, group)
+        for coding, names in alike.items()
+        for group in ([names] if coding.quantizer in recipe.TOGETHER else _batches(names, leaves))
     ]
     parts = host.in_parallel(code, groups, "leaves", progress)
     return compressed.assemble({name: part for group in parts for name, part in group.items()})
-
-
-def _coding(treatment: Treatment | None) -> Treatment | None:
-    """The part of a treatment that is about codes."""
-    if treatment is None:
-        return None
-    made = Treatment(bits=treatment.bits, codebook=treatment.codebook, quantizer=treatment.quantizer)
-    together = treatment.quantizer in _TOGETHER
-    return made if together else made._replace(axis=treatment.axis, block_size=treatment.block_size)
-
-
-def _spec(treatment: Treatment | None, leaf: Leaf, axes: Mapping[str, Axes | None]) -> QuantSpec | None:
-    """The spec of a uniform quantizer, with the axes of the leaf."""
-    if treatment is None or treatment.bits is None or treatment.quantizer != "uniform":
-        return None
-    spec = QuantSpec(axis=treatment.axis, block_size=treatment.block_size)
-    return spec_of(spec, leaf.name, leaf, axes[leaf.name])
 
 
 def _batches(names: Iterable[str], leaves: Mapping[str, Leaf]) -> list[list[str]]:
@@ -123,48 +101,6 @@ def _batches(names: Iterable[str], leaves: Mapping[str, Leaf]) -> list[list[str]
     return found
 
 
-def _cuts(leaves: Mapping[str, Leaf], wanted: Recipe) -> dict[str, ranking.Cut]:
-    """Where each leaf is cut that has a sparsity; leaves of one section are ranked together if the scope is global."""
-    groups: dict[tuple[Any, float], dict[str, Leaf]] = {}
-    for name in compressed.tree_order(wanted.treatments):
-        treatment = wanted.treatments[name]
-        if treatment.sparsity is not None:
-            key = treatment.section if wanted.scope == "global" else name
-            groups.setdefault((key, treatment.sparsity), {})[name] = leaves[name]
-    found: dict[str, ranking.Cut] = {}
-    for (_, sparsity), group in groups.items():
-        found |= ranking.cuts(group, sparsity)
-    return found
-
-
-def _masked(
-    array: np.ndarray, name: str, treatment: Treatment, cut: ranking.Cut | None, axes: Axes | None
-) -> np.ndarray:
-    """The array with 0 where the treatment removes weights."""
-    if cut is not None:
-        kept = ranking.mask(array, cut)
-    elif treatment.n_of_m is not None:
-        scores = {name: np.abs(array.astype(np.float32))}
-        axis = treatment.n_of_m_axis
-        axis = sure(name, array, axes).along - array.ndim if axis is None else axis
-        found = masks.n_of_m(scores, *treatment.n_of_m, axis=axis, where=lambda *_: True)
-        kept = np.asarray(found[name])
-    else:
-        return array
-    return np.where(kept, array, np.zeros((), array.dtype))
-
-
-def _options(treatment: Treatment | None, spec: QuantSpec | None, side: str | None) -> dict[str, Any]:
-    """What :func:`jaxprune.compress` is told; every leaf that it is given is meant, or none."""
-    options: dict[str, Any] = {"side": side, "where": lambda *_: treatment is not None}
-    if treatment is None or (treatment.codebook is None and treatment.bits is None):
-        return options
-    if treatment.codebook is not None:
-        return options | {"codebook": treatment.codebook}
-    quantizer = treatment.quantizer if spec is None else spec
-    return options | {"bits": treatment.bits, "quantizer": quantizer}
-
-
 def _verified(
     opened: Checkpoint, made: files.Compressed, path: str, wanted: Recipe, progress: bool
 ) -> list[dict[str, Any]]:
@@ -173,23 +109,23 @@ def _verified(
     if stored.to_bytes() != made.to_bytes():
         raise CheckpointError("the file reads back with other bytes; the disk or the memory is faulty")
     sizes = dict(zip(back.leaves, (leaf.nbytes for leaf in stored.leaves), strict=True))
-    axes = shared.axes(opened.leaves)
 
     def row(name: str) -> dict[str, Any]:
-        found = diff.measured(opened.leaves[name], back.leaves[name], axes[name])
+        found, treatment = diff.measured(opened.leaves[name], back.leaves[name], wanted.axes[name]), _said(wanted, name)
         if name not in wanted.treatments and not wanted.side and not found["equal"]:
             raise CheckpointError(f"leaf {name!r} reads back changed, though nothing was to happen to it")
         sized = {"bytes_before": opened.leaves[name].nbytes, "bytes_after": sizes[name]}
-        return found | sized | {"treatment": _said(wanted.treatments.get(name))}
+        by_axes = treatment and (treatment.keys() & {"n_of_m", "block_size"} or treatment.get("axis") == "units")
+        axes = {"axes": str(wanted.axes[name] or "?")} if by_axes else {}
+        return found | sized | axes | {"treatment": treatment}
 
     batches = _batches(opened.leaves, opened.leaves)
     return sum(host.in_parallel(lambda names: list(map(row, names)), batches, "read back", progress), [])
 
 
-def _said(treatment: Treatment | None) -> dict[str, Any] | None:
-    """The treatment without what is as usual."""
-    if treatment is None:
-        return None
+def _said(wanted: Recipe, name: str) -> dict[str, Any] | None:
+    """The treatment of a leaf without what is as usual."""
+    treatment = wanted.treatments.get(name, Treatment())
     usual = Treatment()._asdict() | {"section": treatment.section}
     return {key: value for key, value in treatment._asdict().items() if value != usual[key]} or None
 
@@ -199,22 +135,24 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _text(found: dict[str, Any]) -> str:
-    head = ("leaf", "shape", "before", "after", "smaller", "zeros", "bits/weight", "rel. error")
-    total = _cells(found["total"] | {"name": "total"})
-    lines = [host.table(head, [_cells(row) for row in found["leaves"]], total, left=2), ""]
+    heads = "leaf, shape, axes, before, after, smaller, zeros, bits/weight, rel. error"
+    forms = "{name} {shape} {axes} {bytes_before:,} {bytes_after:,} {smaller} {zeros:.1%} {width:.2f} "
+    forms += "{relative_error:.3g}"
+    total = _ratios(found["total"] | {"name": "total"})
+    lines = [shared.table(heads, forms, [_ratios(row) for row in found["leaves"]], total, left=3), ""]
+    if found["left_out"]:
+        lines += [recipe.LEFT_OUT.format(shared.few(found["left_out"])), ""]
     lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
     if lost:
         lines += [
             f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {shared.few(lost)}",
-            "Try a scale for each unit (--axis -1 for Flax, 0 for PyTorch), --scope leaf, more bits, or --exclude.",
+            "Try a scale for each unit (--axis units), --scope leaf, more bits, or --exclude.",
             "",
         ]
     smaller = shared.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join([*lines, f"{found['path']}: {smaller}. Read back: every leaf is as it was coded."])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _ratios(row: dict[str, Any]) -> dict[str, Any]:
     size, before, after = max(row["size"], 1), row["bytes_before"], row["bytes_after"]
-    said = {"smaller": shared.times(before, after), "zeros": row["zeros_after"] / size, "width": 8 * after / size}
-    form = "{name} {shape} {bytes_before:,} {bytes_after:,} {smaller} {zeros:.1%} {width:.2f} {relative_error:.3g}"
-    return shared.cells(form, row | said)
+    return row | {"smaller": shared.times(before, after), "zeros": row["zeros_after"] / size, "width": 8 * after / size}

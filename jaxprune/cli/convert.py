@@ -1,14 +1,9 @@
-"""Write the same leaves in another format.
-
-examples:
-  jaxprune convert model.msgpack model.safetensors
-  jaxprune convert checkpoints/100 model.npz
-  jaxprune convert model.safetensors model.orbax
-"""
+"""``jaxprune convert`` and ``decompress``: the same leaves in another format, one by one."""
 
 import argparse
 
 from jaxprune import checkpoints
+from jaxprune.checkpoints import Checkpoint
 from jaxprune.cli import shared
 
 
@@ -19,11 +14,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reads and writes leaf by leaf."""
-    copy(args, shared.opened(args, args.checkpoint))
+    """Write the same leaves in another format.
+
+    examples:
+      jaxprune convert model.msgpack model.safetensors
+      jaxprune convert checkpoints/100 model.npz
+      jaxprune convert model.safetensors model.orbax
+    """
+    _copy(args, shared.opened(args, args.checkpoint))
 
 
-def copy(args: argparse.Namespace, opened: checkpoints.Checkpoint) -> None:
+def configure_decompress(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("checkpoint", help="a file that jaxprune compress, or jaxprune.save, wrote")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="ends in .safetensors, .npz, .msgpack or .orbax (a folder)"
+    )
+
+
+def decompress(args: argparse.Namespace) -> None:
+    """Write the dense arrays of a small file, in a format that other programs read.
+
+    examples:
+      jaxprune decompress model.jp -o model.safetensors
+      jaxprune decompress model.jp -o model.npz --force
+    """
+    opened = shared.opened(args, args.checkpoint)
+    if opened.format != "jaxprune":
+        raise ValueError(f"{opened.path} is dense already ({opened.format}); jaxprune convert changes formats")
+    _copy(args, opened)
+
+
+def _copy(args: argparse.Namespace, opened: Checkpoint) -> None:
     """Writes the leaves to the output, and prints both sizes."""
     chosen = checkpoints.format_for(args.output)
     checkpoints.check_output(args.output, force=args.force)

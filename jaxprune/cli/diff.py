@@ -1,17 +1,10 @@
-"""The error of each leaf, and what was removed, between two checkpoints of any formats.
-
-examples:
-  jaxprune diff model.safetensors model.jp
-  jaxprune diff before.msgpack after.npz --json
-  jaxprune diff model.safetensors model.jp --changed       (leave out equal leaves)
-"""
+"""``jaxprune diff``: two checkpoints, leaf by leaf."""
 
 import argparse
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune import host
 from jaxprune.checkpoints import Checkpoint, Leaf
 from jaxprune.checkpoints.leaf import paths
 from jaxprune.cli import shared
@@ -20,7 +13,8 @@ from jaxprune.reports import measures
 
 _NOTES = """\
 rel. error: L2 norm of after - before over that of before; of the total, over all floating leaves.
-removed: entries that became 0; units: indices along the output axes that became 0 altogether."""
+removed: entries that became 0; units: indices along the output axes that became 0 altogether. axes: inputs > outputs;
+? where no rule knows, and --layout can say it."""
 _COUNTS = ("size", "zeros_before", "zeros_after", "removed", "units_removed", "changed")
 
 
@@ -29,20 +23,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", help="any format")
     parser.add_argument("after", help="any format; a.b and a/b are the same leaf")
     parser.add_argument("--changed", action="store_true", help="list only leaves that differ")
+    shared.add_choices(parser, "layout")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compares leaf by leaf."""
+    """The error of each leaf, and what was removed, between two checkpoints of any formats.
+
+    examples:
+      jaxprune diff model.safetensors model.jp
+      jaxprune diff before.msgpack after.npz --json
+      jaxprune diff model.safetensors model.jp --changed       (leave out equal leaves)
+    """
     old, new = shared.opened(args, args.before), shared.opened(args, args.after)
     before, after = _by_path(old.leaves), _by_path(new.leaves)
     both = [path for path in before if path in after]
     if not both:
         sides = f"{shared.few(list(before))} against {shared.few(list(after))}"
         raise ValueError(f"{args.before} and {args.after} have no leaf in common: {sides}")
-    rows, shapes, axes = [], [], shared.axes(old.leaves)
-    for path in shared.tracked(both, "leaves", shared.progress_wanted(args)):
+    rows, shapes, axes = [], [], shared.axes(old.leaves, args.layout)
+    marked = set(shared.eligible(old.leaves))
+    for path in shared.tracked(both, "leaves", args.progress):
         if before[path].shape == after[path].shape:
-            rows.append(measured(before[path], after[path], axes[before[path].name]))
+            known, name = axes[before[path].name], before[path].name
+            row = measured(before[path], after[path], known)
+            rows.append(row | ({"axes": str(known or "?")} if name in marked else {}))
         else:
             shapes.append({"name": path, "before": list(before[path].shape), "after": list(after[path].shape)})
     found = {
@@ -65,7 +69,7 @@ def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     floating = [row for row in rows if row["floating"]]
     errors = sum(row["squared_error"] for row in floating), sum(row["squared_norm"] for row in floating)
     largest = max((row["max_error"] for row in floating), default=0.0)
-    counts = {key: sum(row[key] for row in rows) for key in _COUNTS}
+    counts = {key: sum(row[key] or 0 for row in rows) for key in _COUNTS}
     return counts | {"relative_error": measures.relative(*errors), "max_error": largest}
 
 
@@ -93,11 +97,14 @@ def _bytes(opened: Checkpoint) -> dict[str, bytes]:
 
 
 def _text(found: dict[str, Any], changed: bool) -> str:
-    head = ("leaf", "shape", "dtype", "rel. error", "max error", "zeros before", "after", "removed", "units")
-    rows = [_cells(row) for row in found["leaves"] if not (changed and row["equal"])]
-    lines = [host.table(head, rows, _cells(found["total"] | {"name": "total"}), left=3), "", _NOTES, ""]
+    heads = "leaf, shape, axes, dtype, rel. error, max error, zeros before, after, removed, units"
+    forms = "{name} {shape} {axes} {dtypes} {relative_error:.3g} {max_error:.3g} {zeros_before:,} {zeros_after:,} "
+    forms += "{removed:,} {units_removed:,}"
+    rows = [row | {"dtypes": _dtypes(row)} for row in found["leaves"] if not (changed and row["equal"])]
+    lines = [shared.table(heads, forms, rows, found["total"] | {"name": "total"}, left=4), "", _NOTES, ""]
     for row in found["shapes"]:
-        lines.append("{}: {} before, {} after".format(*shared.cells("{name} {before} {after}", row)))
+        before, after = shared.shape(row["before"]), shared.shape(row["after"])
+        lines.append(f"{row['name']}: {before} before, {after} after")
     for key, name in (("only_before", found["before"]["path"]), ("only_after", found["after"]["path"])):
         if found[key]:
             lines.append(f"only in {name}: {', '.join(found[key])}")
@@ -107,8 +114,5 @@ def _text(found: dict[str, Any], changed: bool) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    if row.get("dtype") != row.get("dtype_after"):
-        row = row | {"dtype": f"{row['dtype']} -> {row['dtype_after']}"}
-    form = "{name} {shape} {dtype} {relative_error:.3g} {max_error:.3g} {zeros_before:,} {zeros_after:,} {removed:,} "
-    return shared.cells(form + "{units_removed:,}", row)
+def _dtypes(row: dict[str, Any]) -> str:
+    return " -> ".join(dict.fromkeys([row["dtype"], row["dtype_after"]]))

@@ -1,10 +1,4 @@
-"""What is in a checkpoint, leaf by leaf, and what 8-bit and 4-bit codes would take.
-
-examples:
-  jaxprune inspect model.safetensors
-  jaxprune inspect model.safetensors --json | jq .total
-  jaxprune inspect checkpoints/100 --where 'Dense_*'
-"""
+"""``jaxprune inspect``: each leaf is read once, and counted on the host."""
 
 import argparse
 import hashlib
@@ -25,7 +19,8 @@ _NOTES = """\
 H8, H4: entropy in bits a weight of the codes of jaxprune.quantize(leaf, 8 or 4): symmetric, one scale a leaf.
 8-bit, 4-bit: bytes of these codes at their entropy, and 4 for the scale. The total takes them for the leaves marked *,
 which compress works on by default (floating, rank 2 and more), and all other leaves as they are.
-axes: which are inputs > which are outputs (units); stacked layers before a colon; ? where no rule knows."""
+axes: which are inputs > which are outputs (units); stacked layers before a colon; ? where no rule knows, and --layout
+can say it."""
 WIDTHS = (8, 4)
 
 
@@ -37,8 +32,8 @@ class Facts(NamedTuple):
       absmax: the largest finite magnitude; 0 of no entries.
       entropy: by width, bits a weight: the empirical entropy of the codes that :func:`jaxprune.quantize` makes with one
         scale, NaN entries left out. Empty for what is not floating.
-      dead: by axis, the first (0) and the last (-1), how many indices along it have zeros alone; of arrays of rank 2
-        and more that are not zero altogether.
+      dead: of units and of inputs (looked up rows), or of the last and first axis where they are not known: along which
+        axes, how many there are, and how many have zeros alone. Of arrays of rank 2 and more that are not all zero.
       digest: of the bytes; equal arrays have equal ones.
       constant: whether all entries are one value, or there is none.
     """
@@ -48,7 +43,7 @@ class Facts(NamedTuple):
     inf: int
     absmax: float
     entropy: dict[int, float]
-    dead: dict[int, int]
+    dead: dict[str, tuple[tuple[int, ...], int, int]]
     digest: str
     constant: bool
 
@@ -58,22 +53,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", help=".safetensors (or its index), .npz, msgpack of Flax, Orbax folder or jaxprune file"
     )
-    parser.add_argument("--where", action="append", default=[], metavar="PATTERN", help="only leaves of these names")
+    shared.add_choices(parser, "where", "layout")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reads each leaf once and prints what is in it."""
+    """What is in a checkpoint, leaf by leaf, and what 8-bit and 4-bit codes would take.
+
+    examples:
+      jaxprune inspect model.safetensors
+      jaxprune inspect model.safetensors --json | jq .total
+      jaxprune inspect checkpoints/100 --where 'Dense_*'
+    """
     opened = shared.opened(args, args.checkpoint)
     shown = shared.matching(args.where, list(opened.leaves), opened.leaves)
     marked = set(shared.eligible(opened.leaves))
     leaves = [opened.leaves[name] for name in shown]
-    tracked = shared.tracked(leaves, "leaves", shared.progress_wanted(args))
-    facts = {leaf.name: describe(leaf.read()) for leaf in tracked}
-    axes = shared.axes(opened.leaves)
+    axes = shared.axes(opened.leaves, args.layout)
+    tracked = shared.tracked(leaves, "leaves", args.progress)
+    facts = {leaf.name: describe(leaf.read(), axes[leaf.name]) for leaf in tracked}
     rows = [_row(leaf, facts[leaf.name], leaf.name in marked, axes[leaf.name]) for leaf in leaves]
     found = {"path": str(opened.path), "format": opened.format, "file_bytes": opened.file_bytes, "leaves": rows}
     found["metadata"] = dict(opened.metadata)
-    found |= {"total": _total(rows), "warnings": _warnings(leaves, facts, axes)}
+    found |= {"total": _total(rows), "warnings": _warnings(leaves, facts)}
     shared.show(args, found, _text(found), opened)
 
 
@@ -92,7 +93,7 @@ def _row(leaf: Leaf, facts: Facts, marked: bool, axes: Axes | None) -> dict[str,
         row[f"entropy_{bits}"] = entropy
         row[f"fixed_bytes_{bits}"] = -(-leaf.size * bits // 8) + 4
         row[f"coded_bytes_{bits}"] = int(np.ceil(leaf.size * entropy / 8)) + 4
-    return row | {"zero_rows": facts.dead.get(0, 0), "dead_units": facts.dead.get(-1, 0)}
+    return row | {f"dead_{kind}": dead for kind, (_, _, dead) in facts.dead.items()}
 
 
 def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _warnings(leaves: list[Leaf], facts: dict[str, Facts], axes: dict[str, Axes | None]) -> list[str]:
+def _warnings(leaves: list[Leaf], facts: dict[str, Facts]) -> list[str]:
     found, alike = [], defaultdict(list)
     for leaf in leaves:
         name, fact = leaf.name, facts[leaf.name]
@@ -112,11 +113,10 @@ def _warnings(leaves: list[Leaf], facts: dict[str, Facts], axes: dict[str, Axes 
             found.append(f"{name}: {fact.nan:,} NaN and {fact.inf:,} infinite of {leaf.size:,} entries")
         if leaf.size > 1 and fact.zeros == leaf.size:
             found.append(f"{name}: all {leaf.size:,} entries are 0")
-        for at, end, other in ((-1, "last", "columns"), (0, "first", "rows")):
-            if fact.dead.get(at):
-                known = axes[name]
-                units = "units" if known and at % len(leaf.shape) in known.outputs else other
-                found.append(f"{name}: {fact.dead[at]:,} of {leaf.shape[at]:,} {units} ({end} axis) have zeros alone")
+        for kind, (axes, number, dead) in fact.dead.items():
+            if dead:
+                along = f"ax{'e' if len(axes) > 1 else 'i'}s {', '.join(map(str, axes))}"
+                found.append(f"{name}: {dead:,} of {number:,} {kind} ({along}) have zeros alone")
         if not fact.constant:
             alike[fact.digest, leaf.shape, leaf.dtype].append(name)
     found += [f"{', '.join(same)}: the same array {len(same)} times" for same in alike.values() if len(same) > 1]
@@ -124,40 +124,35 @@ def _warnings(leaves: list[Leaf], facts: dict[str, Facts], axes: dict[str, Axes 
 
 
 def _text(found: dict[str, Any]) -> str:
-    head = (
-        "leaf",
-        "shape",
-        "axes",
-        "dtype",
-        "parameters",
-        "bytes",
-        "zeros",
-        "nan/inf",
-        "absmax",
-        "H8",
-        "H4",
-        "8-bit",
-        "4-bit",
-    )
-    cells = [_cells(row | {"name": f"{'*' if row['selected'] else ' '} {row['name']}"}) for row in found["leaves"]]
-    table = host.table(head, cells, _cells(found["total"] | {"name": "  total"}), left=4)
-    title = f"{found['path']}: {found['format']}, {shared.size(found['file_bytes'])}, {len(found['leaves'])} leaves"
+    heads = "leaf, shape, axes, dtype, parameters, bytes, zeros, nan/inf, absmax, H8, H4, 8-bit, 4-bit"
+    forms = "{name} {shape} {axes} {dtype} {parameters:,} {bytes:,} {zeros:,} {odd:,} {absmax:.4g} {entropy_8:.2f} "
+    forms += "{entropy_4:.2f} {coded_bytes_8:,} {coded_bytes_4:,}"
+    rows = [row | {"name": f"{'*' if row['selected'] else ' '} {row['name']}"} for row in found["leaves"]]
+    rows = [row | {"odd": row["nan"] + row["inf"]} for row in (*rows, found["total"] | {"name": "  total"})]
+    table = shared.table(heads, forms, rows[:-1], rows[-1], left=4)
+    title = f"{found['path']}: {found['format']}, {size(found['file_bytes'])}, {len(found['leaves'])} leaves"
     warnings = ["", "Warnings", *(f"  {warning}" for warning in found["warnings"])] if found["warnings"] else []
     return "\n".join([title, "", table, "", _NOTES, *warnings])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    form = "{name} {shape} {axes} {dtype} {parameters:,} {bytes:,} {zeros:,} {odd:,} {absmax:.4g} {entropy_8:.2f} "
-    form += "{entropy_4:.2f} {coded_bytes_8:,} {coded_bytes_4:,}"
-    return shared.cells(form, row | {"odd": row["nan"] + row["inf"]})
+def size(number: int | float) -> str:
+    """Bytes for people, in powers of 1,000.
+
+    >>> size(999), size(90868376), size(12e9)
+    ('999 B', '90.9 MB', '12.0 GB')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{int(number)} B"
 
 
-def describe(array: np.ndarray) -> Facts:
+def describe(array: np.ndarray, axes: Axes | None = None) -> Facts:
     """Counts what is in an array of any dtype of numbers, which is read some times, in pieces.
 
-    >>> facts = describe(np.array([[1.0, 0.0], [-2.0, 0.0]], np.float32))
+    >>> facts = describe(np.array([[1.0, 0.0], [-2.0, 0.0]], np.float32), Axes((), (0,), (1,)))
     >>> facts.zeros, facts.absmax, facts.dead, round(facts.entropy[8], 3)  # codes 64, 0, -127, 0
-    (2, 2.0, {0: 0, -1: 1}, 1.5)
+    (2, 2.0, {'units': ((1,), 2, 1), 'inputs': ((0,), 2, 0)}, 1.5)
     """
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     zeros = nan = inf = 0
@@ -174,8 +169,8 @@ def describe(array: np.ndarray) -> Facts:
             values = values[finite]
         absmax = max(absmax, float(np.abs(values).max(initial=0)))
     entropy = {bits: _code_entropy(array, bits) for bits in WIDTHS} if floating else {}
-    ranked = array.ndim >= 2 and floating and zeros < array.size
-    dead = {axis: _dead(array, axis) if zeros else 0 for axis in (0, -1)} if ranked else {}
+    ranked = array.ndim >= 2 and floating and 0 < zeros < array.size
+    dead = {kind: (along, *_dead(array, along)) for kind, along in _kinds(array, axes).items()} if ranked else {}
     return Facts(zeros, nan, inf, absmax, entropy, dead, digest.hexdigest(), constant)
 
 
@@ -196,6 +191,15 @@ def _code_entropy(array: np.ndarray, bits: int) -> float:
     return host.entropy_of_counts(counts) / max(int(counts.sum()), 1)
 
 
-def _dead(array: np.ndarray, axis: int) -> int:
-    rest = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
-    return array.shape[axis] - int(np.count_nonzero((array != 0).any(axis=rest)))
+def _kinds(array: np.ndarray, axes: Axes | None) -> dict[str, tuple[int, ...]]:
+    """The axes that index units, and those that index inputs: channels, whatever the window, or rows of a table."""
+    if axes is None:
+        return {"columns": (array.ndim - 1,), "rows": (0,)}
+    inputs = axes.inputs if axes.lookup else (*axes.batch, axes.along)
+    return {"units": (*axes.batch, *axes.outputs), "rows" if axes.lookup else "inputs": inputs}
+
+
+def _dead(array: np.ndarray, along: tuple[int, ...]) -> tuple[int, int]:
+    """How many indices there are, and how many of them have zeros alone."""
+    alive = (array != 0).any(axis=tuple(i for i in range(array.ndim) if i not in along))
+    return alive.size, alive.size - int(np.count_nonzero(alive))

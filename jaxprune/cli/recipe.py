@@ -11,22 +11,45 @@ bits = 8
 import argparse
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxprune.checkpoints import Leaf
+import numpy as np
+
+from jaxprune import codebook, masks
+from jaxprune.base import Params, QuantSpec, Where
+from jaxprune.checkpoints import Leaf, compressed, ranking
 from jaxprune.cli import shared
+from jaxprune.layout import Axes, sure
+from jaxprune.quantization.leaves import kept_axes, spec_of
+
+LEFT_OUT = "Left out of N of M, as none of their axes is contracted: {}"
+TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their leaves
 
 
 class Key(NamedTuple):
-    """What may be said: the kind of the value, in words, and numbers from ``low`` to ``high`` or some ``choices``."""
+    """What may be said: the kind of the value, in words, and numbers from ``low`` to ``high``, or some ``choices``."""
 
     kind: type
     said: str
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
+
+    def allows(self, value: Any) -> bool:
+        """Whether the value is of the kind; a number of any size."""
+        of_kind = type(value) is self.kind or (self.kind is float and type(value) is int)
+        return value in self.choices if self.kind is str and self.choices else of_kind or value in self.choices
+
+    def reader(self) -> Callable[[str], Any]:
+        """What argparse makes the value with."""
+
+        def read(text: str) -> Any:
+            return text if text in self.choices else self.kind(text)
+
+        read.__name__ = self.kind.__name__  # as the error calls it
+        return read
 
 
 KEYS = {
@@ -36,14 +59,13 @@ KEYS = {
     "bits": Key(float, "width of the codes, 1 to 16; mean bits a weight for the quantizers rd and trellis", 1, 16),
     "codebook": Key(int, "number of values that the weights of a leaf share; instead of bits", 1, 65536),
     "quantizer": Key(str, "rd is for rate and distortion; default: uniform", choices=("uniform", "rd", "trellis")),
-    "axis": Key(int, "the axis with a scale for each index: -1 for units (PyTorch: 0); else one a leaf"),
-    "block_size": Key(int, "consecutive weights of the input axis that share a scale"),
+    "axis": Key(int, "units, or the axis with a scale for each index; else one a leaf", choices=("units",)),
+    "block_size": Key(int, "consecutive weights of the input axis that share a scale", 1),
 }
 TOP_KEYS = {
     "scope": Key(str, "leaf (default), or one ranking over all leaves of one sparsity", choices=("leaf", "global")),
     "side": Key(str, "how other floats, and scales, are stored; else as they are", choices=("float16", "int8")),
-    "where": Key(list, "patterns of the leaves that are chosen; all kernels and embeddings without it"),
-    "exclude": Key(list, "patterns of leaves that are left alone"),
+    **{key: Key(list, said) for key, said in shared.CHOICES.items()},
 }
 _SECTION_KEYS = {"skip": Key(bool, "true leaves these leaves alone")}
 _RIVALS = {"sparsity": "n_of_m", "n_of_m": "sparsity", "bits": "codebook", "codebook": "bits"}
@@ -58,31 +80,101 @@ class Treatment(NamedTuple):
     bits: float | None = None
     codebook: int | None = None
     quantizer: str = "uniform"
-    axis: int | None = None
+    axis: Any = None
     block_size: int | None = None
     section: int = 0
 
 
+class Coding(NamedTuple):
+    """What :func:`jaxprune.compress` is told of a leaf: nothing, or that it is meant, and the codes if any."""
+
+    meant: bool
+    bits: float | None = None
+    quantizer: Any = "uniform"
+
+    def options(self) -> dict[str, Any]:
+        """Its arguments; every leaf that it is given is meant, or none."""
+        codes = {} if self.bits is None else {"bits": self.bits, "quantizer": self.quantizer}
+        return codes | {"where": lambda *_: self.meant}
+
+
+class Shared(NamedTuple):
+    """A quantizer for :func:`jaxprune.compress`: a codebook for each of the layers that are stacked along some axes."""
+
+    axis: Any
+
+    def __call__(self, params: Params, k: Any, where: Where) -> Params:
+        return codebook.encode(params, k, axis=self.axis, where=where)
+
+
 class Recipe(NamedTuple):
-    """The treatment of each chosen leaf, by name, and what is said once for all."""
+    """The treatment of each chosen leaf, by name, what is said once for all, and the axes of all leaves.
+
+    ``left_out`` are leaves that N of M does not take, since they are not contracted along an axis: embeddings and
+    depthwise kernels, unless they were named.
+    """
 
     treatments: dict[str, Treatment]
     scope: str
     side: str | None
+    axes: dict[str, Axes | None]
+    left_out: list[str]
+
+    def cuts(self, leaves: Mapping[str, Leaf]) -> dict[str, ranking.Cut]:
+        """Where each leaf is cut that has a sparsity; leaves of a section are ranked together in the scope global."""
+        groups: dict[tuple[Any, float], dict[str, Leaf]] = {}
+        for name in compressed.tree_order(self.treatments):
+            treatment = self.treatments[name]
+            if treatment.sparsity is not None:
+                key = treatment.section if self.scope == "global" else name
+                groups.setdefault((key, treatment.sparsity), {})[name] = leaves[name]
+        parts = [ranking.cuts(group, sparsity) for (_, sparsity), group in groups.items()]
+        return {name: cut for part in parts for name, cut in part.items()}
+
+    def mask(self, name: str, array: np.ndarray, cut: ranking.Cut | None) -> np.ndarray:
+        """Which weights stay: in the shape of the array, or a single True."""
+        if cut is not None:
+            return ranking.mask(array, cut)
+        treatment = self.treatments.get(name, Treatment())
+        if treatment.n_of_m is None:
+            return np.ones((), bool)
+        axis = treatment.n_of_m_axis
+        axis = sure(name, array, self.axes[name]).along - array.ndim if axis is None else axis
+        scores = {name: np.abs(array.astype(np.float32))}
+        return np.asarray(masks.n_of_m(scores, *treatment.n_of_m, axis=axis, where=lambda *_: True)[name])
+
+    def spec(self, name: str, leaf: Leaf) -> QuantSpec:
+        """The spec of a uniform quantizer, with the axes of the leaf."""
+        treatment = self.treatments[name]
+        return spec_of(QuantSpec(axis=treatment.axis, block_size=treatment.block_size), name, leaf, self.axes[name])
+
+    def coding(self, name: str, leaf: Leaf) -> Coding:
+        """How the leaf is coded; those that are alike go together."""
+        treatment = self.treatments.get(name)
+        if treatment is None:
+            return Coding(False)
+        if treatment.codebook is not None:
+            return Coding(True, treatment.codebook, Shared(kept_axes(None, name, leaf, self.axes[name])))
+        if treatment.bits is None or treatment.quantizer in TOGETHER:
+            return Coding(True, treatment.bits, treatment.quantizer)
+        return Coding(True, treatment.bits, self.spec(name, leaf))
 
 
-def add_options(parser: Any) -> None:
+def add_options(parser: Any, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> None:
     """The keys as options of a command; those of lists may be repeated."""
-    for key, about in (KEYS | TOP_KEYS).items():
-        kind = {"action": "append", "metavar": "PATTERN"} if about.kind is list else {"type": about.kind}
-        chosen = {"choices": about.choices} if about.choices else {}
-        parser.add_argument(f"--{key.replace('_', '-')}", help=about.said, **kind, **chosen)
+    for key in keys:
+        about = (KEYS | TOP_KEYS)[key]
+        if about.kind is list:
+            shared.add_choices(parser, key)
+        else:
+            words = {"choices": about.choices} if about.kind is str and about.choices else {}
+            parser.add_argument(f"--{key.replace('_', '-')}", help=about.said, type=about.reader(), **words)
 
 
-def from_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of the command line as a recipe would say them."""
-    given = {key: getattr(args, key) for key in (*KEYS, *TOP_KEYS)}
-    return {key: value for key, value in given.items() if value is not None}
+def from_options(args: argparse.Namespace, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> dict[str, Any]:
+    """The options of a command line as a recipe would say them."""
+    given = {key: getattr(args, key) for key in keys}
+    return {key: value for key, value in given.items() if value not in (None, [])}
 
 
 def from_file(path: str) -> dict[str, Any]:
@@ -103,10 +195,15 @@ def resolve(said: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> Recipe:
     sections = {key: value for key, value in said.items() if isinstance(value, dict)}
     _check(top, KEYS | TOP_KEYS, "the recipe" if sections else "")
     base = {key: top[key] for key in KEYS if key in top}
-    where, exclude = _patterns(top, "where"), _patterns(top, "exclude")
+    where, exclude, layout = (_texts(top, key) for key in ("where", "exclude", "layout"))
     lossless = not (base or sections or where or exclude)
     chosen = shared.eligible(leaves) if lossless else shared.choose(leaves, where, exclude)
+    axes, left_out = shared.axes(leaves, layout), []
     found: dict[str, dict[str, Any]] = {name: base | {"section": 0} for name in chosen}
+    for name in chosen if "n_of_m" in base and not where and "n_of_m_axis" not in base else ():
+        if (known := axes[name]) and not known.grouped(leaves[name].shape):
+            del found[name]["n_of_m"]
+            left_out.append(name)
     for number, (pattern, section) in enumerate(sections.items(), 1):
         _check(section, KEYS | _SECTION_KEYS, f'section ["{pattern}"]')
         for name in shared.matching([pattern], chosen, leaves):
@@ -114,7 +211,8 @@ def resolve(said: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> Recipe:
             own = {"section": number} if "sparsity" in section else {}
             found[name] = below | {"skip": False} | section | own
     treatments = {name: _treatment(keys) for name, keys in found.items() if not keys.get("skip")}
-    return Recipe(treatments, top.get("scope", "leaf"), top.get("side"))
+    left_out = [name for name in left_out if name in treatments and not treatments[name].n_of_m]
+    return Recipe(treatments, top.get("scope", "leaf"), top.get("side"), axes, left_out)
 
 
 def _treatment(keys: dict[str, Any]) -> Treatment:
@@ -129,11 +227,11 @@ def _ratio(text: Any) -> tuple[int, int]:
     return int(n), int(m)
 
 
-def _patterns(top: Mapping[str, Any], key: str) -> list[str]:
+def _texts(top: Mapping[str, Any], key: str) -> Sequence[str]:
     given = top.get(key, [])
     given = [given] if isinstance(given, str) else given
-    if not (isinstance(given, list) and all(isinstance(pattern, str) for pattern in given)):
-        raise ValueError(f"{key} is {given!r}; write a pattern or a list of them")
+    if not (isinstance(given, list) and all(isinstance(text, str) for text in given)):
+        raise ValueError(f"{key} is {given!r}; write a text or a list of them: {TOP_KEYS[key].said}")
     return given
 
 
@@ -144,13 +242,11 @@ def _check(keys: Mapping[str, Any], known: Mapping[str, Key], place: str) -> Non
         if key not in known:
             raise ValueError(f"{at}unknown key {key!r}; there are {', '.join(known)}")
         kind, said, low, high, choices = known[key]
-        if kind is not list and not (type(value) is kind or (kind is float and type(value) is int)):
-            raise ValueError(f"{at}{key} is {value!r}: {said}")
-        if choices and value not in choices:
-            raise ValueError(f"{at}{key} is {value!r}; it may be {', '.join(choices)}")
+        if kind is not list and not known[key].allows(value):
+            raise ValueError(f"{at}{key} is {value!r}{'; it may be ' + ', '.join(choices) if choices else f': {said}'}")
         if _RIVALS.get(key) in keys:
             raise ValueError(f"{at}{key} and {_RIVALS[key]} exclude each other: give one")
-        if kind in (int, float) and not low <= value <= high:
+        if type(value) in (int, float) and not low <= value <= high:
             raise ValueError(f"{at}{key} must be in [{low:g}, {high:g}], got {value:g}")
     if "n_of_m" in keys:
         _ratio(keys["n_of_m"])

@@ -3,9 +3,8 @@
 Tables and JSON go to stdout, everything else to stderr.
 """
 
-import contextlib
+import glob
 import importlib
-import importlib.util
 import json
 import math
 import os
@@ -16,27 +15,57 @@ from typing import Any
 import jax
 
 from jaxprune import checkpoints, host, tree
-from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, nested
-from jaxprune.checkpoints.leaf import paths
+from jaxprune.base import Layout
+from jaxprune.checkpoints import Checkpoint, Leaf
+from jaxprune.checkpoints.leaf import grown, paths
 from jaxprune.layout import Axes, find_axes
+
+CHOICES = {
+    "where": "pattern of the leaves that are chosen; all kernels and embeddings without it",
+    "exclude": "pattern of leaves that are left alone",
+    "layout": "flax, torch, or PATTERN=AXES, axes as inspect shows them, such as 'fused.*=0>1,2' or 'stack.*=0: 1>2'",
+}
+
+
+def add_choices(parser: Any, *names: str) -> None:
+    """Options that may be repeated."""
+    for name in names:
+        parser.add_argument(f"--{name}", action="append", default=[], metavar=name.upper(), help=CHOICES[name])
 
 
 def eligible(leaves: Mapping[str, Leaf]) -> list[str]:
     """The names of kernels and embeddings: the leaves that :func:`jaxprune.tree.select` takes by default."""
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
-    grown = dict
-    with contextlib.suppress(CheckpointError):  # names that make no tree
-        nested(leaves)
-        grown = nested
     order = jax.tree.leaves(grown({name: name for name in leaves}))
     chosen = {order[i] for i in tree.select(grown(shapes)).chosen}
     return [name for name in leaves if name in chosen]
 
 
-def axes(leaves: Mapping[str, Leaf]) -> dict[str, Axes | None]:
-    """The axes of each leaf by its name and the bias beside it; ``None`` where no rule knows them."""
+def axes(leaves: Mapping[str, Leaf], said: Sequence[str] = ()) -> dict[str, Axes | None]:
+    """The axes of each leaf by ``--layout``, its name and the bias beside it; ``None`` where no rule knows them."""
     flat = tree.flatten({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()})
-    return dict(zip(flat.paths, find_axes(flat._replace(chosen=tuple(range(len(flat.paths))))), strict=True))
+    every = flat._replace(chosen=tuple(range(len(flat.paths))))
+    return dict(zip(flat.paths, find_axes(every, _layout(said, leaves)), strict=True))
+
+
+def _layout(said: Sequence[str], leaves: Mapping[str, Leaf]) -> Layout:
+    """What ``--layout`` says, as functions take it: of patterns the first that matches a leaf."""
+    if not said or list(said) in (["flax"], ["torch"]):
+        return said[0] if said else None  # type: ignore[return-value]
+    found: dict[str, Any] = {}
+    for text in said:
+        pattern, _, written = text.rpartition("=")
+        batch, _, product = written.rpartition(":")
+        inputs, between, outputs = product.partition(">")
+        try:
+            parts = tuple(tuple(map(int, part.split(","))) if part.strip() else () for part in (batch, inputs, outputs))
+        except ValueError:
+            parts = ()
+        if not (pattern and between and parts):
+            raise ValueError(f"layout {text!r}: write {CHOICES['layout']}")
+        for name in matching([pattern], list(leaves), leaves):
+            found.setdefault(glob.escape(name), parts)
+    return found
 
 
 def choose(leaves: Mapping[str, Leaf], where: Sequence[str], exclude: Sequence[str]) -> list[str]:
@@ -108,11 +137,6 @@ def show(args: Any, facts: dict[str, Any], text: str, *read: Checkpoint) -> None
     print(json.dumps(plain(facts), indent=1, allow_nan=False) if args.json else text)
 
 
-def progress_wanted(args: Any) -> bool:
-    """Whether bars are drawn: to people alone, and where ``rich``, which draws them, is installed."""
-    return not args.quiet and sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
-
-
 def tracked(items: Sequence[Any], what: str, progress: bool) -> Iterator[Any]:
     """The items, with a bar that shows how many are done."""
     with host.progress_bar(progress, what, 0, len(items)) as finished:
@@ -121,14 +145,28 @@ def tracked(items: Sequence[Any], what: str, progress: bool) -> Iterator[Any]:
             finished(number)
 
 
-def cells(form: str, row: dict[str, Any]) -> list[str]:
-    """A line of a table, by a form; what the row lacks stays empty, and a list is a shape.
+def table(heads: str, forms: str, rows: Sequence[Any], total: Any = None, left: int = 1) -> str:
+    """Lines in columns, by a form each; a column that is empty throughout is left out.
 
-    >>> cells("{name} {shape} {size:,} {error:.3g}", {"name": "a", "shape": [30, 40], "size": 1200})
-    ['a', '30x40', '1,200', '']
+    What a row lacks stays empty, a list is a shape, and ``None`` is not known.
+
+    >>> print(table("leaf, shape, size", "{name} {shape} {size:,}", [{"name": "a", "shape": [30, 40]}]))
+    leaf  shape
+    -----------
+    a     30x40
     """
-    said = {key: shape(value) if isinstance(value, list) else value for key, value in row.items()}
-    return [part.format_map(said) if part[1:-1].split(":")[0] in said else "" for part in form.split()]
+
+    def cell(form: str, row: dict[str, Any]) -> str:
+        key = form[1:-1].split(":")[0]
+        value = row.get(key, "")
+        value = shape(value) if isinstance(value, list) else "?" if value is None else value
+        return value if isinstance(value, str) else form.format_map({key: value})
+
+    lines = [[cell(form, row) for form in forms.split()] for row in [*rows, *([total] if total else [])]]
+    columns = list(zip(heads.split(", "), *lines, strict=True))
+    head, *cells = zip(*(column for column in columns if any(column[1:])), strict=True)
+    left = sum(any(column[1:]) for column in columns[:left])
+    return host.table(head, cells[: len(rows)], cells[-1] if total else None, left)
 
 
 def plain(value: Any) -> Any:
@@ -140,18 +178,6 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def size(number: int | float) -> str:
-    """Bytes for people, in powers of 1,000.
-
-    >>> size(999), size(90868376), size(12e9)
-    ('999 B', '90.9 MB', '12.0 GB')
-    """
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{int(number)} B"
 
 
 def few(names: Sequence[str]) -> str:

@@ -1,12 +1,4 @@
-"""Cut whole units out of the network that --apply names, so that its arrays become smaller.
-
-examples:
-  jaxprune shrink model.msgpack --apply my_model:apply --input-shape 1,28,28,1 --sparsity 0.5 -o small.msgpack
-  jaxprune shrink model.safetensors --apply my_model:apply --input-shape 1,128:int32 --sparsity 0.3 -o small.safetensors
-  jaxprune shrink model.npz --apply my_model:apply --inputs batch.npz --sparsity 0.5 --round-to 8 -o small.npz
-
-  my_model.py has a function apply(params, *inputs) -> outputs; params is a tree of dicts.
-"""
+"""``jaxprune shrink``: a network of a function of somebody's own, with smaller arrays."""
 
 import argparse
 import math
@@ -17,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from jaxprune import checkpoints, host
+from jaxprune import checkpoints
 from jaxprune.checkpoints.leaf import dtype_of, flat, paths
 from jaxprune.cli import shared
 from jaxprune.structure import ShrinkSpec
@@ -46,7 +38,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Traces, cuts and writes."""
+    """Cut whole units out of the network that --apply names, so that its arrays become smaller.
+
+    examples:
+      jaxprune shrink model.msgpack --apply my_model:apply --input-shape 1,28,28,1 --sparsity 0.5 -o small.msgpack
+      jaxprune shrink model.safetensors --apply my_model:apply --input-shape 1,128:int32 --sparsity 0.3 -o small.npz
+      jaxprune shrink model.npz --apply my_model:apply --inputs batch.npz --sparsity 0.5 --round-to 8 -o small.npz
+
+      my_model.py has a function apply(params, *inputs) -> outputs; params is a tree of dicts.
+    """
     checkpoints.check_output(args.output, force=args.force)
     checkpoints.format_for(args.output)
     apply = shared.function(args.apply)
@@ -101,10 +101,7 @@ def _read(path: str) -> tuple[jax.Array, ...]:
 
 
 def _text(found: dict[str, Any], report: str) -> str:
-    rows = [
-        (row["name"], shared.shape(row["before"]), shared.shape(row["after"]), f"{math.prod(row['after']):,}")
-        for row in found["leaves"]
-    ]
-    table = host.table(("leaf", "before", "after", "parameters"), rows, left=3)
+    rows = [row | {"parameters": math.prod(row["after"])} for row in found["leaves"]]
+    table = shared.table("leaf, before, after, parameters", "{name} {before} {after} {parameters:,}", rows, left=3)
     sizes = shared.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join([report, "", table, "", f"{found['path']}: {sizes}"])

@@ -7,11 +7,24 @@ The formula of the bytes is in :mod:`jaxprune.reports.sizes`. A
 settings do to the weights of each leaf, without a model.
 """
 
-from jaxprune.reports.counting import report
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune import tree
+from jaxprune.base import Layout, Masks, Params, QuantSpec, Setting, Where
+from jaxprune.quantization.arrays.coded import QArray
+from jaxprune.quantization.arrays.protocol import dequantize
+from jaxprune.reports import measures, sizes
 from jaxprune.reports.curves import entropy_curve, quantization_error_curve, sparsity_curve
 from jaxprune.reports.plots import plot_frontier
-from jaxprune.reports.sizes import coded_bytes
-from jaxprune.reports.summary import Report
+from jaxprune.reports.sizes import Stored, coded_bytes
+from jaxprune.reports.summary import Report, Row
 
 __all__ = [
     "Report",
@@ -22,3 +35,116 @@ __all__ = [
     "report",
     "sparsity_curve",
 ]
+
+_PLAIN = QuantSpec()
+
+
+def report(
+    before: Params,
+    after: Params,
+    *,
+    masks: Masks | None = None,
+    bits: Setting = None,
+    spec: QuantSpec = _PLAIN,
+    where: Where = None,
+    layout: Layout = None,
+) -> Report:
+    """Says for each leaf, and in total, what is left of ``before`` in ``after``, what it costs and how far off it is.
+
+    Args:
+      before: any pytree of arrays.
+      after: the same paths and shapes; ``QArray`` leaves as they come out of ``quantize``, or floating arrays.
+      masks: what was removed. Without masks nothing counts as removed, however many zeros there are.
+      bits: width of the codes in [1, 16] of the leaves that are quantized but held as floats (``fake_quant``); a scalar
+        or a tree. None where no such leaves are. Leaves without it count with the width of their dtype.
+      spec: the quantizer that goes with ``bits``; it tells the number of scales. A ``QArray`` knows its own.
+      where: the leaves that ``bits`` is about; see :func:`jaxprune.tree.select`. Without ``bits`` only checked.
+      layout: the axes of leaves; see :mod:`jaxprune.layout`. They tell what is a unit, or a block.
+
+    Returns:
+      A :class:`Report`. Counts are exact Python integers, errors are computed in float64. Leaves that are not floating
+      are listed with their bytes, callables are left out.
+
+    Raises:
+      ValueError: trees of different structure or shapes; a value under a mask that is not 0 (apply the masks first);
+        bits out of range, or other than a ``QArray``'s.
+      TypeError: a leaf that is no array, is traced, or was floating and is not any more; a mask that is not bool.
+
+    >>> before = {"kernel": jnp.array([[4.0, -1.0], [0.0, 2.0]])}
+    >>> masks = {"kernel": jnp.array([[True, False], [True, True]])}
+    >>> after = {"kernel": jnp.array([[4.0, 0.0], [0.0, 2.0]])}
+    >>> row = report(before, after, masks=masks, bits=8).rows[0]
+    >>> row.mask_sparsity, row.zero_fraction, row.dense_bytes, row.coded_bytes  # 3 values, a mask byte, a scale
+    (0.25, 0.5, 16, 8)
+    """
+    old, new, codes = _matched(before, after)
+    afters = dict(zip(old.paths, new.leaves, strict=True))
+    stored = sizes.describe(before, masks, bits, spec, where, layout, codes)
+    counted = [_row(one, _host(one.leaf), _host(afters[one.path])) for one in stored]
+    rows = tuple(row for row, _, _ in counted)
+    error, norm = sum(error for _, error, _ in counted), sum(norm for _, _, norm in counted)
+    return Report(rows, _total(rows, measures.relative(error, norm)))
+
+
+def _matched(before: Params, after: Params) -> tuple[tree.Selection, tree.Selection, dict[int, QArray]]:
+    """Both trees, leaf by leaf; ``QArray`` leaves of the second as the floats they stand for, and by position."""
+    leaves, treedef = jax.tree.flatten(after, is_leaf=_is_qarray)
+    for leaf in jax.tree.leaves((before, leaves)):
+        if isinstance(leaf, Tracer):
+            raise TypeError("report needs concrete arrays; under jit, coded_bytes counts the bytes")
+    old = tree.flatten(before)
+    new = tree.flatten(dequantize(treedef.unflatten(leaves)))
+    tree.same_paths(old, new, "before", "after")
+    for path, was, now in zip(old.paths, old.leaves, new.leaves, strict=True):
+        if np.shape(was) != np.shape(now):
+            raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(was)} before and {np.shape(now)} after")
+        if tree.is_floating(was) and not tree.is_floating(now):
+            raise TypeError(f"leaf {tree.show(path)} is floating before and {getattr(now, 'dtype', now)} after")
+    return old, new, {i: leaf for i, leaf in enumerate(leaves) if _is_qarray(leaf)}
+
+
+def _row(stored: Stored, before: np.ndarray, after: np.ndarray) -> tuple[Row, float, float]:
+    """The row of one leaf, and what it adds to the squared error and the squared norm of all."""
+    mask = np.asarray(stored.mask)
+    if np.any((after != 0) & ~mask):
+        path = tree.show(stored.path)
+        raise ValueError(f"leaf {path} has values under its mask that are not 0; apply_masks(after, masks)")
+    width = 8 * after.dtype.itemsize if stored.bits is None else math.floor(stored.bits + 0.5)
+    kept, entries = sizes.mask_cost(mask, after.size, stored.within)
+    found = measures.compare(before, after)
+    row = Row(
+        path=stored.path,
+        parameters=after.size,
+        masked=after.size if mask.ndim or not mask else 0,
+        removed=after.size - kept,
+        zeros=found.zeros_after,
+        bits=width,
+        dense_bytes=before.nbytes,
+        coded_bytes=sizes.leaf_bytes(kept, width, entries, stored.scales),
+        relative_error=found.relative_error,
+        max_error=found.max_error,
+        axes=str(stored.axes or "?") if 0 < entries < after.size or stored.scales > 8 else "",
+        histogram=measures.histogram(before, after),
+    )
+    if not jnp.issubdtype(before.dtype, jnp.inexact):
+        return row, 0.0, 0.0  # indices and keys are large numbers, next to which no weight would count
+    return row, found.squared_error, found.squared_norm
+
+
+def _total(rows: Sequence[Row], relative_error: float) -> Row:
+    counts = ("parameters", "masked", "removed", "zeros", "dense_bytes", "coded_bytes")
+    sums: dict[str, Any] = {name: sum(getattr(row, name) for row in rows) for name in counts}
+    bits = 8 * sums["coded_bytes"] / sums["parameters"] if sums["parameters"] else 0.0
+    largest = float(np.max([row.max_error for row in rows], initial=0.0))
+    return Row("total", **sums, bits=bits, relative_error=relative_error, max_error=largest)
+
+
+def _is_qarray(leaf: Any) -> bool:
+    return isinstance(leaf, QArray)
+
+
+def _host(leaf: Any) -> np.ndarray:
+    """A leaf in host memory; PRNG keys as the integers they are."""
+    if tree.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(leaf))
+    return np.asarray(leaf if tree.is_array(leaf) else jnp.asarray(leaf))

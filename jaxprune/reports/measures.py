@@ -1,13 +1,13 @@
 """How far an array has moved, what was removed of it, and how its values are spread: on the host, in float64."""
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.host import chunks
-from jaxprune.reports.rows import Histogram, edges
 
 BINS = 64
 _REACH = 4  # standard deviations
@@ -22,7 +22,7 @@ class Difference(NamedTuple):
       size: entries.
       zeros_before, zeros_after: entries that are 0.
       removed: entries that became 0.
-      units_removed: units, of which all entries became 0, or stayed it; of rank 2 and more.
+      units_removed: units, of which all entries became 0, or stayed it; ``None`` where it is not known what a unit is.
       changed: entries that differ; NaN in both places is no difference.
       squared_error: the sum of ``(after - before)**2``.
       squared_norm: the sum of ``before**2`` over finite entries.
@@ -34,7 +34,7 @@ class Difference(NamedTuple):
     zeros_before: int
     zeros_after: int
     removed: int
-    units_removed: int
+    units_removed: int | None
     changed: int
     squared_error: float
     squared_norm: float
@@ -44,6 +44,44 @@ class Difference(NamedTuple):
     def relative_error(self) -> float:
         """The L2 norm of the difference over that of what was before; inf if only that is 0."""
         return relative(self.squared_error, self.squared_norm)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The values of one leaf before and after, in 64 bins of equal width.
+
+    Values that are exactly 0 are counted apart: once weights are pruned, one bin would dwarf all others. Values far out
+    are counted apart as well: a single one would squeeze all others into few bins.
+
+    Attributes:
+      low: lower edge of the first bin: the smallest value, or the mean less 4 standard deviations, of the finite values
+        other than 0, before and after taken together.
+      high: upper edge of the last bin, which belongs to it: the largest value, or as far above the mean.
+      before: entries in each bin, before; empty where no finite value other than 0 is.
+      after: entries in each bin, after; likewise.
+      beyond: finite entries below ``low`` or above ``high``, before and after.
+      zeros: entries that are 0, before and after.
+      not_finite: entries that are NaN or infinite, before and after.
+    """
+
+    low: float
+    high: float
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    beyond: tuple[int, int]
+    zeros: tuple[int, int]
+    not_finite: tuple[int, int]
+
+    @property
+    def edges(self) -> np.ndarray:
+        """The edges of the bins, one more than bins: float64."""
+        return _edges(self.low, self.high, len(self.before))
+
+
+def _edges(low: float, high: float, bins: int) -> np.ndarray:
+    """Edges of equal bins, which neither overflow nor run backwards, however large, small or near the two ends are."""
+    share = np.arange(bins + 1) / max(bins, 1)
+    return np.minimum(np.maximum.accumulate(low * (1 - share) + high * share), high)
 
 
 def relative(squared_error: float, squared_norm: float) -> float:
@@ -59,7 +97,7 @@ def compare(before: np.ndarray, after: np.ndarray, inputs: tuple[int, ...] | Non
     Args:
       before: of any dtype of numbers.
       after: of the same shape; perhaps of another dtype.
-      inputs: the axes that a unit spans; ``None`` for all but the last.
+      inputs: the axes that a unit spans; ``None`` where they are not known.
 
     Returns:
       A :class:`Difference`.
@@ -81,8 +119,7 @@ def compare(before: np.ndarray, after: np.ndarray, inputs: tuple[int, ...] | Non
         squared_norm += float(np.sum(np.abs(old[np.isfinite(old)]) ** 2))
         max_error = float(np.maximum(max_error, np.max(difference, initial=0.0)))
     zeros_before, zeros_after, removed, changed = map(int, numbers)
-    within = tuple(range(before.ndim - 1)) if inputs is None else inputs
-    units = _units_removed(before, after, within) if before.ndim >= 2 and removed else 0
+    units = None if inputs is None else _units_removed(before, after, inputs) if before.ndim >= 2 and removed else 0
     return Difference(
         equal, before.size, zeros_before, zeros_after, removed, units, changed, squared_error, squared_norm, max_error
     )
@@ -93,7 +130,7 @@ def histogram(before: np.ndarray, after: np.ndarray) -> Histogram | None:
     if not (jnp.issubdtype(before.dtype, jnp.floating) and jnp.issubdtype(after.dtype, jnp.floating)):
         return None
     low, high, some = _range(before, after)
-    bins = edges(low, high, BINS if some else 0)
+    bins = _edges(low, high, BINS if some else 0)
     (was, *apart), (now, *apart_now) = _counts(before, bins), _counts(after, bins)
     beyond, zeros, not_finite = zip(apart, apart_now, strict=True)
     return Histogram(low, high, was, now, beyond, zeros, not_finite)

@@ -1,20 +1,117 @@
-"""Pictures for notebooks and papers, by matplotlib, which is imported when it is asked for."""
+"""What a sweep has found, and pictures for notebooks and papers, by matplotlib, imported when it is asked for."""
 
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from jaxprune.host import library
-from jaxprune.reports import frontier
-from jaxprune.reports.page import visible
+from jaxprune.reports.page import around, brief, visible
+from jaxprune.sweeps import column, host_settings, pareto_front
 
 if TYPE_CHECKING:
-    from jaxprune.reports.rows import Row
-    from jaxprune.reports.summary import Report
+    from jaxprune.reports.summary import Report, Row
 
 # Okabe and Ito's: told apart by all eyes, and in grey.
 _BEFORE, _AFTER, _CHOSEN = "#c3c8ce", "#0072b2", "#d55e00"
 _LONGEST = 44  # characters of a path
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Attributes:
+    cost: float64 [N], lower is better.
+    metric: float64 [N], higher is better.
+    front: indices [K] of the settings that no other beats, by ascending cost.
+    cost_name: what the cost is called.
+    metric_name: what the metric is called.
+    settings: for each name the values [N].
+    chosen: index of one setting, or None.
+    baseline: the metric before compression, or None.
+    """
+
+    cost: np.ndarray
+    metric: np.ndarray
+    front: np.ndarray
+    cost_name: str
+    metric_name: str
+    settings: dict[str, np.ndarray]
+    chosen: int | None
+    baseline: float | None
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Which settings can be drawn: bool [N]."""
+        return np.isfinite(self.cost) & np.isfinite(self.metric)
+
+    @property
+    def lowest(self) -> float:
+        """The metric from which on settings are drawn: those that have lost nearly everything would fill the picture.
+
+        Four times as far below the best as the median is; what was chosen is always in.
+        """
+        metrics = self.metric[self.finite]
+        lowest = max(float(metrics.min()), float(metrics.max() - 4 * (metrics.max() - np.median(metrics))))
+        if self.chosen is not None and self.finite[self.chosen]:
+            lowest = min(lowest, float(self.metric[self.chosen]))
+        return lowest
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """Which settings are drawn: bool [N]."""
+        return self.finite & (self.metric >= self.lowest)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Which settings are not drawn, in words."""
+        below, without = int((self.finite & ~self.drawn).sum()), int((~self.finite).sum())
+        said = {f"below {self.lowest:.4g}": below, "without a finite cost and metric": without}
+        return [f"{count:,} {what}" for what, count in said.items() if count]
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Settings, cost and metric, by name."""
+        return {**self.settings, self.cost_name: self.cost, self.metric_name: self.metric}
+
+    def describe(self, index: int) -> str:
+        """The setting in words: ``sparsity 0.5, bits 4``."""
+        if not self.settings:
+            return f"setting {index}"
+        return ", ".join(f"{name} {value[index]:.6g}" for name, value in self.settings.items())
+
+
+def find(sweep: Any, *, cost: Any, metric: Any, settings: Any, chosen: int | None, baseline: float | None) -> Frontier:
+    """Checks what :meth:`jaxprune.reports.Report.to_html` is given about a sweep, and finds the front."""
+    costs, metrics = column(sweep, "cost", cost), column(sweep, "metric", metric)
+    front = pareto_front(None, cost=costs, metric=metrics)
+    names = _name(cost, "cost"), _name(metric, "metric")
+    found = Frontier(costs, metrics, front, *names, _named(settings, costs.size), chosen, baseline)
+    if not found.finite.any():
+        raise ValueError("no setting of the sweep has a finite cost and metric")
+    if chosen is not None and not 0 <= operator.index(chosen) < costs.size:
+        raise ValueError(f"chosen must be an index in [0, {costs.size - 1}], got {chosen}")
+    return found
+
+
+def _name(value: Any, role: str) -> str:
+    return value if isinstance(value, str) else role
+
+
+def _named(settings: Any, count: int) -> dict[str, np.ndarray]:
+    """The settings that are one number each, by path."""
+    if settings is None:
+        return {}
+    held = host_settings(settings)
+    parts = [{key: held[key]} for key in settings] if isinstance(settings, Mapping) else [held]  # in the order given
+    keyed = [pair for part in parts for pair in jax.tree_util.tree_flatten_with_path(part)[0]]
+    named = {jax.tree_util.keystr(path, simple=True, separator="/") or "setting": values for path, values in keyed}
+    for name, values in named.items():
+        if values.shape != (count,):
+            raise ValueError(f"settings: {name!r} must have shape ({count},), as the sweep has, got {values.shape}")
+    return named
 
 
 def plot_leaves(report: "Report", ax: Any, most: int) -> Any:
@@ -77,7 +174,7 @@ def plot_frontier(
     >>> plot_frontier(result, chosen=1).get_xlabel()
     'bytes'
     """
-    found = frontier.find(sweep, cost=cost, metric=metric, settings=settings, chosen=chosen, baseline=baseline)
+    found = find(sweep, cost=cost, metric=metric, settings=settings, chosen=chosen, baseline=baseline)
     ax = _axes(ax, (7, 4.2))
     shown = found.drawn
     front = found.front[shown[found.front]]
@@ -88,10 +185,10 @@ def plot_frontier(
     if chosen is not None:
         ring = {"s": 130, "facecolor": "none", "edgecolor": _CHOSEN, "lw": 2, "zorder": 4}
         ax.scatter(found.cost[chosen], found.metric[chosen], label=found.describe(chosen), **ring)
-    across = frontier.around(found.cost[shown], log=True)
+    across = around(found.cost[shown], log=True)
     scale = "log" if across.log else "linear"
     ax.set(xscale=scale, xlim=(across.low, across.high), xlabel=found.cost_name, ylabel=found.metric_name)
-    ax.set_xticks(ticks := across.ticks(), map(frontier.brief, ticks))
+    ax.set_xticks(ticks := across.ticks(), map(brief, ticks))
     ax.set_xticks([], minor=True)
     return _calm(ax)
 

@@ -10,16 +10,16 @@ coded like any other value; at 1 bit, symmetric, the code has no room for them. 
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import settings, tree
-from jaxprune.base import Array, Masks, Params, QuantSpec, Setting, Where
+from jaxprune.base import Array, Layout, Masks, Params, QuantSpec, Setting, Where
 from jaxprune.kernels import uniform
-from jaxprune.layout import find_axes
+from jaxprune.layout import Axes, find_axes
 from jaxprune.quantization.arrays.coded import QArray
 from jaxprune.quantization.leaves import spec_of
 
@@ -27,7 +27,13 @@ _PLAIN = QuantSpec()
 
 
 def coded_bytes(
-    params: Params, masks: Masks | None = None, bits: Setting = None, *, spec: QuantSpec = _PLAIN, where: Where = None
+    params: Params,
+    masks: Masks | None = None,
+    bits: Setting = None,
+    *,
+    spec: QuantSpec = _PLAIN,
+    where: Where = None,
+    layout: Layout = None,
 ) -> Array:
     """The size in bytes that :func:`jaxprune.report` calls ``coded_bytes``, for use under ``jit``, ``vmap``, ``sweep``.
 
@@ -38,6 +44,7 @@ def coded_bytes(
         Traced. None if nothing is quantized.
       spec: the quantizer; it tells the number of scales. Static.
       where: the leaves that ``bits`` is about; see :func:`jaxprune.tree.select`. Static.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`. They tell what is a unit, or a block.
 
     Returns:
       A scalar: int32 and exact, or, of trees that may need 2**31 bytes or more, the float32 sum of exact leaves.
@@ -50,42 +57,36 @@ def coded_bytes(
     >>> int(coded_bytes(params)), int(coded_bytes(params, bits=4))  # 40 floats; 32 codes, a scale, 8 floats
     (160, 52)
     """
-    everything = tree.flatten(params)
-    flags = mask_leaves(params, masks)
-    quantized = widths(params, bits, spec, where, {})
-    plan, most = [], 0
-    for i, leaf in enumerate(everything.leaves):
-        if holds_numbers(leaf):
-            size, own = _footprint(leaf)
-            mask, scales = flags.get(i, np.True_), quantized.get(i, (0, 0))[1]
-            bound = leaf_bytes(size, 16 if i in quantized else own, mask.size if mask.ndim else 0, scales)
-            if bound >= 2**32:
-                path = tree.show(everything.paths[i])
-                raise ValueError(f"leaf {path} may need {bound} bytes, too many to count in 32 bits")
-            most += bound
-            plan.append((size, mask.size, math.prod(mask.shape[-1:]), own, i in quantized, scales))
-    found = [_kept(jnp.asarray(flags.get(i, True))) for i, leaf in enumerate(everything.leaves) if holds_numbers(leaf)]
-    given = [width for _, (width, _) in sorted(quantized.items())]
+    found, plan, most = [], [], 0
+    stored = describe(params, masks, bits, spec, where, layout)
+    for one in stored:
+        size, own = _footprint(one.leaf)
+        bound = leaf_bytes(size, own if one.bits is None else 16, one.mask.size if one.mask.ndim else 0, one.scales)
+        if bound >= 2**32:
+            raise ValueError(f"leaf {tree.show(one.path)} may need {bound} bytes, too many to count in 32 bits")
+        most += bound
+        plan.append((size, one.mask.size, own, one.bits is not None, one.scales))
+        found.append(_kept(jnp.asarray(one.mask), one.within))
+    given = [one.bits for one in stored if one.bits is not None]
     return _total(found, given, tuple(plan), jnp.int32 if most < 2**31 else jnp.float32)
 
 
-@jax.jit
-def _kept(mask: Array) -> Array:
-    """How many entries a mask keeps, and whether it keeps or removes whole units (1 or 0): uint32 [2]."""
-    units = jnp.sum(_by_unit(mask), axis=0, dtype=jnp.uint32)
-    whole = jnp.all((units == 0) | (units == mask.size // max(units.size, 1)))
-    return jnp.stack([jnp.sum(units), whole.astype(jnp.uint32)])
+@partial(jax.jit, static_argnums=1)
+def _kept(mask: Array, within: tuple[int, ...]) -> Array:
+    """How many entries a mask keeps, and the bits that it takes: uint32 [2]."""
+    kept, whole, units = _counted(mask, within)
+    return jnp.stack([kept, jnp.where(whole, np.uint32(units), np.uint32(mask.size))])
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _total(found: list[Array], bits: list[Any], plan: tuple[tuple[int, ...], ...], dtype: Any) -> Array:
-    """Bytes of all leaves; ``plan`` has for each: size, entries, units of the mask, own bits, if quantized, scales."""
+    """Bytes of all leaves; ``plan`` has for each: size, entries of the mask, own bits, if quantized, scales."""
     if not plan:
         return jnp.zeros((), dtype)
-    kept, whole = jnp.stack(found).T
-    size, entries, units, own, quantized, scales = np.array(plan, np.uint32).T
+    kept, stored = jnp.stack(found).T
+    size, entries, own, quantized, scales = np.array(plan, np.uint32).T
     kept = kept * (size // np.maximum(entries, 1))
-    stored = jnp.where(kept == size, 0, jnp.where(whole > 0, units, entries))
+    stored = jnp.where(kept == size, 0, stored)
     coded = jnp.asarray(own)
     if bits:
         coded = coded.at[np.flatnonzero(quantized)].set(uniform.width(jnp.stack(bits)).astype(jnp.uint32))
@@ -97,52 +98,87 @@ def leaf_bytes(kept: Any, bits: Any, mask_entries: Any, scales: Any) -> Any:
     return kept // 8 * bits + (kept % 8 * bits + 7) // 8 + (mask_entries + 7) // 8 + scales
 
 
-def mask_cost(mask: np.ndarray, size: int) -> tuple[int, int]:
+def mask_cost(mask: np.ndarray, size: int, within: tuple[int, ...] = ()) -> tuple[int, int]:
     """How many of ``size`` entries the mask keeps, and the bits that it is stored in."""
-    kept = int(np.count_nonzero(mask)) * (size // max(mask.size, 1))
-    rows = _by_unit(mask)
-    return kept, 0 if kept == size else rows.shape[-1] if (rows == rows[:1]).all() else mask.size
+    kept, whole, units = _counted(mask, within)
+    kept = int(kept) * (size // max(mask.size, 1))
+    return kept, 0 if kept == size else units if whole else mask.size
 
 
-def _by_unit(mask: Any) -> Any:
-    """The mask with an axis of units, the last."""
-    return mask.reshape(-1, mask.shape[-1]) if mask.ndim and mask.size else mask.reshape(1, -1)
+def _counted(mask: Any, within: tuple[int, ...]) -> tuple[Any, Any, int]:
+    """How many entries a mask keeps, whether it keeps or removes whole units, and how many units there are."""
+    units, length = mask.sum(within, dtype=np.uint32), math.prod(mask.shape[i] for i in within)
+    return units.sum(dtype=np.uint32), ((units == 0) | (units == length)).all(), units.size
 
 
-def mask_leaves(params: Params, masks: Masks | None) -> dict[int, Array]:
+class Stored(NamedTuple):
+    """What is known of a leaf that takes room.
+
+    Attributes:
+      path, leaf: of the tree.
+      mask: as it was given; a single True where none was.
+      within: the axes of the mask along which a unit lies.
+      bits: the width of its codes; ``None`` if it has none.
+      scales: bytes of the scales.
+      axes: of the layout.
+    """
+
+    path: str
+    leaf: Any
+    mask: Any
+    within: tuple[int, ...]
+    bits: Any
+    scales: int
+    axes: Axes | None
+
+
+def describe(
+    params: Params,
+    masks: Masks | None,
+    bits: Setting,
+    spec: QuantSpec,
+    where: Where,
+    layout: Layout,
+    codes: dict[int, QArray] | None = None,
+) -> list[Stored]:
+    """What is known of each leaf but callables; ``codes`` are those that are there already, by position."""
+    chosen, codes = tree.select(params, where), codes or {}
+    given = [None] * len(chosen.chosen) if bits is None else settings.per_leaf(bits, chosen, "bits", 1, 16)
+    widths = dict(zip(chosen.chosen, given, strict=True))
+    flags = {} if masks is None else mask_leaves(params, masks)
+    every = find_axes(chosen._replace(chosen=tuple(range(len(chosen.leaves)))), layout)
+    found = []
+    rows: list[tuple[str, Any, Axes | None]] = list(zip(chosen.paths, chosen.leaves, every, strict=True))
+    for i, (path, leaf, axes) in enumerate(rows):
+        if not tree.is_array(leaf) and callable(leaf):
+            continue
+        width, own = widths.get(i), spec
+        if i in codes:
+            if width is not None and codes[i].bits != math.floor(width + 0.5):
+                raise ValueError(f"leaf {tree.show(path)} holds {codes[i].bits}-bit codes, but bits says {width:g}")
+            width, own = codes[i].bits, codes[i].spec
+        elif width is not None:
+            own = spec_of(spec, path, leaf, axes or find_axes(tree.select(leaf))[0])
+        scales = 0 if width is None else scale_bytes(np.shape(leaf), own, path)
+        mask = flags.get(i, np.True_)
+        found.append(Stored(path, leaf, mask, _within(mask, leaf, axes), width, scales, axes))
+    return found
+
+
+def _within(mask: Any, leaf: Any, axes: Axes | None) -> tuple[int, ...]:
+    """The axes of a mask, which may have fewer than its leaf, along which a unit lies."""
+    missing = np.ndim(leaf) - np.ndim(mask)
+    return tuple(i - missing for i in (axes.inputs if axes else ()) if i >= missing)
+
+
+def mask_leaves(params: Params, masks: Masks) -> dict[int, Array]:
     """The mask of each floating leaf, by position."""
-    if masks is None:
-        return {}
     chosen, kept = tree.pair(params, masks)
     return dict(zip(chosen.chosen, kept, strict=True))
 
 
-def widths(
-    params: Params, bits: Setting, spec: QuantSpec, where: Where, codes: dict[int, QArray]
-) -> dict[int, tuple[Any, int]]:
-    """Width of the codes and bytes of the scales, by position, of the leaves that are quantized."""
-    selection = tree.select(params, where)
-    found = {i: (code.bits, _scale_bytes(code.shape, code.spec, selection.paths[i])) for i, code in codes.items()}
-    if bits is None:
-        return found
-    given = settings.per_leaf(bits, selection, "bits", 1, 16)
-    axes = find_axes(selection)
-    for i, path, width, known in zip(selection.chosen, selection.names, given, axes, strict=True):
-        if i not in codes:
-            leaf = selection.leaves[i]
-            own = spec_of(spec, path, leaf, known or find_axes(tree.select(leaf))[0])
-            found[i] = (width, _scale_bytes(np.shape(leaf), own, path))
-        elif codes[i].bits != math.floor(width + 0.5):
-            raise ValueError(f"leaf {tree.show(path)} holds {codes[i].bits}-bit codes, but bits says {width:g}")
-    return found
-
-
-def holds_numbers(leaf: Any) -> bool:
-    """Whether a leaf takes room at all: callables do not."""
-    return tree.is_array(leaf) or not callable(leaf)
-
-
-def _scale_bytes(shape: tuple[int, ...], spec: QuantSpec, path: str) -> int:
+def scale_bytes(shape: tuple[int, ...], spec: QuantSpec, path: str) -> int:
+    """What scales, and zero points, take."""
     _, shared = uniform.layout(shape, spec, path)
     groups = math.prod(n for i, n in enumerate(uniform.grouped_shape(shape, spec)) if i not in shared)
     return groups * (4 if spec.symmetric else 8)
