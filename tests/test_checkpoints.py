@@ -414,7 +414,8 @@ def test_inspection_against_numpy(dtype):
     if not jnp.issubdtype(array.dtype, jnp.floating):
         assert facts.entropy == {} and facts.dead == {}
         return
-    assert facts.dead == {0: np.sum(~wide.any(1)), -1: np.sum(~wide.any(0))} and facts.dead[0] and facts.dead[-1]
+    dead = {"columns": ((1,), 5, np.sum(~wide.any(0))), "rows": ((0,), 6, np.sum(~wide.any(1)))}
+    assert facts.dead == dead and all(number for _, _, number in dead.values())
     for bits in (8, 4):
         codes = np.asarray(jp.quantize(array.astype(np.float32), bits).codes)
         counts = np.unique(codes, return_counts=True)[1]
@@ -461,7 +462,7 @@ def test_comparison_against_numpy(monkeypatch):
     before[0, 0], before[1, 1] = 0, np.nan
     after = np.where(rng.random((5, 4)) < 0.4, 0, before.astype(ml_dtypes.bfloat16).astype(np.float32))
     after[:, 2], after[1, 1] = 0, np.nan
-    found = measures.compare(before, after.astype(ml_dtypes.bfloat16))
+    found = measures.compare(before, after.astype(ml_dtypes.bfloat16), (0,))
     old, new = before.astype(np.float64), after.astype(np.float64)
     assert (found.size, found.zeros_before, found.zeros_after) == (20, 1, np.sum(after == 0))
     assert found.removed == np.sum((before != 0) & (after == 0)) and found.units_removed == np.sum(~after.any(0))

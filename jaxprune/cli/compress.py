@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     examples:
       jaxprune compress model.safetensors -o model.jp --sparsity 0.5 --bits 4
       jaxprune compress model.safetensors -o model.jp --bits 8 --exclude '*embeddings*'
-      jaxprune compress model.msgpack -o model.jp --n-of-m 2:4 --bits 8 --axis -1
+      jaxprune compress model.msgpack -o model.jp --n-of-m 2:4 --bits 8 --axis units
       jaxprune compress model.safetensors -o model.jp --recipe recipe.toml
       jaxprune compress model.safetensors -o model.jp          (without loss)
     """

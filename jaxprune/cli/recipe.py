@@ -11,7 +11,7 @@ bits = 8
 import argparse
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,20 +36,6 @@ class Key(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
-
-    def allows(self, value: Any) -> bool:
-        """Whether the value is of the kind; a number of any size."""
-        of_kind = type(value) is self.kind or (self.kind is float and type(value) is int)
-        return value in self.choices if self.kind is str and self.choices else of_kind or value in self.choices
-
-    def reader(self) -> Callable[[str], Any]:
-        """What argparse makes the value with."""
-
-        def read(text: str) -> Any:
-            return text if text in self.choices else self.kind(text)
-
-        read.__name__ = self.kind.__name__  # as the error calls it
-        return read
 
 
 KEYS = {
@@ -167,8 +153,12 @@ def add_options(parser: Any, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> None:
         if about.kind is list:
             shared.add_choices(parser, key)
         else:
-            words = {"choices": about.choices} if about.kind is str and about.choices else {}
-            parser.add_argument(f"--{key.replace('_', '-')}", help=about.said, type=about.reader(), **words)
+            kind = {"type": _axis} if key == "axis" else {"type": about.kind, "choices": about.choices or None}
+            parser.add_argument(f"--{key.replace('_', '-')}", help=about.said, **kind)
+
+
+def _axis(text: str) -> int | str:
+    return text if text == "units" else int(text)
 
 
 def from_options(args: argparse.Namespace, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> dict[str, Any]:
@@ -242,8 +232,10 @@ def _check(keys: Mapping[str, Any], known: Mapping[str, Key], place: str) -> Non
         if key not in known:
             raise ValueError(f"{at}unknown key {key!r}; there are {', '.join(known)}")
         kind, said, low, high, choices = known[key]
-        if kind is not list and not known[key].allows(value):
-            raise ValueError(f"{at}{key} is {value!r}{'; it may be ' + ', '.join(choices) if choices else f': {said}'}")
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if kind is not list and value not in choices and not (fits and not (kind is str and choices)):
+            words = f"; it may be {', '.join(choices)}" if choices else ""
+            raise ValueError(f"{at}{key} is {value!r}{words}: {said}")
         if _RIVALS.get(key) in keys:
             raise ValueError(f"{at}{key} and {_RIVALS[key]} exclude each other: give one")
         if type(value) in (int, float) and not low <= value <= high:
