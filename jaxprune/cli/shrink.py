@@ -50,7 +50,10 @@ def run(args: argparse.Namespace) -> None:
     checkpoints.check_output(args.output, force=args.force)
     checkpoints.format_for(args.output)
     apply = shared.function(args.apply)
-    inputs = _read(args.inputs) if args.inputs else tuple(_zeros(text) for text in args.input_shape)
+    if args.inputs:
+        inputs = [jnp.asarray(leaf.read()) for leaf in checkpoints.open(args.inputs).leaves.values()]
+    else:
+        inputs = [_zeros(text) for text in args.input_shape]
     opened = shared.opened(args, args.checkpoint)
     others = checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     by_path = {path: name for name, path in paths(opened.leaves).items()}
@@ -94,10 +97,6 @@ def _zeros(text: str) -> jax.Array:
             f"--input-shape {text!r}: write numbers between commas, such as 1,28,28,1 or 1,128:int32"
         ) from error
     return jnp.zeros(shape, dtype_of(dtype or "float32"))
-
-
-def _read(path: str) -> tuple[jax.Array, ...]:
-    return tuple(jnp.asarray(leaf.read()) for leaf in checkpoints.open(path).leaves.values())
 
 
 def _text(found: dict[str, Any], report: str) -> str:

@@ -175,7 +175,7 @@ def curves(
             sums[i] += found.squared_error, found.squared_norm
             kept, entries = sizes.mask_cost(mask, array.size, axes.inputs if axes and mask.ndim else ())
             width = 8 * array.itemsize if bits is None else math.floor(bits + 0.5)
-            scales = 0 if bits is None else sizes.scale_bytes(array.shape, spec, name)
+            scales = 0 if bits is None else math.prod(sizes.scales_of(array.shape, spec, name))
             row["bytes"] += sizes.leaf_bytes(kept, width, entries, scales)
     return [row | {"relative_error": measures.relative(*both)} for row, both in zip(rows, sums.tolist(), strict=True)]
 

@@ -78,9 +78,9 @@ def report(
     (0.25, 0.5, 16, 8)
     """
     old, new, codes = _matched(before, after)
-    afters = dict(zip(old.paths, new.leaves, strict=True))
     stored = sizes.describe(before, masks, bits, spec, where, layout, codes)
-    counted = [_row(one, _host(one.leaf), _host(afters[one.path])) for one in stored]
+    after = [now for was, now in zip(old.leaves, new.leaves, strict=True) if sizes.holds_numbers(was)]
+    counted = [_row(one, _host(one.leaf), _host(now)) for one, now in zip(stored, after, strict=True)]
     rows = tuple(row for row, _, _ in counted)
     error, norm = sum(error for _, error, _ in counted), sum(norm for _, _, norm in counted)
     return Report(rows, _total(rows, measures.relative(error, norm)))
@@ -120,10 +120,10 @@ def _row(stored: Stored, before: np.ndarray, after: np.ndarray) -> tuple[Row, fl
         zeros=found.zeros_after,
         bits=width,
         dense_bytes=before.nbytes,
-        coded_bytes=sizes.leaf_bytes(kept, width, entries, stored.scales),
+        coded_bytes=sizes.leaf_bytes(kept, width, entries, stored.scales * stored.each),
         relative_error=found.relative_error,
         max_error=found.max_error,
-        axes=str(stored.axes or "?") if 0 < entries < after.size or stored.scales > 8 else "",
+        axes=str(stored.axes or "?") if 0 < entries < after.size or stored.scales > 1 else "",
         histogram=measures.histogram(before, after),
     )
     if not jnp.issubdtype(before.dtype, jnp.inexact):

@@ -60,12 +60,12 @@ def coded_bytes(
     found, plan, most = [], [], 0
     stored = describe(params, masks, bits, spec, where, layout)
     for one in stored:
-        size, own = _footprint(one.leaf)
-        bound = leaf_bytes(size, own if one.bits is None else 16, one.mask.size if one.mask.ndim else 0, one.scales)
+        (size, own), scales = _footprint(one.leaf), one.scales * one.each
+        bound = leaf_bytes(size, own if one.bits is None else 16, one.mask.size if one.mask.ndim else 0, scales)
         if bound >= 2**32:
             raise ValueError(f"leaf {tree.show(one.path)} may need {bound} bytes, too many to count in 32 bits")
         most += bound
-        plan.append((size, one.mask.size, own, one.bits is not None, one.scales))
+        plan.append((size, one.mask.size, own, one.bits is not None, scales))
         found.append(_kept(jnp.asarray(one.mask), one.within))
     given = [one.bits for one in stored if one.bits is not None]
     return _total(found, given, tuple(plan), jnp.int32 if most < 2**31 else jnp.float32)
@@ -119,7 +119,8 @@ class Stored(NamedTuple):
       mask: as it was given; a single True where none was.
       within: the axes of the mask along which a unit lies.
       bits: the width of its codes; ``None`` if it has none.
-      scales: bytes of the scales.
+      scales: how many there are.
+      each: bytes of a scale, and its zero point.
       axes: of the layout.
     """
 
@@ -129,6 +130,7 @@ class Stored(NamedTuple):
     within: tuple[int, ...]
     bits: Any
     scales: int
+    each: int
     axes: Axes | None
 
 
@@ -145,12 +147,13 @@ def describe(
     chosen, codes = tree.select(params, where), codes or {}
     given = [None] * len(chosen.chosen) if bits is None else settings.per_leaf(bits, chosen, "bits", 1, 16)
     widths = dict(zip(chosen.chosen, given, strict=True))
-    flags = {} if masks is None else mask_leaves(params, masks)
+    masked, kept = (chosen._replace(chosen=()), []) if masks is None else tree.pair(params, masks)
+    flags = dict(zip(masked.chosen, kept, strict=True))
     every = find_axes(chosen._replace(chosen=tuple(range(len(chosen.leaves)))), layout)
     found = []
     rows: list[tuple[str, Any, Axes | None]] = list(zip(chosen.paths, chosen.leaves, every, strict=True))
     for i, (path, leaf, axes) in enumerate(rows):
-        if not tree.is_array(leaf) and callable(leaf):
+        if not holds_numbers(leaf):
             continue
         width, own = widths.get(i), spec
         if i in codes:
@@ -159,9 +162,9 @@ def describe(
             width, own = codes[i].bits, codes[i].spec
         elif width is not None:
             own = spec_of(spec, path, leaf, axes or find_axes(tree.select(leaf))[0])
-        scales = 0 if width is None else scale_bytes(np.shape(leaf), own, path)
+        scales = (0, 0) if width is None else scales_of(np.shape(leaf), own, path)
         mask = flags.get(i, np.True_)
-        found.append(Stored(path, leaf, mask, _within(mask, leaf, axes), width, scales, axes))
+        found.append(Stored(path, leaf, mask, _within(mask, leaf, axes), width, *scales, axes))
     return found
 
 
@@ -171,17 +174,16 @@ def _within(mask: Any, leaf: Any, axes: Axes | None) -> tuple[int, ...]:
     return tuple(i - missing for i in (axes.inputs if axes else ()) if i >= missing)
 
 
-def mask_leaves(params: Params, masks: Masks) -> dict[int, Array]:
-    """The mask of each floating leaf, by position."""
-    chosen, kept = tree.pair(params, masks)
-    return dict(zip(chosen.chosen, kept, strict=True))
+def holds_numbers(leaf: Any) -> bool:
+    """Whether a leaf takes room at all: callables do not."""
+    return tree.is_array(leaf) or not callable(leaf)
 
 
-def scale_bytes(shape: tuple[int, ...], spec: QuantSpec, path: str) -> int:
-    """What scales, and zero points, take."""
+def scales_of(shape: tuple[int, ...], spec: QuantSpec, path: str) -> tuple[int, int]:
+    """How many scales there are, and the bytes of each with its zero point."""
     _, shared = uniform.layout(shape, spec, path)
     groups = math.prod(n for i, n in enumerate(uniform.grouped_shape(shape, spec)) if i not in shared)
-    return groups * (4 if spec.symmetric else 8)
+    return groups, 4 if spec.symmetric else 8
 
 
 def _footprint(leaf: Any) -> tuple[int, int]:
