@@ -290,7 +290,8 @@ def test_51_the_axis_is_the_one_named():
         assert scale_shape(x, axis=-1) == (1, 1, 1, 16)
         assert scale_shape(x, axis=(0, -2)) == (x.shape[0], 1, x.shape[2], 1)
         assert scale_shape(x) == (1, 1, 1, 1)
-        assert scale_shape(x, block_size=4) == (*x.shape[:2], -(-x.shape[2] // 4), 1, 16)
+    assert scale_shape(pointwise, block_size=4) == (1, 1, 2, 1, 16)
+    assert scale_shape(depthwise, block_size=4) == (1, 1, 1, 16)  # one input: nothing to cut
 
 
 def test_53_widths_in_one_program():
