@@ -370,3 +370,46 @@ def test_statistics_that_do_not_belong(stats):
         prune({"kernel": draw(10, 10)}, stats, 0.5)
     with pytest.raises(ValueError, match="no Gram matrices"):
         prune(LAYER, collect(affine, LAYER, MIXED, want=()), 0.5)
+
+
+# Padding
+
+LENGTHS = [3, 5, 1]
+KEPT = jnp.arange(5) < jnp.array(LENGTHS)[:, None]
+
+
+class Attending(nn.Module):
+    """Tokens in, a mean over those that are there out: attention, a scan, lookups, pooling."""
+
+    @nn.compact
+    def __call__(self, ids, kept):
+        x = nn.Embed(11, 8)(ids) + nn.Embed(5, 8)(jnp.arange(ids.shape[1]))
+        x = x + nn.MultiHeadDotProductAttention(2)(x, mask=nn.make_attention_mask(kept, kept))
+        w = self.param("layers", nn.initializers.lecun_normal(), (2, 8, 8))
+        x = jax.lax.scan(lambda x, w: (x + jax.nn.gelu(x @ w), None), x, w)[0]
+        x = nn.Dense(4)(x.reshape(-1, 8)).reshape(*ids.shape, 4)
+        return nn.Dense(2)((x * kept[..., None]).sum(1) / kept.sum(1, keepdims=True))
+
+
+def test_padding_is_left_out():
+    ids = jnp.asarray(RNG.integers(0, 11, (3, 5)))
+    params = Attending().init(jax.random.key(0), ids, KEPT)
+    padded = collect(Attending().apply, params, ids, KEPT, rows=KEPT)
+    alone = None
+    for row, n in zip(ids, LENGTHS, strict=True):
+        alone = collect(Attending().apply, params, row[None, :n], jnp.ones((1, n), bool), stats=alone)
+    for name, want in alone.inputs.items():
+        if name == "params/Embed_1/embedding":  # positions have no rows of the batch
+            continue
+        for a, b in zip(jax.tree.leaves(padded.inputs[name]), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_rows_that_cannot_be_followed_raise_with_the_line():
+    kept = jnp.array([True, True, False, True, True])
+    check(collect(lambda w, x: jnp.flip(x, 1) @ w.T, W.T, X[:, :], rows=None).inputs[""], jnp.flip(X, 1))
+    with pytest.raises(ValueError, match=r"cannot be followed to the product at .*test_calibration.py"):
+        collect(lambda w, x: jnp.sort(x, 0) @ w, W, X, rows=kept)
+    with pytest.raises(ValueError, match="in parts"):
+        collect(lambda w, x: x[1:] @ w, W, X, rows=kept)
+    check(collect(lambda w, x: x @ w, W, X, rows=kept).inputs[""], X[jnp.array([0, 1, 3, 4])])

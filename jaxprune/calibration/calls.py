@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.calibration import statistics
+from jaxprune.calibration.following import INLINE, program_of
 from jaxprune.calibration.reading import Call, Found, Reading, Seen, seen
 from jaxprune.program.jaxprs import Site
 from jaxprune.program.primitives.calls import scan_parts, while_parts
 
 
 def _inline(reading: Reading, site: Site, operands: Sequence[Seen]) -> list[Seen]:
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    return site.enter(next(site.params[name] for name in names if name in site.params), operands)
+    return reading.enter(site, program_of(site), operands)
 
 
 def _remat(reading: Reading, site: Site, operands: Sequence[Seen]) -> list[Seen]:
@@ -117,8 +117,8 @@ def _cond(reading: Reading, site: Site, operands: Sequence[Seen]) -> list[Seen]:
 
 #: By the name of the operation.
 CALLS: dict[str, Call] = {
-    **dict.fromkeys("jit pjit closed_call core_call custom_jvp_call custom_vjp_call".split(), _inline),
-    **dict.fromkeys("remat2 checkpoint remat".split(), _remat),
+    **dict.fromkeys(INLINE, _inline),
+    **dict.fromkeys(("remat2", "checkpoint", "remat"), _remat),
     "scan": _scan,
     "while": _while,
     "cond": _cond,

@@ -11,6 +11,7 @@ from jaxprune import tree
 from jaxprune.base import Array, Params, Where
 from jaxprune.calibration import statistics
 from jaxprune.calibration.calls import CALLS
+from jaxprune.calibration.following import follow_rows
 from jaxprune.calibration.reading import Found, Reading, Seen, Wanted
 from jaxprune.calibration.statistics import Gradients, Statistics
 from jaxprune.calibration.views import Use, View
@@ -25,6 +26,7 @@ def collect(
     stats: Statistics | None = None,
     want: Sequence[Literal["gram", "histogram"]] = ("gram",),
     key: Array | None = None,
+    rows: Array | None = None,
     where: Where = None,
 ) -> Statistics:
     """Statistics of what each product multiplies a parameter with, when a function runs on data.
@@ -45,13 +47,16 @@ def collect(
       want: static; besides sums, squares and maxima: "gram", the sums of x x' ([K, K] for K inputs of a product; all
         else takes O(K)); "histogram", of magnitudes, in 2048 bins of an eighth of an octave.
       key: of the random cotangents, a new one for each batch; ``None`` leaves gradients out.
+      rows: bool, which rows of the data count, such as [batch, tokens] that are no padding: the first axes of inputs of
+        these lengths, followed through the program. What has no such axis counts in full; windows with one such row do.
       where: whose statistics; see :func:`jaxprune.tree.select`. A large model may go in several passes.
 
     Returns:
       :class:`Statistics`, which name the leaves that no product was found for, and why.
 
     Raises:
-      ValueError: no product uses any chosen leaf; something unknown is wanted.
+      ValueError: no product uses any chosen leaf; something unknown is wanted; ``rows`` cannot be followed to a
+        product, whose line is named.
 
     >>> stats = collect(lambda w, x: x @ w, jnp.ones((2, 3)), jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     >>> stats.inputs[""].gram.tolist()
@@ -62,7 +67,9 @@ def collect(
     selection = tree.select(params, where)
     chosen = frozenset(selection.chosen)
     names = tuple(selection.paths)
-    found = _collect(apply, params, inputs, key, names, chosen, Wanted(*(one in want for one in Wanted._fields)))
+    found = _collect(
+        apply, params, inputs, (key, rows), names, chosen, Wanted(*(one in want for one in Wanted._fields))
+    )
     if not found.uses:
         raise ValueError(f"no product uses a chosen parameter: {dict(found.without)}")
     return found if stats is None else statistics.merge(stats, found)
@@ -73,18 +80,23 @@ def _collect(
     apply: Callable[..., Any],
     params: Params,
     inputs: Any,
-    key: Array | None,
+    extras: tuple[Array | None, Array | None],
     names: tuple[str, ...],
     chosen: frozenset[int],
     wanted: Wanted,
 ) -> Statistics:
-    program, _ = jaxprs.trace(apply, params, *inputs)
+    (key, rows), (program, _) = extras, jaxprs.trace(apply, params, *inputs)
     leaves = jax.tree.leaves((params, inputs))
+
+    guide = None
+    if rows is not None:
+        data = jax.tree.leaves(inputs)
+        guide = follow_rows(program, rows.shape, len(leaves) - len(data), data)
 
     def read(taps: Found) -> tuple[list[Array], Reading]:
         views = [View.of(names[i], leaf) if i in chosen else None for i, leaf in enumerate(leaves)]
-        reading = Reading(wanted, CALLS, taps)
-        frame = visit(program, [Seen(*pair) for pair in zip(leaves, views, strict=True)], reading)
+        reading = Reading(wanted, CALLS, taps, rows)
+        frame = visit(program, [Seen(*pair) for pair in zip(leaves, views, strict=True)], reading, guide=guide)
         outs = [one.value for one in frame.results]
         return [out for out in outs if jaxprs.is_inexact(out)], reading
 

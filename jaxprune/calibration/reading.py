@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxprune.base import Array
 from jaxprune.calibration import statistics
+from jaxprune.calibration.following import rows_of
 from jaxprune.calibration.products import PRODUCTS, lookup
 from jaxprune.calibration.views import Use, View, follow
 from jaxprune.program import jaxprs
@@ -47,6 +48,7 @@ class Reading:
     Attributes:
       wanted: what is collected.
       calls: by the name of an operation that runs other programs, how these are read.
+      rows: the mask of rows, if there is one; the guide of the visit says where its axes are.
       taps: zeros in the form of what is to be found of each use's gradients; empty if nothing is.
       uses: by name; shared by all levels.
       ended: for each path, why no product is found where a view of it ends; shared by all levels.
@@ -59,6 +61,7 @@ class Reading:
     wanted: Wanted
     calls: "Mapping[str, Call]"
     taps: Found
+    rows: Array | None = None
     uses: dict[str, Use] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
     numbers: Counter[str] = field(default_factory=Counter)
@@ -103,16 +106,17 @@ class Reading:
             return None
         name, data = self.name(view.path), values[found.data]
         sizes = None if found.groups is None else values[found.groups]
+        valid = self.valid(site, found.data, found.rows)
         same = (id(data), found.kind, id(sizes), view.scans)
         if same not in self.sources:
             self.sources[same] = (name, (data, sizes))
-            self.found[name] = self.moments(found.rows(data), sizes)
+            self.found[name] = self.moments(found.rows(data), sizes, valid)
         self.uses[name] = Use(found.view, found.shape, self.sources[same][0])
         outs = jaxprs.bind(site.equation, values)
         if name in self.taps:
 
             def back(data: Any, g: Array) -> Any:
-                return self.gradients(found.rows(data), found.out_rows(g), sizes)
+                return self.gradients(found.rows(data), found.out_rows(g), sizes, valid)
 
             outs = [_tap(back, outs[0], data, self.taps[name])]
         return seen(outs)
@@ -123,7 +127,9 @@ class Reading:
         if found is None:
             return None
         name, size = self.name(view.path), found.shape[1]
-        places = found.rows(values[1])
+        places, valid = found.rows(values[1]), self.valid(site, 1, lambda mask: mask.reshape(1, -1, 1))
+        if valid is not None:
+            places = jnp.where(valid[0], places, size)
         rows = jnp.zeros(size, jnp.uint32).at[places].add(jnp.uint32(1), mode="drop")
         self.found[name] = statistics.Lookups(rows.sum(dtype=jnp.uint32)[None], rows[None])
         self.uses[name] = Use(found.view, found.shape, name, lookup=True)
@@ -138,17 +144,26 @@ class Reading:
             outs = [_tap(back, outs[0], places, self.taps[name])]
         return seen(outs)
 
-    def moments(self, rows: Array, sizes: Any) -> Any:
-        if sizes is None:
-            return statistics.moments(rows, *self.wanted)
-        return _by_group(lambda valid: statistics.moments(rows, *self.wanted, valid), rows, sizes)
+    def valid(self, site: Site, operand: int, rows: Callable[[Array], Array]) -> Array | None:
+        """Which rows [L, T] of an operand's the mask keeps, windows too that have one of them; None for all."""
+        if self.rows is None:
+            return None
+        mark = site.guide.read(site.equation.invars[operand])  # type: ignore[union-attr]
+        mask = rows_of(self.rows, mark, site.shape(operand), site.line)
+        return None if mask is None else rows(mask).max(-1) > 0
 
-    def gradients(self, rows: Array, out: Array, sizes: Any) -> Any:
-        if sizes is None:
-            return statistics.gradients(rows, out, self.wanted.gram)
-        return _by_group(
-            lambda valid: statistics.gradients(rows, jnp.where(valid[..., None], out, 0), self.wanted.gram), rows, sizes
-        )
+    def moments(self, rows: Array, sizes: Any, valid: Array | None) -> Any:
+        def of(valid: Array | None) -> Any:
+            return statistics.moments(rows, *self.wanted, valid)
+
+        return of(valid) if sizes is None else _by_group(of, rows, sizes, valid)
+
+    def gradients(self, rows: Array, out: Array, sizes: Any, valid: Array | None) -> Any:
+        def of(valid: Array | None) -> Any:
+            own = out if valid is None else jnp.where(valid[..., None], out, 0)
+            return statistics.gradients(rows, own, self.wanted.gram)
+
+        return of(valid) if sizes is None else _by_group(of, rows, sizes, valid)
 
     def name(self, path: str) -> str:
         """The name of the next use of a leaf."""
@@ -168,9 +183,12 @@ class Reading:
     ) -> tuple[list[Seen], "Reading"]:
         """Visits a program that is traced on its own; its results, and the reader of the visit."""
         inner = replace(self, taps=taps, numbers=Counter(self.numbers), found={}, sources={}, used=[])
-        ins = [Seen(*pair) for pair in zip(values, views, strict=True)]
-        frame = visit(program, ins, inner, (*site.place, branch), site.line)
-        return frame.results, inner
+        return inner.enter(site, program, [Seen(*pair) for pair in zip(values, views, strict=True)], branch), inner
+
+    def enter(self, site: Site, program: Any, operands: Sequence[Seen], branch: int = 0) -> list[Seen]:
+        """Visits a program that an equation calls, along the earlier visit if there was one."""
+        guide = site.children[branch] if site.guide else None
+        return visit(program, operands, self, (*site.place, branch), site.line, guide).results
 
     def ahead(self, program: Any, views: Sequence[View | None], site: Site, branch: int = 0) -> "Ahead":
         """What a program will find."""
@@ -208,11 +226,11 @@ def seen(values: Sequence[Any]) -> list[Seen]:
     return [Seen(value) for value in values]
 
 
-def _by_group(of: Callable[[Array], Any], rows: Array, sizes: Array) -> Any:
+def _by_group(of: Callable[[Array], Any], rows: Array, sizes: Array, valid: Array | None) -> Any:
     """``of`` which rows [1, T] belong to each group, for all groups."""
-    ends = jnp.cumsum(sizes)
-    number = jnp.searchsorted(ends, jnp.arange(rows.shape[1]), side="right")
-    found = lax.map(lambda group: of((number == group)[None]), jnp.arange(len(sizes)))
+    number = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(rows.shape[1]), side="right")
+    every = jnp.ones((1, rows.shape[1]), bool) if valid is None else valid
+    found = lax.map(lambda group: of((number == group)[None] & every), jnp.arange(len(sizes)))
     return jax.tree.map(lambda one: one[:, 0], found)
 
 
