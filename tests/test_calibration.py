@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from jaxprune.calibration import collect, fake_quant, merge, prune, quantize
+from jaxprune.calibration import collect, fake_quant, merge, obd, prune, quantize, wanda
 
 RNG = np.random.default_rng(0)
 
@@ -370,6 +370,30 @@ def test_statistics_that_do_not_belong(stats):
         prune({"kernel": draw(10, 10)}, stats, 0.5)
     with pytest.raises(ValueError, match="no Gram matrices"):
         prune(LAYER, collect(affine, LAYER, MIXED, want=()), 0.5)
+
+
+def test_scores_of_data():
+    def network(p, ids):
+        return jnp.tanh(p["table"][ids] @ p["w"]) @ p["table"].T
+
+    params, ids = {"table": draw(7, 3), "w": draw(3, 3)}, jnp.array([1, 1, 6])
+    key = jax.random.key(0)
+    stats = collect(network, params, ids, key=key)
+    x = np.asarray(params["table"][ids], np.float64)
+    hidden = np.tanh(x @ np.asarray(params["w"]))
+    scores = wanda(params, stats)
+    np.testing.assert_allclose(scores["w"], abs(params["w"]) * np.sqrt((x**2).sum(0))[:, None], rtol=1e-5)
+    both = np.array([0, 2, 0, 0, 0, 0, 1])[:, None] + (hidden**2).sum(0)  # looked up, and a factor
+    np.testing.assert_allclose(scores["table"], abs(params["table"]) * np.sqrt(both), rtol=1e-5)
+    masks = jp.masks.by_sparsity(scores, 0.5)
+    assert masks["w"].shape == (3, 3) and wanda(params, stats, where="w")["table"].shape == ()
+    out = np.asarray(jax.random.normal(jax.random.split(key, 1)[0], (3, 7)), np.float64)
+    before = out @ np.asarray(params["table"], np.float64) * (1 - hidden**2)
+    want = np.asarray(params["w"]) ** 2 * (x**2).sum(0)[:, None] * (before**2).sum(0) / 3
+    np.testing.assert_allclose(obd(params, stats, where="w")["w"], want, rtol=1e-4)
+    assert np.isfinite(obd(params, stats)["table"]).all()
+    with pytest.raises(ValueError, match="no gradients"):
+        obd(params, collect(network, params, ids))
 
 
 # Padding

@@ -2,6 +2,7 @@
 
 from jaxprune.calibration.collecting import collect
 from jaxprune.calibration.compressing import fake_quant, prune, quantize
+from jaxprune.calibration.scores import obd, wanda
 from jaxprune.calibration.statistics import Statistics, merge
 
-__all__ = ["Statistics", "collect", "fake_quant", "merge", "prune", "quantize"]
+__all__ = ["Statistics", "collect", "fake_quant", "merge", "obd", "prune", "quantize", "wanda"]

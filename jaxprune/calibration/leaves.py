@@ -23,9 +23,9 @@ class Part(NamedTuple):
     factors: Array
 
 
-def choose(params: Params, stats: Statistics, where: Where) -> tree.Selection:
-    """The leaves that take part; each is the factor of a product on data."""
-    known = {use.path for _, use in stats.uses if not use.lookup}
+def choose(params: Params, stats: Statistics, where: Where, lookups: bool = False) -> tree.Selection:
+    """The leaves that take part; each is the factor of a product on data, or with ``lookups`` a table."""
+    known = {use.path for _, use in stats.uses if lookups or not use.lookup}
     if where is None:
         chosen = tree.select(params, lambda path, _: path in known)
     else:
