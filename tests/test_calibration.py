@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from jaxprune.calibration import collect, fake_quant, merge, obd, prune, quantize, wanda
+from jaxprune.calibration import collect, fake_quant, merge, obd, prune, quantize, refit, wanda
 
 RNG = np.random.default_rng(0)
 
@@ -394,6 +394,46 @@ def test_scores_of_data():
     assert np.isfinite(obd(params, stats)["table"]).all()
     with pytest.raises(ValueError, match="no gradients"):
         obd(params, collect(network, params, ids))
+
+
+def test_what_is_left_makes_up_for_inputs_that_are_gone(stats):
+    kept = np.ones(40, bool)
+    kept[[3, 7, 20]] = False
+    masks = {"kernel": jnp.asarray(kept)[:, None], "bias": jnp.ones((), bool)}
+    fitted = refit(LAYER, stats, masks)
+    gram, weights = oracles.damped(stats.inputs["kernel"].gram[0]), np.asarray(LAYER["kernel"], np.float64)
+    want = np.zeros_like(weights)
+    want[kept] = weights[kept] + np.linalg.solve(gram[np.ix_(kept, kept)], gram[np.ix_(kept, ~kept)] @ weights[~kept])
+    np.testing.assert_allclose(fitted["kernel"], want, rtol=1e-3, atol=1e-3)
+    assert loss(fitted) < 0.2 * loss(jp.masks.apply_masks(LAYER, masks))
+    everything = jax.tree.map(lambda _: jnp.ones((), bool), LAYER)
+    np.testing.assert_array_equal(refit(LAYER, stats, everything)["kernel"], LAYER["kernel"])
+
+
+def test_weights_that_grow_beyond_measure_are_refused():
+    x = MIXED.at[:, 0].set(1e3 * MIXED[:, 1])  # an input of massive activations, which another has in small
+    masks = {"kernel": (jnp.arange(40) > 0)[:, None], "bias": jnp.ones((), bool)}
+    stats = collect(affine, LAYER, x)
+    with pytest.raises(ValueError, match="leaf 'kernel': the largest weight would grow .* more than max_growth=4"):
+        refit(LAYER, stats, masks, damping=1e-9)
+    assert jnp.isfinite(refit(LAYER, stats, masks, damping=1e-9, max_growth=np.inf)["kernel"]).all()
+
+
+def test_neurons_are_cut_and_the_layer_after_refitted():
+    def network(p, x):
+        return jax.nn.relu(x @ p["up"]) @ p["down"]
+
+    params = {"up": draw(40, 24), "down": draw(24, 12)}
+    stats = collect(network, params, MIXED)
+    shrunk = jp.shrink(network, params, MIXED[:1], sparsity=0.25, saliency=lambda p: wanda(p, stats))
+    graph = jp.structure.trace(network, params, MIXED[:1])
+    masks = graph.at(shrunk.plan).mask(jax.tree.map(lambda p: jnp.ones(p.shape, bool), params))
+    fitted = graph.at(shrunk.plan).cut(refit(params, stats, masks))
+
+    def off(p):
+        return float(jnp.sum((network(p, MIXED) - network(params, MIXED)) ** 2))
+
+    assert fitted["down"].shape == (18, 12) and off(fitted) < 0.5 * off(shrunk.params)
 
 
 # Padding

@@ -2,7 +2,8 @@
 
 from jaxprune.calibration.collecting import collect
 from jaxprune.calibration.compressing import fake_quant, prune, quantize
+from jaxprune.calibration.refitting import refit
 from jaxprune.calibration.scores import obd, wanda
 from jaxprune.calibration.statistics import Statistics, merge
 
-__all__ = ["Statistics", "collect", "fake_quant", "merge", "obd", "prune", "quantize", "wanda"]
+__all__ = ["Statistics", "collect", "fake_quant", "merge", "obd", "prune", "quantize", "refit", "wanda"]

@@ -17,10 +17,10 @@ from jaxprune.calibration.views import Use
 
 
 class Part(NamedTuple):
-    """Matrices of a leaf, and the factors of the second moments of their inputs."""
+    """Matrices of a leaf, and the second moments [L, K, K] of their inputs."""
 
     use: Use
-    factors: Array
+    gram: Array
 
 
 def choose(params: Params, stats: Statistics, where: Where, lookups: bool = False) -> tree.Selection:
@@ -60,39 +60,42 @@ def each(
 ) -> tuple[list[Array], list[Array]]:
     """The new leaves, and their masks."""
     dampings = settings.per_leaf(damping, chosen, "damping", 0.0, np.inf)
-    cache: dict[Any, Array] = {}
+    cache: dict[Any, tuple[Array, Array]] = {}
     leaves, masks = [], []
     for path, leaf, rate, task in zip(chosen.names, chosen.values, dampings, tasks, strict=True):
         new, kept = leaf.astype(jnp.float32), jnp.broadcast_to(task.mask, leaf.shape)
-        for use, factors in _parts(stats, path, rate, cache):
+        for use, gram in parts(stats, path):
+            key = id(gram), id(rate)
+            if key not in cache:
+                cache[key] = gram, feedback.factor(gram, rate)  # the key lives as long as what it is of
+            factors = cache[key][1]
             new, kept = _solve((new, kept), factors, tuple(task.operands), task.settings, use, how)
         leaves.append(new.astype(leaf.dtype))
         masks.append(kept)
     return leaves, masks
 
 
-def _parts(stats: Statistics, path: str, damping: Any, cache: dict[Any, Array]) -> list[Part]:
+def parts(stats: Statistics, path: str) -> list[Part]:
     """The matrices of a leaf; what is used alike several times is one, of the sum of the second moments."""
     alike: dict[Any, tuple[Use, list[str]]] = {}
     for name, use in stats.of(path):
         if not use.lookup:
             alike.setdefault((use.view, use.shape), (use, []))[1].append(name)
-    return [Part(use, _factors(stats, path, names, damping, cache)) for use, names in alike.values()]
+    return [Part(use, _gram(stats, path, names)) for use, names in alike.values()]
 
 
-def _factors(stats: Statistics, path: str, names: list[str], damping: Any, cache: dict[Any, Array]) -> Array:
+def _gram(stats: Statistics, path: str, names: list[str]) -> Array:
     uses = dict(stats.uses)
     weighted = [stats.gradients[name].weighted for name in names if name in stats.gradients]
     grams = [_moments(stats, uses[name]).gram for name in names]
-    own = weighted if weighted and all(one is not None for one in weighted) else grams
-    if any(one is None for one in own):
+    own = [
+        one for one in (weighted if weighted and all(one is not None for one in weighted) else grams) if one is not None
+    ]
+    if len(own) < len(names):
         raise ValueError(
             f"the statistics of leaf {tree.show(path)} hold no Gram matrices: collect them with want=['gram']"
         )
-    key = tuple(id(one) for one in own), id(damping)
-    if key not in cache:
-        cache[key] = feedback.factor(sum(own[1:], own[0]), damping)  # type: ignore[arg-type]
-    return cache[key]
+    return sum(own[1:], own[0])
 
 
 def _moments(stats: Statistics, use: Use) -> Moments:
