@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune import checkpoints, files, host
 from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, compressed
 from jaxprune.cli import diff, recipe, shared
-from jaxprune.cli.recipe import Coding, Recipe, Treatment
+from jaxprune.cli.recipe import Recipe, Treatment
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
 _BATCH = 2**24  # bytes
@@ -73,17 +73,19 @@ def coded(leaves: Mapping[str, Leaf], wanted: Recipe, progress: bool) -> files.C
         mask = wanted.mask(name, array, cuts.get(name))
         return array if mask.all() else np.where(mask, array, np.zeros((), array.dtype))
 
-    def code(group: tuple[Coding, list[str]]) -> dict[str, files.Compressed]:
-        coding, names = group
-        return compressed.code({name: array_of(name) for name in names}, side=wanted.side, **coding.options())
+    def code(group: tuple[bool, dict[str, Any], list[str]]) -> dict[str, files.Compressed]:
+        meant, codes, names = group
+        arrays = {name: array_of(name) for name in names}
+        return compressed.code(arrays, side=wanted.side, where=lambda *_: meant, **codes)
 
-    alike: dict[Coding, list[str]] = {}
+    alike: dict[Any, list[str]] = {}  # leaves of one treatment are coded together
     for name, leaf in leaves.items():
-        alike.setdefault(wanted.coding(name, leaf), []).append(name)
+        key = name in wanted.treatments, tuple(wanted.codes(name, leaf).items())
+        alike.setdefault(key, []).append(name)
     groups = [
-        (coding, group)
-        for coding, names in alike.items()
-        for group in ([names] if coding.quantizer in recipe.TOGETHER else _batches(names, leaves))
+        (meant, dict(codes), group)
+        for (meant, codes), names in alike.items()
+        for group in ([names] if dict(codes).get("quantizer") in recipe.TOGETHER else _batches(names, leaves))
     ]
     parts = host.in_parallel(code, groups, "leaves", progress)
     return compressed.assemble({name: part for group in parts for name, part in group.items()})

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
       jaxprune diff model.safetensors model.jp --changed       (leave out equal leaves)
     """
     old, new = shared.opened(args, args.before), shared.opened(args, args.after)
-    before, after = _by_path(old.leaves), _by_path(new.leaves)
+    before, after = ({path: file.leaves[name] for name, path in paths(file.leaves).items()} for file in (old, new))
     both = [path for path in before if path in after]
     if not both:
         sides = f"{shared.few(list(before))} against {shared.few(list(after))}"
@@ -87,11 +87,6 @@ def measured(before: Leaf, after: Leaf, axes: Axes | None) -> dict[str, Any]:
     }
 
 
-def _by_path(leaves: Any) -> dict[str, Leaf]:
-    cut = paths(leaves)
-    return {cut[name]: leaf for name, leaf in leaves.items()}
-
-
 def _bytes(opened: Checkpoint) -> dict[str, bytes]:
     return {name: other.read() for name, other in opened.others.items()}
 
@@ -100,7 +95,11 @@ def _text(found: dict[str, Any], changed: bool) -> str:
     heads = "leaf, shape, axes, dtype, rel. error, max error, zeros before, after, removed, units"
     forms = "{name} {shape} {axes} {dtypes} {relative_error:.3g} {max_error:.3g} {zeros_before:,} {zeros_after:,} "
     forms += "{removed:,} {units_removed:,}"
-    rows = [row | {"dtypes": _dtypes(row)} for row in found["leaves"] if not (changed and row["equal"])]
+    rows = [
+        row | {"dtypes": " -> ".join(dict.fromkeys([row["dtype"], row["dtype_after"]]))}
+        for row in found["leaves"]
+        if not (changed and row["equal"])
+    ]
     lines = [shared.table(heads, forms, rows, found["total"] | {"name": "total"}, left=4), "", _NOTES, ""]
     for row in found["shapes"]:
         before, after = shared.shape(row["before"]), shared.shape(row["after"])
@@ -112,7 +111,3 @@ def _text(found: dict[str, Any], changed: bool) -> str:
     sizes = found["before"]["file_bytes"], found["after"]["file_bytes"]
     lines.append(f"{equal} of {len(found['leaves'])} leaves are equal to the bit. {shared.smaller(*sizes)}")
     return "\n".join(lines)
-
-
-def _dtypes(row: dict[str, Any]) -> str:
-    return " -> ".join(dict.fromkeys([row["dtype"], row["dtype_after"]]))

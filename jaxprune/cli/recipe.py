@@ -71,19 +71,6 @@ class Treatment(NamedTuple):
     section: int = 0
 
 
-class Coding(NamedTuple):
-    """What :func:`jaxprune.compress` is told of a leaf: nothing, or that it is meant, and the codes if any."""
-
-    meant: bool
-    bits: float | None = None
-    quantizer: Any = "uniform"
-
-    def options(self) -> dict[str, Any]:
-        """Its arguments; every leaf that it is given is meant, or none."""
-        codes = {} if self.bits is None else {"bits": self.bits, "quantizer": self.quantizer}
-        return codes | {"where": lambda *_: self.meant}
-
-
 class Shared(NamedTuple):
     """A quantizer for :func:`jaxprune.compress`: a codebook for each of the layers that are stacked along some axes."""
 
@@ -134,16 +121,15 @@ class Recipe(NamedTuple):
         treatment = self.treatments[name]
         return spec_of(QuantSpec(axis=treatment.axis, block_size=treatment.block_size), name, leaf, self.axes[name])
 
-    def coding(self, name: str, leaf: Leaf) -> Coding:
-        """How the leaf is coded; those that are alike go together."""
-        treatment = self.treatments.get(name)
-        if treatment is None:
-            return Coding(False)
+    def codes(self, name: str, leaf: Leaf) -> dict[str, Any]:
+        """What :func:`jaxprune.compress` is told of the codes of a leaf; nothing if it has none."""
+        treatment = self.treatments.get(name, Treatment())
         if treatment.codebook is not None:
-            return Coding(True, treatment.codebook, Shared(kept_axes(None, name, leaf, self.axes[name])))
-        if treatment.bits is None or treatment.quantizer in TOGETHER:
-            return Coding(True, treatment.bits, treatment.quantizer)
-        return Coding(True, treatment.bits, self.spec(name, leaf))
+            return {"bits": treatment.codebook, "quantizer": Shared(kept_axes(None, name, leaf, self.axes[name]))}
+        if treatment.bits is None:
+            return {}
+        whole = treatment.quantizer in TOGETHER
+        return {"bits": treatment.bits, "quantizer": treatment.quantizer if whole else self.spec(name, leaf)}
 
 
 def add_options(parser: Any, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> None:

@@ -70,12 +70,11 @@ def run(args: argparse.Namespace) -> None:
         {"name": name, "before": list(opened.leaves[name].shape), "after": list(leaf.shape)}
         for name, leaf in leaves.items()
     ]
-    before = sum(leaf.size for leaf in opened.leaves.values())
     found = {
         "path": args.output,
         "bytes_before": opened.file_bytes,
         "bytes_after": written,
-        "parameters_before": before,
+        "parameters_before": sum(leaf.size for leaf in opened.leaves.values()),
         "parameters_after": sum(leaf.size for leaf in leaves.values()),
         "leaves": rows,
         "report": shrunk.report.to_dict(),
