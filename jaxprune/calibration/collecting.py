@@ -86,45 +86,45 @@ def _collect(
     wanted: Wanted,
 ) -> Statistics:
     (key, rows), (program, _) = extras, jaxprs.trace(apply, params, *inputs)
-    leaves = jax.tree.leaves((params, inputs))
+    leaves, data = jax.tree.leaves((params, inputs)), jax.tree.leaves(inputs)
+    guide = None if rows is None else follow_rows(program, rows.shape, len(leaves) - len(data), data)
 
-    guide = None
-    if rows is not None:
-        data = jax.tree.leaves(inputs)
-        guide = follow_rows(program, rows.shape, len(leaves) - len(data), data)
-
-    def read(taps: Found) -> tuple[list[Array], Reading]:
+    def read(taps: Found) -> tuple[list[Array], Found, dict[str, Use], dict[str, str]]:
         views = [View.of(names[i], leaf) if i in chosen else None for i, leaf in enumerate(leaves)]
         reading = Reading(wanted, CALLS, taps, rows)
         frame = visit(program, [Seen(*pair) for pair in zip(leaves, views, strict=True)], reading, guide=guide)
-        outs = [one.value for one in frame.results]
-        return [out for out in outs if jaxprs.is_inexact(out)], reading
+        outs = [one.value for one in frame.results if jaxprs.is_inexact(one.value)]
+        return outs, reading.found, reading.uses, reading.ended
 
     if key is None:
-        _, reading = read({})
-        return _record(reading, {}, names, chosen)
-    known: list[dict[str, Use]] = []
+        _, found, uses, ended = read({})
+        back = {}
+    else:
+        found, back, uses, ended = _with_gradients(read, key, wanted)
+    used = {use.path for use in uses.values()}
+    without = {
+        names[i]: f"its view ends in {ended[names[i]]}" if names[i] in ended else "no operation uses it"
+        for i in sorted(chosen)
+        if names[i] not in used
+    }
+    return Statistics(found, back, tuple(uses.items()), tuple(without.items()))
 
-    def ahead() -> Found:
-        _, reading = read({})
-        known.append(reading.uses)
-        return reading.found
 
-    jax.eval_shape(ahead)
-    taps = {name: _zeros(use, wanted.gram) for name, use in known[0].items()}
-    readings: list[Reading] = []
+def _with_gradients(read: Callable[[Found], Any], key: Array, wanted: Wanted) -> tuple[Found, Found, Any, Any]:
+    """What is found, forwards and backwards, of random cotangents."""
+    static: list[Any] = []
 
-    def run(taps: Found) -> Any:
-        outs, reading = read(taps)
-        found, reading.found, reading.sources = reading.found, {}, {}
-        readings.append(reading)
+    def run(taps: Found) -> tuple[list[Array], Found]:
+        outs, found, *rest = read(taps)
+        static[:] = rest
         return outs, found
 
+    jax.eval_shape(lambda: run({})[1])
+    taps = {name: _zeros(use, wanted.gram) for name, use in static[0].items()}
     outs, pullback, found = jax.vjp(run, taps, has_aux=True)
     keys = jax.random.split(key, max(len(outs), 1))
     (back,) = pullback([jax.random.normal(one, out.shape, out.dtype) for one, out in zip(keys, outs, strict=False)])
-    readings[0].found = found
-    return _record(readings[0], back, names, chosen)
+    return found, back, *static
 
 
 def _zeros(use: Use, gram: bool) -> Gradients:
@@ -133,13 +133,3 @@ def _zeros(use: Use, gram: bool) -> Gradients:
     if use.lookup:
         return Gradients(squares, rows=jnp.zeros((many, inputs)))
     return Gradients(squares, jnp.zeros((many, inputs, inputs)) if gram else None)
-
-
-def _record(reading: Reading, back: Found, names: tuple[str, ...], chosen: frozenset[int]) -> Statistics:
-    used = {use.path for use in reading.uses.values()}
-    without = {
-        names[i]: f"its view ends in {reading.ended[names[i]]}" if names[i] in reading.ended else "no operation uses it"
-        for i in sorted(chosen)
-        if names[i] not in used
-    }
-    return Statistics(reading.found, back, tuple(reading.uses.items()), tuple(without.items()))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Array
-from jaxprune.calibration.factors import Factor, Factors, fresh, moved
+from jaxprune.calibration.factors import Factor, Factors, fresh
+from jaxprune.calibration.row_rules import RULES, by_entry, joined
 from jaxprune.program import jaxprs
 from jaxprune.program.jaxprs import Frame, Site
 from jaxprune.program.primitives.calls import scan_parts, while_parts
@@ -50,110 +51,12 @@ class _Follow:
         mixed = [mark for mark in operands if mark.factors is None]
         if mixed:
             return mixed[:1] * len(outs)
-        found = _RULES.get(site.name, _by_entry)(site, [mark.factors for mark in operands])  # type: ignore[misc]
+        found = RULES.get(site.name, by_entry)(site, [mark.factors for mark in operands])  # type: ignore[misc]
         return [Mark(found(shape) if found else None, f"{site.name} at {site.line}") for shape in outs]
 
 
 def _marked(mark: Mark) -> bool:
     return mark.factors is None or any(one.origin is not None for axis in mark.factors for one in axis)
-
-
-#: What a rule gives: for the shape of a result, its factors.
-_Result = Callable[[tuple[int, ...]], Factors | None] | None
-
-
-def _by_entry(site: Site, operands: Sequence[Factors]) -> _Result:
-    """Operations of each entry alone, or along axes without moving it: operands of one shape but for ones, scalars."""
-    shape = site.out_shape()
-    for own in (site.shape(i) for i in range(len(operands))):
-        if own and not (len(own) == len(shape) and all(n in (1, size) for n, size in zip(own, shape, strict=True))):
-            return None
-    joined = _joined([factors for factors in operands if len(factors) == len(shape)])
-    return lambda _: joined
-
-
-def _joined(many: Sequence[Factors]) -> Factors | None:
-    """What is known of one array from several of its shape."""
-    axes = []
-    for several in zip(*many, strict=True):
-        known = [axis for axis in several if any(one.origin is not None for one in axis)]
-        if any(axis != known[0] for axis in known[1:]):
-            return None
-        axes.append(known[0] if known else max(several, key=lambda axis: axis[0].size))
-    return tuple(axes)
-
-
-def _moves(site: Site, operands: Sequence[Factors]) -> _Result:
-    return lambda shape: moved(operands[0], site.name, site.params, shape)
-
-
-def _parts(site: Site, operands: Sequence[Factors]) -> _Result:
-    return lambda shape: moved(operands[0], "slice", {}, shape)
-
-
-def _reduces(site: Site, operands: Sequence[Factors]) -> _Result:
-    gone, joined = set(site.params["axes"]), _joined(operands)
-    return lambda _: joined and tuple(axis for i, axis in enumerate(joined) if i not in gone)
-
-
-def _dot(site: Site, operands: Sequence[Factors]) -> _Result:
-    (contracted, batch), both = site.params["dimension_numbers"], operands[:2]
-    stacks = [tuple(own[i] for i in places) for own, places in zip(both, batch, strict=True)]
-    free = [
-        axis
-        for own, gone, stack in zip(both, contracted, batch, strict=True)
-        for i, axis in enumerate(own)
-        if i not in (*gone, *stack)
-    ]
-    stack = _joined(stacks)
-    return None if stack is None else lambda _: (*stack, *free)
-
-
-def _convolution(site: Site, operands: Sequence[Factors]) -> _Result:
-    numbers = site.params["dimension_numbers"]
-    axes = list(fresh(site.out_shape(), known=False))
-    axes[numbers.out_spec[0]] = operands[0][numbers.lhs_spec[0]]
-    kept = site.params["batch_group_count"] == 1
-    return (lambda _: tuple(axes)) if kept else None
-
-
-def _ragged(site: Site, operands: Sequence[Factors]) -> _Result:
-    rank = len(site.out_shape())
-    return (lambda _: (operands[0][0], fresh(site.out_shape(), known=False)[1])) if rank == 2 else None
-
-
-def _gather(site: Site, operands: Sequence[Factors]) -> _Result:
-    numbers = site.params["dimension_numbers"]
-    if any(one.origin is not None for axis in operands[0] for one in axis):
-        return None
-    axes, places = list(fresh(site.out_shape(), known=False)), iter(operands[1])
-    for i in range(len(axes)):
-        if i not in numbers.offset_dims:
-            axes[i] = next(places)
-    return lambda _: tuple(axes)
-
-
-def _joins(site: Site, operands: Sequence[Factors]) -> _Result:
-    along = site.params["dimension"]
-    if any(one.origin is not None for own in operands for one in own[along]):
-        return None
-    rest = _joined([tuple(axis for i, axis in enumerate(own) if i != along) for own in operands])
-    size = site.out_shape()[along]
-    return lambda _: rest and (*rest[:along], (Factor(None, size),), *rest[along:])
-
-
-_RULES: dict[str, Callable[[Site, Sequence[Factors]], _Result]] = {
-    **dict.fromkeys("transpose reshape squeeze expand_dims broadcast_in_dim slice".split(), _moves),
-    **dict.fromkeys("dynamic_slice split top_k pad".split(), _parts),
-    **{f"reduce_{name}": _reduces for name in "sum max min prod and or xor".split()},
-    **dict.fromkeys(("argmax", "argmin"), _reduces),
-    "dot_general": _dot,
-    "conv_general_dilated": _convolution,
-    **dict.fromkeys(("ragged_dot", "ragged_dot_general"), _ragged),
-    "gather": _gather,
-    "concatenate": _joins,
-    **dict.fromkeys(("sort", "rev"), lambda site, operands: None),
-}
 
 
 def program_of(site: Site) -> Any:
@@ -191,16 +94,16 @@ def _settled(site: Site, program: Any, before: list[Mark], carry: list[Mark], af
     while True:
         site.entered.clear()
         outs = site.enter(program, [*before, *carry, *after])
-        joined = [_either(*pair) for pair in zip(carry, outs[: len(carry)], strict=True)]
-        if [one.factors for one in joined] == [one.factors for one in carry]:
+        both = [_either(*pair) for pair in zip(carry, outs[: len(carry)], strict=True)]
+        if [one.factors for one in both] == [one.factors for one in carry]:
             return carry, outs[len(carry) :]
-        carry = joined
+        carry = both
 
 
 def _either(a: Mark, b: Mark) -> Mark:
     if a.factors is None or b.factors is None:
         return a if a.factors is None else b
-    return Mark(_joined([a.factors, b.factors]), "values of two branches or rounds")
+    return Mark(joined([a.factors, b.factors]), "values of two branches or rounds")
 
 
 def _cond(site: Site, operands: Sequence[Mark]) -> Sequence[Mark]:
