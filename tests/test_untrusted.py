@@ -265,7 +265,7 @@ def test_lists_in_lists_in_what_describes_a_node(load, place):
         "names": {"type": "Partitioned", "names": deep},
         "tree": {"type": "list"},
     }[place]
-    with pytest.raises(FormatError, match="deeper than 64 levels|no node|no JSON"):
+    with pytest.raises(FormatError, match="deeper than 66 levels|no node|no JSON"):
         load(forged({"version": 3, "kinds": [kind], "tree": [0, deep if place == "tree" else 0]}, [leaf(())]))
 
 

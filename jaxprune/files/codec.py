@@ -95,9 +95,13 @@ def join(parts: Params) -> Compressed:
     leaves, whole = jax.tree.leaves(parts), tree_json.outline(parts)
     remaining = iter(leaves)
 
+    def moved(node: Node, path: str | None) -> Node:
+        below = map(moved, node.children, tree_json.paths(node, len(node.children), path))
+        return node._replace(path=path or "", children=tuple(below))
+
     def filled(node: Node) -> Node:
         if node.kind is None:
-            return tree_json.moved(next(remaining).root, None if node is whole else node.path)
+            return moved(next(remaining).root, None if node is whole else node.path)
         return node._replace(children=tuple(map(filled, node.children)))
 
     return Compressed(filled(whole), tuple(stored for leaf in leaves for stored in leaf.stored))

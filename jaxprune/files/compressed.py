@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params
-from jaxprune.files import arrays, container, node_kinds, records, tree_json
+from jaxprune.files import arrays, container, records, tree_json
 from jaxprune.files.bytestream import FormatError, naming
 from jaxprune.files.container import Stored
 from jaxprune.files.report import SizeReport, size_report
@@ -20,6 +20,7 @@ from jaxprune.host import in_parallel
 from jaxprune.quantization.arrays import protocol
 
 _LEAST_LIMIT = 2**30  # bytes that any file may decode to
+_SHOWN = 20  # paths in an error
 _LEAST_RATIO = 1000  # times its coded size that any file may decode to
 
 
@@ -151,7 +152,7 @@ class Compressed:
         remaining = iter(self.stored)
 
         def walk(node: Node) -> Iterator[StoredLeaf]:
-            if node.kind is None or node_kinds.is_record(node.kind):
+            if node.kind is None or node.is_record:
                 yield StoredLeaf(node, [(leaf.path, next(remaining)) for leaf in tree_json.leaves(node)])
             else:
                 for child in node.children:
@@ -173,8 +174,17 @@ class Compressed:
         return container.pieces(self.root, [part.data() for part in self.stored], self.metadata)
 
     def __getitem__(self, path: str) -> "Compressed":
-        node, first = tree_json.find(self.root, path)
-        return Compressed(node, self.stored[first : first + sum(1 for _ in tree_json.leaves(node))], self.metadata)
+        before, pending = 0, [self.root]
+        while pending:
+            node = pending.pop()
+            boxes = len(node.children) == 1 and node.children[0].path == path
+            if node.path == path and not boxes:
+                last = before + sum(1 for _ in tree_json.leaves(node))
+                return Compressed(node, self.stored[before:last], self.metadata)
+            before += node.kind is None
+            pending.extend(reversed(node.children))
+        some = [leaf.path for leaf in self.leaves[:_SHOWN]]
+        raise ValueError(f"there is no leaf {path!r}; the first of those that are there: {some}")
 
     def decompress(self, leaf: str | None = None, *, max_bytes: int | None = None, like: Params = None) -> Params:
         """The parameters, bit for bit as they were coded; leaves decode in parallel.

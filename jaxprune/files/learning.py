@@ -11,7 +11,6 @@ bits when zeros follow. A chance is that of a 1, in 65536ths, from 1 to 65535; a
 (65536 - chance) * (2**24 - 2) // 65536 + 1 parts of 2**24.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +28,19 @@ _FINE = 20  # binary places of a logarithm
 _PATIENCE = 16  # the weights move after every 16th part of what they have seen
 
 
+# What is rounded is at least 1e-4 away from where it would be rounded otherwise: all libraries agree on it.
+# Logarithms of the mantissas (2**11 + k + 1/2) / 2**12, k below 2**11, in 2**-20ths, rounded down, and of 2; and the
+# logistic function of -11 .. 11 in 256ths, in 65536ths.
+_LOGARITHMS = -1 - np.floor(2.0**_FINE * np.log(8192 / np.arange(4097, 8192, 2)))
+_LOGARITHM_OF_2 = 726817
+_UPPER = np.rint(UNIT / (1 + np.exp(-np.arange(_SURE + 1) / 256)))
+_SIGMOIDS = np.clip(np.concatenate([UNIT - _UPPER[:0:-1], _UPPER]), 1, UNIT - 1)
+
+
 def log(numbers: np.ndarray) -> np.ndarray:
     """Natural logarithms of integers in [1, 2**53), as integers in 2**-20ths (from 11 bits of the mantissa)."""
     mantissa, exponent = np.frexp(numbers)
-    table, two = _logarithms()
-    return table[(mantissa * (2 << _BITS)).astype(np.int64) - (1 << _BITS)] + exponent * two
+    return _LOGARITHMS[(mantissa * (2 << _BITS)).astype(np.int64) - (1 << _BITS)] + exponent * _LOGARITHM_OF_2
 
 
 def log_ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
@@ -74,7 +81,7 @@ class Mixer:
 def squash(sums: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)) in 65536ths, in 1..65535, for x in 2**-26ths (a feature times a weight), rounded to 256ths."""
     steps = np.floor((sums + (1 << 17)) / (1 << 18))
-    return _sigmoids()[clip(steps, _SURE).astype(np.int64) + _SURE]
+    return _SIGMOIDS[clip(steps, _SURE).astype(np.int64) + _SURE]
 
 
 def clip(numbers: np.ndarray, most: int) -> np.ndarray:
@@ -90,38 +97,6 @@ def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
         factors[i] = 0
         rows -= factors[:, None] * rows[i]
     return rows[:, -1] / np.diagonal(rows)
-
-
-@functools.cache
-def _logarithms() -> tuple[np.ndarray, int]:
-    """Of the mantissas (2**11 + k + 1/2) / 2**12, k below 2**11, and of 2; in 2**-20ths, rounded down."""
-    half = 2 << _BITS
-    minus = [_minus_log(odd, 2 * half) for odd in range(half + 1, 2 * half, 2)]
-    return -np.array([float(1 + number) for number in minus]), _minus_log(1, 2)
-
-
-def _minus_log(over: int, under: int) -> int:
-    """log(under / over) = 2 artanh((under - over) / (under + over)) in 2**-20ths, by its series."""
-    ratio = ((under - over) << 80) // (under + over)
-    power, total, k = ratio, 0, 1
-    while power:
-        total, power, k = total + 2 * power // k, power * ratio * ratio >> 160, k + 2
-    return total >> 80 - _FINE
-
-
-@functools.cache
-def _sigmoids() -> np.ndarray:
-    """Of -11 .. 11 in 256ths, in 65536ths."""
-    one = 1 << 80
-    ratio, term = 0, one
-    for k in range(1, 20):  # exp(-1 / 256)
-        ratio, term = ratio + term, -term // (256 * k)
-    values, power = [], one
-    for _ in range(_SURE + 1):
-        values.append((UNIT * one + (one + power) // 2) // (one + power))
-        power = power * ratio // one
-    upper = np.array(values, np.float64)
-    return np.clip(np.concatenate([UNIT - upper[:0:-1], upper]), 1, UNIT - 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,20 +4,25 @@ A leaf is a number, ``None`` is null, a dict with string keys is an object; any 
 its kind in the table of kinds, then its children. ``docs/format.md`` lists the kinds.
 """
 
-import itertools
+import importlib
 import json
+import re
+import sys
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxprune.files import node_kinds
+from jaxprune.files import records
 from jaxprune.files.bytestream import FormatError
+from jaxprune.files.records import RECORDS
 
-_DEEPEST = node_kinds.DEEPEST
-_SHOWN = 20  # paths in an error
-_LONG_PATHS = 2**26  # characters of all paths, and as many times those of the header: they repeat what is above
+_MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict, "FrozenDict": "flax.core", "State": "flax.nnx"}
+_VARIABLE = "nnx."
 _DICT: dict[str, Any] = {"type": "dict"}
+_DEEPEST = 66  # lists and objects in one another, in all of the JSON; the stack of Python ends far below a hostile one
+_LONG_PATHS = 2**26  # characters of all paths, and as many times those of the header: they repeat what is above
 
 
 class Node(NamedTuple):
@@ -35,20 +40,24 @@ class Node(NamedTuple):
     keys: tuple[Any, ...] = ()
     children: "tuple[Node, ...]" = ()
 
+    @property
+    def is_record(self) -> bool:
+        """Whether it stands for one array in several parts."""
+        return self.kind is not None and self.kind["type"] in RECORDS
+
 
 def outline(tree: Any, dense: Collection[str] = ()) -> Node:
     """The nodes of ``tree``; records (a ``QArray``, say) at the paths in ``dense`` will come back as dense arrays."""
 
     def walk(treedef: Any, path: str | None) -> Node:
-        data, here = treedef.node_data(), path or ""
+        data, here, below = treedef.node_data(), path or "", treedef.children()
         if data is None:
             return Node(here, None)
-        kind, keys, names = node_kinds.describe(data[0], data[1], here)
-        if here in dense and node_kinds.is_record(kind):
-            kind = {**kind, "dense": True}
-        names = range(len(treedef.children())) if names is None else names
-        below = zip(treedef.children(), names, strict=True)
-        return Node(here, kind, keys, tuple(walk(child, node_kinds.join(path, name)) for child, name in below))
+        kind, keys = _describe(*data, here)
+        node = Node(here, kind, keys)
+        if here in dense and node.is_record:
+            node = node._replace(kind={**kind, "dense": True})
+        return node._replace(children=tuple(map(walk, below, paths(node, len(below), path))))
 
     return walk(jax.tree.structure(tree), None)
 
@@ -59,30 +68,6 @@ def leaves(node: Node) -> Iterator[Node]:
         yield node
     for child in node.children:
         yield from leaves(child)
-
-
-def find(root: Node, path: str) -> tuple[Node, int]:
-    """The node at a path (of a box and what it holds, what it holds), and how many leaves come before it."""
-    before, pending = 0, [root]
-    while pending:
-        node = pending.pop()
-        boxes = len(node.children) == 1 and node.children[0].path == path
-        if node.path == path and not boxes:
-            return node, before
-        before += node.kind is None
-        pending.extend(reversed(node.children))
-    some = [leaf.path for leaf in itertools.islice(leaves(root), _SHOWN)]
-    raise ValueError(f"there is no leaf {path!r}; the first of those that are there: {some}")
-
-
-def moved(node: Node, path: str | None) -> Node:
-    """The same node at another path; None for the root."""
-    if node.kind is None:
-        return Node(path or "", None)
-    names = node_kinds.names(node.kind, node.keys, len(node.children))
-    below = zip(node.children, names, strict=True)
-    children = tuple(moved(child, node_kinds.join(path, name)) for child, name in below)
-    return node._replace(path=path or "", children=children)
 
 
 def to_json(node: Node, marks: Sequence[int]) -> dict[str, Any]:
@@ -112,16 +97,22 @@ def from_json(header: Any, length: int) -> tuple[Node, list[int]]:
     """
     if not isinstance(header, dict) or "tree" not in header or not isinstance(header.get("kinds", []), list):
         raise FormatError("the header has no tree")
-    table = [node_kinds.check(kind) for kind in header.get("kinds", [])]
+    level: list[Any] = [header]
+    for _ in range(_DEEPEST):
+        below = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [part for parts in below for part in parts if isinstance(part, dict | list)]
+    if level:
+        raise FormatError(f"the header is deeper than {_DEEPEST} levels")
+    table = [_checked(kind) for kind in header.get("kinds", [])]
     marks: list[int] = []
     left = _LONG_PATHS + 64 * length
 
-    def walk(item: Any, path: str | None, depth: int) -> Node:
+    def walk(item: Any, path: str | None) -> Node:
         nonlocal left
         here = path or ""
         left -= len(here)
-        if depth > _DEEPEST or left < 0:
-            raise FormatError(f"the tree is deeper than {_DEEPEST} levels" if left >= 0 else "its paths are too long")
+        if left < 0:
+            raise FormatError("its paths are too long")
         if item is None:
             return Node(here, {"type": "None"})
         if type(item) is int and item in (0, 1):
@@ -134,22 +125,126 @@ def from_json(header: Any, length: int) -> tuple[Node, list[int]]:
         else:
             what = f"a {type(item).__name__}" if isinstance(item, dict | list) else repr(item)[:80]
             raise FormatError(f"the tree has {what} at {here[:80]!r}, which is no node")
-        names = node_kinds.names(kind, keys, len(below))
-        under = [walk(part, node_kinds.join(path, name), depth + 1) for part, name in zip(below, names, strict=True)]
-        return Node(here, kind, keys, tuple(under))
+        node = Node(here, kind, keys)
+        return node._replace(children=tuple(map(walk, below, paths(node, len(below), path))))
 
-    return walk(header["tree"], None, 0), marks
+    return walk(header["tree"], None), marks
 
 
 def rebuild(node: Node, take: Callable[[], Any]) -> Any:
     """The tree, with its leaves from ``take`` in order."""
-    if node.kind is None:
-        return take()
-    return node_kinds.build(node.kind, node.keys, [rebuild(child, take) for child in node.children], node.path)
+    return _made(node, [rebuild(child, take) for child in node.children]) if node.kind else take()
 
 
 def collapsed(node: Node, dense_only: bool = False) -> Node:
     """The same tree with one leaf in place of each record, or of each that comes back dense."""
-    if node.kind is not None and node_kinds.is_record(node.kind) and (node.kind.get("dense") or not dense_only):
+    if node.is_record and node.kind and (node.kind.get("dense") or not dense_only):
         return Node(node.path, None)
     return node._replace(children=tuple(collapsed(child, dense_only) for child in node.children))
+
+
+def _describe(cls: Any, aux: Any, path: str) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """The kind of a node and its keys, from what JAX knows of it."""
+    name = cls.__name__
+    if cls in (list, tuple, type(None)):
+        return {"type": "None" if cls is type(None) else name}, ()
+    if _mapping(name) is cls:
+        if not all(type(key) in (str, int) for key in aux):
+            raise TypeError(f"a {name} at {path!r} has keys {list(aux)}; in files they are strings or integers")
+        return {"type": name}, tuple(aux)
+    if name in RECORDS and RECORDS[name].cls is cls:
+        return {"type": name, **records.to_json(name, aux)}, ()
+    if _is_variable(cls):
+        metadata = {key: _jsonable(value, f"metadata {key!r} of {path!r}") for key, value in aux}
+        return {"type": _VARIABLE + name, "metadata": metadata}, ()
+    if name == "Partitioned" and _of_flax("flax.core.meta", name) is cls and aux[1] is None:
+        return {"type": name, "names": _jsonable(aux[0], f"names of {path!r}")}, ()
+    return {"type": "other", "name": f"{cls.__module__}.{cls.__qualname__}"}, ()
+
+
+def _checked(kind: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """A kind as it was read, and its keys; raises :class:`FormatError` unless it is well formed."""
+    if not isinstance(kind, dict) or not isinstance(kind.get("type"), str):
+        raise FormatError("a kind of node without a type")
+    name, keys = kind["type"], kind.pop("keys", [])
+    if not isinstance(keys, list) or not all(type(key) in (str, int) for key in keys) or len(set(keys)) < len(keys):
+        raise FormatError(f"a node of type {name[:80]!r} has keys {str(keys)[:80]}")
+    if name in RECORDS:
+        well = records.from_json(name, kind) is not None
+    elif name == "Partitioned":
+        well = isinstance(kind.get("names"), list)
+    elif name in ("list", "tuple", "other", *_MAPPINGS):
+        well = True
+    else:
+        well = re.fullmatch(r"nnx\.[A-Za-z]\w*", name) and isinstance(kind.get("metadata"), dict)
+    if not well or (keys and name not in _MAPPINGS):
+        raise FormatError(f"a node of type {name[:80]!r} is unknown, or lacks a part")
+    return kind, tuple(keys)
+
+
+def paths(node: Node, number: int, path: str | None) -> Iterator[str | None]:
+    """The paths of the children of a node, one by one; None is that of the root, and of what is in a box there."""
+    name = (node.kind or _DICT)["type"]
+    if name == "Partitioned" or name.startswith(_VARIABLE):
+        names: Sequence[Any] = [None]
+    else:
+        names = node.keys if name in _MAPPINGS else RECORDS[name].arrays if name in RECORDS else range(number)
+    if len(names) != number:
+        raise FormatError(f"a node of type {name!r} has {number} children, not {len(names)}")
+    return (path if key is None else str(key) if path is None else f"{path}/{key}" for key in names)
+
+
+def _made(node: Node, below: list[Any]) -> Any:
+    """The node itself."""
+    kind = node.kind or {}
+    name = kind["type"]
+    if name == "None":
+        return None
+    if name in ("list", "tuple"):
+        return tuple(below) if name == "tuple" else below
+    if name in _MAPPINGS:
+        return _mapping(name, load=True)(dict(zip(node.keys, below, strict=True)))
+    if name in RECORDS:
+        fields = records.from_json(name, kind) or {}  # it was checked when it was read
+        return RECORDS[name].cls(**dict(zip(RECORDS[name].arrays, below, strict=True)), **fields)
+    if name == "Partitioned":
+        return _of_flax("flax.core.meta", name, load=True)(below[0], names=_tuples(kind["names"]))
+    cls = _of_flax("flax.nnx", name.removeprefix(_VARIABLE), load=True) if name.startswith(_VARIABLE) else None
+    if not _is_variable(cls):
+        raise ValueError(
+            f"the node at {node.path!r} is a {kind.get('name', name)}, which a file cannot name safely: "
+            "give a tree of the same structure as like="
+        )
+    try:
+        return cls.from_metadata(below[0], {key: _tuples(entry) for key, entry in kind["metadata"].items()})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever Flax makes of a stranger's entries
+        said = f"metadata {str(kind['metadata'])[:80]}: {error}"
+        raise FormatError(f"the nnx.{cls.__name__} at {node.path!r} has {said}") from error
+
+
+def _jsonable(value: Any, what: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_jsonable(part, what) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{what} is {value!r}, which a file cannot hold: save jax.tree.map(jnp.asarray, pure tree) instead")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
+
+
+def _is_variable(cls: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")
+    known = nnx is not None and isinstance(cls, type) and issubclass(cls, nnx.Variable)
+    return known and getattr(nnx, cls.__name__, None) is cls
+
+
+def _mapping(name: str, load: bool = False) -> Any:
+    found = _MAPPINGS.get(name)
+    return _of_flax(found, name, load) if isinstance(found, str) else found
+
+
+def _of_flax(module: str, name: str, load: bool = False) -> Any:
+    """A class of Flax, which need not be there: what is in a tree has imported it already."""
+    return getattr(importlib.import_module(module) if load else sys.modules.get(module), name, None)
