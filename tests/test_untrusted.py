@@ -94,6 +94,7 @@ def kinds(kind, tree=(0, 0)):
 
 
 WEIGHT = {"version": 3, "tree": {"w": 0}}
+WIDE = ("int64", "uint64", "float64", "complex128")
 FORGERIES = [
     ({"version": 1, "tree": 0}, [leaf(())], "format version 1; this jaxprune reads and writes version 3 alone"),
     ({"version": "1", "tree": 0}, [leaf(())], "version"),
@@ -275,6 +276,15 @@ def test_a_tensor_of_its_own_may_be_small(load, tmp_path):
     np.testing.assert_array_equal(load(made)["w"], np.arange(3.0))
     (tmp_path / "w.jp").write_bytes(made)
     assert "w" in repr(jp.files.read(tmp_path / "w.jp").leaves[0])
+
+
+def test_what_jax_cannot_hold_comes_back_whole(load):
+    for number, name in enumerate(arrays.DTYPES):
+        array = np.zeros(3, jnp.dtype(name))
+        found = load(forged({"version": 3, "tree": {"w": 0}}, [leaf((3,), number, 0, array.tobytes(), origin=0)]))["w"]
+        assert found.dtype == array.dtype and isinstance(found, jax.Array) == (
+            name not in WIDE and "float6_" not in name
+        )
 
 
 def test_a_report_has_the_limit_of_decoding(tmp_path):

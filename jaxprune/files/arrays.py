@@ -172,9 +172,9 @@ def decode(found: Head) -> np.ndarray:
 def as_given(decoded: list[tuple[Head, np.ndarray]]) -> list[Any]:
     """The arrays, keys and numbers that were stored; all arrays of JAX are put on the device together."""
     found: list[Any] = [_as_given(*one) for one in decoded]
-    # JAX would cut 64 bits to 32 unless told otherwise; the bits matter more than the type of the array.
-    whole = {head.dtype for head, _ in decoded if jax.dtypes.canonicalize_dtype(head.dtype) == head.dtype}
-    some = [i for i, (head, _) in enumerate(decoded) if head.origin == JAX and head.dtype in whole]
+    some = [i for i, (head, _) in enumerate(decoded) if head.origin == JAX]
+    taken = {dtype for dtype in {decoded[i][0].dtype for i in some} if _taken_by_jax(dtype)}
+    some = [i for i in some if decoded[i][0].dtype in taken]
     for i, array in zip(some, jax.device_put([found[i] for i in some]), strict=True):  # aligned memory as it is
         found[i] = array
     return found
@@ -194,6 +194,14 @@ def _plain(leaf: Any) -> tuple[int, bytes, np.ndarray]:
         origin, generator, leaf = KEY, str(jax.random.key_impl(leaf)).encode(), jax.random.key_data(leaf)
     array = np.asarray(leaf)
     return origin, generator, np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def _taken_by_jax(dtype: np.dtype) -> bool:
+    """Whether arrays come to JAX whole: it cuts 64 bits to 32 unless told otherwise, and not all devices take 6."""
+    try:
+        return jax.device_put(np.zeros((), dtype)).dtype == dtype
+    except (RuntimeError, TypeError):
+        return False
 
 
 def _as_given(found: Head, array: np.ndarray) -> Any:

@@ -53,7 +53,7 @@ def outline(tree: Any, dense: Collection[str] = ()) -> Node:
         data, here, below = treedef.node_data(), path or "", treedef.children()
         if data is None:
             return Node(here, None)
-        kind, keys = _describe(*data, here)
+        kind, keys = _describe(data[0], data[1], here)
         node = Node(here, kind, keys)
         if here in dense and node.is_record:
             node = node._replace(kind={**kind, "dense": True})
@@ -209,7 +209,7 @@ def _made(node: Node, below: list[Any]) -> Any:
         return RECORDS[name].cls(**dict(zip(RECORDS[name].arrays, below, strict=True)), **fields)
     if name == "Partitioned":
         return _of_flax("flax.core.meta", name, load=True)(below[0], names=_tuples(kind["names"]))
-    cls = _of_flax("flax.nnx", name.removeprefix(_VARIABLE), load=True) if name.startswith(_VARIABLE) else None
+    cls: Any = _of_flax("flax.nnx", name.removeprefix(_VARIABLE), load=True) if name.startswith(_VARIABLE) else None
     if not _is_variable(cls):
         raise ValueError(
             f"the node at {node.path!r} is a {kind.get('name', name)}, which a file cannot name safely: "

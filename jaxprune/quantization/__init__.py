@@ -6,9 +6,9 @@ The verbs are at the top: ``jaxprune.fake_quant``, ``quantize``, ``dequantize``,
 
 from jaxprune.quantization import rate_distortion as rate_distortion
 from jaxprune.quantization import trellis as trellis
-from jaxprune.quantization.arrays.bcoo import to_bcoo
 from jaxprune.quantization.arrays.n_of_m import to_n_of_m
 from jaxprune.quantization.arrays.packed import pack, unpack
+from jaxprune.quantization.arrays.protocol import to_bcoo
 from jaxprune.quantization.ranges import mean_squared_error, percentile
 
 __all__ = [

@@ -11,8 +11,7 @@ from jax import lax
 from jaxprune.base import Array, QuantSpec
 from jaxprune.kernels import clustering, rotation, uniform, viterbi
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.quantization.arrays.flax_state import FlaxState
-from jaxprune.quantization.arrays.protocol import describe
+from jaxprune.quantization.arrays.protocol import FlaxState, describe
 
 
 @partial(

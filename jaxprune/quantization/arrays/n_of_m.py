@@ -13,10 +13,8 @@ from jax.core import Tracer
 from jaxprune import tree
 from jaxprune.base import Array, Layout, Masks, Params, Where
 from jaxprune.layout import check_axis, grouped_along
-from jaxprune.quantization.arrays.bcoo import masked
-from jaxprune.quantization.arrays.flax_state import FlaxState
 from jaxprune.quantization.arrays.packed import pack, packed_length, unpack
-from jaxprune.quantization.arrays.protocol import describe
+from jaxprune.quantization.arrays.protocol import FlaxState, describe, masked
 
 _LONGEST = 256  # entries of a group, so that a byte holds an index
 

@@ -1,11 +1,21 @@
-"""The protocol of arrays that are stored in another way, and the one verb that decodes all of them."""
+"""The protocol of arrays that are stored in another way, and the one verb that decodes all of them.
 
+JAX's ``BCOO`` is one of them, and ``flax.serialization`` learns of those that are made here.
+"""
+
+import sys
+from dataclasses import fields
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxprune import tree
-from jaxprune.base import Array, Params
+from jaxprune.base import Array, Masks, Params, Where
+
+_known: set[type] = set()  # to Flax
 
 
 class StoredArray(Protocol):
@@ -80,3 +90,107 @@ def _decoded(path: Any, leaf: Any) -> Array:
     except ValueError as error:
         name = tree.show(jax.tree_util.keystr(path, simple=True, separator="/"))
         raise ValueError(f"leaf {name}: {error}") from error
+
+
+def to_bcoo(params: Params, masks: Masks | None = None, *, where: Where = None) -> Params:
+    """Turns leaves into ``jax.experimental.sparse.BCOO`` of exactly what masks keep, or of their nonzero entries.
+
+    On the host, where the number of them is known. ``BCOO.todense()`` gives the leaf back, masked, with +0.0 for what
+    is not stored; the indices are sorted and unique, int32 [entries, rank].
+
+    Args:
+      params: any pytree of arrays, or one bare array; what :func:`jaxprune.load` returns, say.
+      masks: bool, same paths; True keeps. A kept weight is stored even if it is 0, so that it can be trained. Leaves
+        under a 0-d True stay as they are. None to store what is not 0.
+      where: which leaves take part, see :func:`jaxprune.tree.select`; None for all that have masks, or without masks
+        for the default.
+
+    Returns:
+      ``params`` with a ``BCOO`` in place of each selected leaf; other leaves are the same objects.
+
+    Raises:
+      TypeError: traced leaves or masks, or selected leaves that do not hold floating-point numbers.
+      ValueError: masks that do not fit, or a 0-d False.
+
+    >>> sparse = to_bcoo(jnp.array([[0.0, 2.0], [0.0, 0.0]]))
+    >>> sparse.indices, sparse.data
+    (Array([[0, 1]], dtype=int32), Array([2.], dtype=float32))
+    >>> to_bcoo(jnp.array([0.0, 2.0, 3.0]), jnp.array([True, True, False])).data
+    Array([0., 2.], dtype=float32)
+    """
+    if masks is None:
+        selection = tree.select(params, where)
+        kept: list[Any] = [None] * len(selection.chosen)
+    else:
+        selection, kept = masked(params, masks, where)
+    pairs = list(zip(selection.names, selection.values, kept, strict=True))
+    for path, leaf, mask in pairs:
+        if isinstance(leaf, Tracer) or isinstance(mask, Tracer):
+            raise TypeError(f"leaf {tree.show(path)} is traced: how many entries are stored must be known")
+    return selection.replace([_sparse(np.asarray(leaf), mask) for _, leaf, mask in pairs])
+
+
+def masked(params: Params, masks: Masks, where: Where) -> tuple[tree.Selection, list[Array]]:
+    """The leaves that have masks, of those that ``where`` selects (None: of all), and their masks."""
+    floating, kept = tree.pair(params, masks)
+    mask_of = dict(zip(floating.chosen, kept, strict=True))
+    selection = floating if where is None else tree.select(params, where)
+    for path, i in zip(selection.names, selection.chosen, strict=True):
+        mask = mask_of[i]
+        if mask.ndim == 0 and not isinstance(mask, Tracer) and not bool(mask):
+            raise ValueError(f"the mask of {tree.show(path)} is a 0-d False; a 0-d True leaves a leaf alone")
+    chosen = tuple(i for i in selection.chosen if mask_of[i].ndim)
+    return selection._replace(chosen=chosen), [mask_of[i] for i in chosen]
+
+
+def _sparse(array: np.ndarray, mask: Any) -> Any:
+    from jax.experimental.sparse import BCOO  # takes as long to import as all the rest
+
+    stored = array != 0 if mask is None else np.broadcast_to(np.asarray(mask), array.shape)
+    places = np.argwhere(stored).astype(np.int32)
+    data = array[tuple(places.T)] if array.ndim else array[None][: len(places)]
+    return BCOO((jnp.asarray(data), jnp.asarray(places)), shape=array.shape, indices_sorted=True, unique_indices=True)
+
+
+class FlaxState:
+    """Base of stored arrays that ``flax.serialization`` shall know: ``to_bytes``, ``from_bytes`` and state dicts.
+
+    A class is registered when the first of its records is made while that module is loaded: to import it takes as long
+    as JAX takes. As everywhere in Flax the target of ``from_bytes`` gives what is static; a state whose static parts
+    were others is refused.
+    """
+
+    def __post_init__(self) -> None:
+        flax = sys.modules.get("flax.serialization")
+        if flax is not None and type(self) not in _known and hasattr(flax, "register_serialization_state"):
+            flax.register_serialization_state(type(self), _to_state, _from_state, override=True)
+            _known.add(type(self))
+
+
+def _to_state(record: Any) -> dict[str, Any]:
+    flax = sys.modules["flax.serialization"]
+    state = {name: flax.to_state_dict(getattr(record, name)) for name in _parts(record)}
+    return state | {"static": _static(record)}
+
+
+def _from_state(target: Any, state: dict[str, Any]) -> Any:
+    flax, names, kind = sys.modules["flax.serialization"], _parts(target), type(target)
+    if set(state) != {*names, "static"}:
+        raise ValueError(f"a {kind.__name__} has the parts {[*names, 'static']}; the state has {sorted(state)}")
+    if state["static"] != _static(target):
+        raise ValueError(f"the state is of a {kind.__name__} of {state['static']}; the target's is {_static(target)}")
+    parts = {name: flax.from_state_dict(getattr(target, name), state[name], name) for name in names}
+    others = {field.name: getattr(target, field.name) for field in fields(target) if field.name not in parts}
+    return kind(**parts, **others)
+
+
+def _parts(record: Any) -> list[str]:
+    """The names of what a record holds in arrays."""
+    children, _ = jax.tree.flatten_with_path(record, is_leaf=lambda node: node is not record)
+    return [path[0].name for path, _ in children]
+
+
+def _static(record: Any) -> str:
+    """What tells one record from another of the same arrays, as text; not a spec, which may hold functions."""
+    names = [field.name for field in fields(record) if field.name not in (*_parts(record), "spec")]
+    return ", ".join(f"{name}={getattr(record, name)}" for name in names)
