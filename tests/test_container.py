@@ -103,7 +103,7 @@ def test_one_leaf_is_read_without_the_others(tmp_path):
         jp.load(path)
     assert_same(jp.load(path, leaf="Dense_0"), params["Dense_0"])
     opened = read(path)
-    one = [leaf if node == "Dense_0/kernel" else leaf._replace(read=None) for node, leaf in named(opened)]
+    one = [leaf if node == "Dense_0/kernel" else leaf._replace(part=None) for node, leaf in named(opened)]
     assert_same(jp.Compressed(opened.root, tuple(one)).decompress("Dense_0/kernel"), params["Dense_0"]["kernel"])
     with pytest.raises(ValueError, match="no leaf 'Dense_7'"):
         jp.load(path, leaf="Dense_7")

@@ -92,10 +92,10 @@ def head(data: bytes | memoryview) -> Head:
 
 def holds(leaf: Any) -> bool:
     """Whether a leaf can be stored: an array of a known dtype, a random key, or a Python number."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return True
-    known = isinstance(leaf, jax.Array | np.ndarray | np.generic) and leaf.dtype.name in DTYPES
-    return known or (type(leaf) in _NUMBERS and np.asarray(leaf).dtype.name in DTYPES)
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic) and type(leaf) not in _NUMBERS:
+        return False
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    return dtype.name in DTYPES or jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def one_step(record: Any) -> bool:
@@ -172,9 +172,8 @@ def decode(found: Head) -> np.ndarray:
 def as_given(decoded: list[tuple[Head, np.ndarray]]) -> list[Any]:
     """The arrays, keys and numbers that were stored; all arrays of JAX are put on the device together."""
     found: list[Any] = [_as_given(*one) for one in decoded]
-    some = [i for i, (head, _) in enumerate(decoded) if head.origin == JAX]
-    taken = {dtype for dtype in {decoded[i][0].dtype for i in some} if _taken_by_jax(dtype)}
-    some = [i for i in some if decoded[i][0].dtype in taken]
+    dtypes = set(filter(_taken_by_jax, {head.dtype for head, _ in decoded if head.origin == JAX}))
+    some = [i for i, (head, _) in enumerate(decoded) if head.origin == JAX and head.dtype in dtypes]
     for i, array in zip(some, jax.device_put([found[i] for i in some]), strict=True):  # aligned memory as it is
         found[i] = array
     return found
@@ -233,18 +232,14 @@ def _coded(array: np.ndarray, effort: coders.Effort) -> Iterator[tuple[int, byte
 
 def _by_bytes(bits: np.ndarray, dtype: np.dtype, rows: tuple[int, int], effort: coders.Effort) -> bytes:
     offset = forms.exponent_offset(bits, dtype)
-    planes = forms.byte_planes(bits, dtype, offset)
-    below: list[int | None] = [None] * (len(planes) - 1) + [forms.fraction(dtype)]
-    ways = (
-        coders.encode_bytes(plane.reshape(rows), effort, fraction, low=i < len(planes) - 2)
-        for i, (plane, fraction) in enumerate(zip(planes, below, strict=True))
-    )
-    return (unsigned(offset) if forms.exponent_bits(dtype) else b"") + b"".join(map(_put, ways))
+    planes = [plane.reshape(rows) for plane in forms.byte_planes(bits, dtype, offset)]
+    head = unsigned(offset) if forms.exponent_bits(dtype) else b""
+    low = [coders.encode_bytes(plane, effort, None, low=plane is not planes[-2]) for plane in planes[:-1]]
+    return head + b"".join(map(_put, [*low, coders.encode_bytes(planes[-1], effort, forms.fraction(dtype), low=False)]))
 
 
 def _put(coded: tuple[int, bytes]) -> bytes:
-    number, data = coded
-    return bytes([number]) + unsigned(len(data)) + data
+    return bytes([coded[0]]) + unsigned(len(coded[1])) + coded[1]
 
 
 def _plane(

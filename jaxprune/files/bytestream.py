@@ -145,14 +145,19 @@ def read_list(reader: Reader, count: int, most: int = 2**32 - 1) -> np.ndarray:
         return np.zeros(count, np.int64)
     if k > _ALL_ZERO:
         raise FormatError(f"no list of integers begins with {k}")
-    classes = _read_runs(reader, count)
+    data = np.frombuffer(reader.data, np.uint8)[reader.at : reader.at + min(count + 8, reader.left)]
+    ends = np.flatnonzero(np.unpackbits(data))[:count]  # of runs of zeros
+    if len(ends) < count:
+        raise FormatError(f"{len(ends)} numbers, where {count} are expected: truncated or damaged")
+    _no_spare_bits(reader.take(int(ends[-1]) // 8 + 1), int(ends[-1]) + 1)
+    classes = np.diff(ends, prepend=-1) - 1
     if classes.max() > 34 - k:
         raise FormatError("an integer above 2**32 in a list")
     values, tails = _extents(classes, k)
     total = int(tails.sum())
-    bits = np.unpackbits(np.frombuffer(reader.take(-(-total // 8)), np.uint8))
-    if bits[total:].any():
-        raise FormatError("spare bits that are not zeros")
+    packed = reader.take(-(-total // 8))
+    _no_spare_bits(packed, total)
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8))
     at, above = np.cumsum(tails) - tails, np.zeros(count, np.int64)
     for place in range(int(tails.max())):
         some = tails > place
@@ -199,13 +204,7 @@ def _cheapest(values: np.ndarray) -> tuple[int, int]:
     return int(bits.min()), int(bits.argmin())
 
 
-def _read_runs(reader: Reader, count: int) -> np.ndarray:
-    """The next ``count`` runs of zeros that end in a one, int64 [count]."""
-    data = np.frombuffer(reader.data, np.uint8)[reader.at : reader.at + min(count + 8, reader.left)]
-    place = np.flatnonzero(np.unpackbits(data))[:count]
-    if len(place) < count:
-        raise FormatError(f"{len(place)} numbers, where {count} are expected: truncated or damaged")
-    taken = reader.take(int(place[-1]) // 8 + 1)
-    if taken[-1] % (1 << (7 - int(place[-1]) % 8)):
+def _no_spare_bits(data: memoryview, used: int) -> None:
+    """Raises :class:`FormatError` if there is a one behind so many bits."""
+    if used % 8 and data[-1] % (1 << 8 - used % 8):
         raise FormatError("spare bits that are not zeros")
-    return np.diff(place, prepend=-1) - 1

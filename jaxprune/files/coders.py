@@ -37,6 +37,7 @@ PACKING, ANS, LANES, CLASSES, MIXING, GAPS, ZSTD = range(7)
 _IN_LANES = 1 << 16  # bytes of the entropy, from which on 64 lanes cost less than 0.6%
 _WORTH = 0.98  # of the bytes that a stream takes, below which classes pay: they take three times as long to read
 _WINDOW, _SHORT_WINDOW = 17, 14  # binary digits of how many bytes zstd looks back, and in low ones
+_HOW = {"strategy": 1, "min_match": 7, "hash_log": 6, "chain_log": 6, "search_log": 1}  # fast: hardly any matches pay
 _FEW = 1 << 16  # bytes, which all coders are tried for
 _SKEWED = 0.4  # of the size, below which one value may be so frequent that a bit is too much for it
 _NEAR = 1.05  # times the entropy
@@ -97,19 +98,12 @@ def encode_bytes(plane: np.ndarray, effort: Effort, fraction: int | None, low: b
         return PACKING, b""
     zstd = library("zstandard", "jaxprune[files]")
     how = zstd.ZstdCompressionParameters(
-        format=zstd.FORMAT_ZSTD1_MAGICLESS,
-        strategy=zstd.STRATEGY_FAST,
-        window_log=_SHORT_WINDOW if low else _WINDOW,
-        min_match=7,
-        hash_log=6,
-        chain_log=6,
-        search_log=1,
+        format=zstd.FORMAT_ZSTD1_MAGICLESS, window_log=_SHORT_WINDOW if low else _WINDOW, **_HOW
     )
     data = zstd.ZstdCompressor(compression_params=how).compress(np.ascontiguousarray(plane))
     ways, few, counted = [(ZSTD, data)], plane.size <= _FEW, None
-    if effort == "fast" and (few or len(data) <= _SKEWED * plane.size):  # zstd gives each byte at least a bit
+    if effort == "best" or few or len(data) <= _SKEWED * plane.size:  # zstd gives each byte at least a bit
         counted = tables.histogram(plane)
-        assert counted is not None  # bytes, not none
     promised = counted and (_least_bits(counted) if few else _NEAR * entropy_of_counts(counted[1]))
     if effort == "best" or (promised is not None and 8 * len(data) > promised):
         ways.append(encode(plane, fraction=fraction, counted=counted))
@@ -121,9 +115,8 @@ def encode_bytes(plane: np.ndarray, effort: Effort, fraction: int | None, low: b
 def _least_bits(counted: tables.Counted) -> float:
     """About what codes take at least with a table: their entropy, distances of values, and a bit for each level."""
     symbols, counts = counted
-    return entropy_of_counts(counts) + len(symbols) * (
-        2 + math.log2((int(symbols[-1]) - int(symbols[0]) + 1) / len(symbols))
-    )
+    span = int(symbols[-1]) - int(symbols[0]) + 1
+    return entropy_of_counts(counts) + len(symbols) * (2 + math.log2(span / len(symbols)))
 
 
 def decode_bytes(number: int, data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
@@ -140,8 +133,6 @@ def decode_bytes(number: int, data: bytes | memoryview, shape: tuple[int, int]) 
         found = reader.decompress(data, max_output_size=size, allow_extra_data=False)
     except zstd.ZstdError as error:
         raise FormatError(f"no frame of Zstandard: {error}") from error
-    if len(found) != size:
-        raise FormatError(f"{len(found)} bytes in a frame of {size}")
     return np.frombuffer(found, np.uint8).reshape(shape)
 
 
@@ -149,10 +140,8 @@ def pack(codes: np.ndarray) -> bytes:
     """Codes, at least one, in equally many bits."""
     least = int(codes.min())
     width = (int(codes.max()) - least).bit_length()
-    head = signed(least) + bytes([width])
-    if not width:
-        return head
-    return head + pack_host(codes.reshape(-1), width, least % 2**32).tobytes()
+    packed = pack_host(codes.reshape(-1), width, least % 2**32).tobytes() if width else b""
+    return signed(least) + bytes([width]) + packed
 
 
 def _unpack(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:

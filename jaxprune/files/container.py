@@ -6,7 +6,7 @@
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune.files import tree_json
@@ -25,19 +25,22 @@ class Stored(NamedTuple):
     """The bytes of one leaf, in memory or still in a file.
 
     Attributes:
-      read: gives the first so many bytes (None: all) that :func:`jaxprune.files.arrays.encode` made, and a checksum
-        behind them.
+      part: what :func:`jaxprune.files.arrays.encode` made and a checksum: bytes, or what gives them by slices.
       size: number of bytes in a file, with the checksum.
       seed: what the checksum starts from; None where there is none yet, as the bytes were made here.
     """
 
-    read: Callable[[int | None], memoryview]
+    part: Any
     size: int
     seed: int | None
 
+    def read(self, number: int) -> memoryview:
+        """The first so many bytes, or all."""
+        return memoryview(self.part[: min(number, self.size)])
+
     def data(self) -> memoryview:
         """All the bytes; raises :class:`FormatError` if they are not those that were written."""
-        data = self.read(None)
+        data = self.read(self.size)
         if self.seed is None:
             return data
         if len(data) < _CHECKSUM or _checksum(data[:-_CHECKSUM], self.seed) != data[-_CHECKSUM:]:
@@ -47,7 +50,7 @@ class Stored(NamedTuple):
 
 def in_memory(data: bytes | memoryview, seed: int | None = None) -> Stored:
     """Bytes that are there."""
-    return Stored(lambda number: memoryview(data)[:number], len(data) + (_CHECKSUM if seed is None else 0), seed)
+    return Stored(memoryview(data), len(data) + (_CHECKSUM if seed is None else 0), seed)
 
 
 def pieces(root: Node, payloads: Sequence[memoryview], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
@@ -89,21 +92,18 @@ def parse(file: Any) -> tuple[Node, list[Stored], dict[str, str]]:
     wanted = set(names) | ({_TOGETHER} if 0 in marks else set())
     if wanted != tensors.keys():
         raise FormatError(f"the tree and the tensors differ in {min(wanted ^ tensors.keys())[:80]!r}")
+    sizes: dict[str, int] = {}
     for name, part in tensors.items():
         if part.get_dtype() != "U8" or len(part.get_shape()) != 1:
             raise FormatError(f"tensor {name[:80]!r} is no vector of bytes")
+        (sizes[name],) = part.get_shape()
     small = iter(_split(tensors[_TOGETHER], len(marks) - sum(marks)) if 0 in marks else [])
     large = iter(names)
     found = [
-        _in_file(tensors[next(large)], seed) if own else in_memory(next(small), seed)
+        Stored(tensors[name := next(large)], sizes[name], seed) if own else in_memory(next(small), seed)
         for own, seed in zip(marks, _seeds(header), strict=False)
     ]
     return root, found, metadata
-
-
-def _in_file(part: Any, seed: int) -> Stored:
-    size = part.get_shape()[0]
-    return Stored(lambda number: memoryview(part[: size if number is None else min(number, size)]), size, seed)
 
 
 def _split(part: Any, number: int) -> list[memoryview]:
