@@ -89,13 +89,11 @@ def few_values(bits: np.ndarray, dtype: np.dtype) -> Few | None:
             return None
     grid = _grid(values.view(dtype)) if values.size > 1 and jnp.issubdtype(dtype, jnp.floating) else None
     if grid is not None:
-        step, numbers = grid
-        return Few(True, step_bytes(step), _looked_up(bits, values, numbers, common))
+        return Few(True, step_bytes(grid[0]), _looked_up(bits, values, grid[1], common))
     top = np.array(1 << (8 * values.dtype.itemsize - 1), values.dtype)
     order = np.argsort(np.where(values & top, ~values, values | top))  # as floating-point numbers ascend
-    rank = np.empty(values.size, np.int32)
-    rank[order] = np.arange(values.size, dtype=np.int32)
-    return Few(False, values[order].tobytes(), _looked_up(bits, values, rank - _zero(values[order]), common))
+    codes = np.argsort(order) - _zero(values[order])
+    return Few(False, values[order].tobytes(), _looked_up(bits, values, codes, common))
 
 
 def _places(part: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -124,8 +122,7 @@ def from_palette(table: memoryview, codes: np.ndarray, dtype: np.dtype) -> np.nd
 
 def _zero(values: np.ndarray) -> int:
     """The position that codes count from: that of 0, or the first."""
-    found = np.flatnonzero(values == 0)
-    return int(found[0]) if found.size else 0
+    return int(np.argmax(values == 0)) if values.size else 0
 
 
 def _grid(values: np.ndarray) -> tuple[np.float32, np.ndarray] | None:
