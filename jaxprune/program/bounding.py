@@ -165,9 +165,8 @@ def by_ranges(function: Callable[..., Range]) -> Bound:
     return lambda step, values: step.each(values, function)
 
 
-def unknown(step: Step, values: Sequence[Value]) -> list[Value]:
-    """Nothing is known of the results."""
-    return step.each(values, lambda *_: ANYTHING)
+#: Nothing is known of the results.
+unknown = by_ranges(lambda *_: ANYTHING)
 
 
 def _computed(equation: Any, operands: Sequence[Value]) -> Any:

@@ -123,8 +123,8 @@ class Labels:
     def tie(self, left: np.ndarray, right: np.ndarray, by: str = "") -> None:
         """Entries at the same place of both arrays go together.
 
-        ``by``: "" if they become one by a sum, a choice, or the like; "factors", a "product" of matrices, one "part"
-        and another of a value, or any of these within a "step" of a loop.
+        ``by`` says what they are: "" if they become one by a sum, a choice, or the like, "step" if that is within a
+        loop; "factors"; axes of a "product" of matrices; "part": a value, and a part of it that is used apart.
         """
         if left is not right and not np.array_equal(left, right):
             self._edges.append((left, right, by))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from jaxprune.program.ranges import ANYTHING, SLACK, UNBOUNDED, Range, between, choose, widen
+from jaxprune.program.ranges import ANYTHING, SLACK, UNBOUNDED, ZERO, Range, between, choose, widen
 
 Function = Callable[..., Range]
 
@@ -175,12 +175,8 @@ def finite(a: Range) -> Range:
 
 def unknown(*ranges: Range, zero: bool = False) -> Range:
     """Finite if all operands are; 0 if they are and ``zero`` says that then the result is."""
-    safe = np.logical_and.reduce([a.finite for a in ranges]) if ranges else np.bool_(False)
-    found = choose(safe, UNBOUNDED, ANYTHING)
-    if zero and ranges:
-        zeros = np.logical_and.reduce([a.zero for a in ranges])
-        found = choose(zeros, between(0.0, 0.0), found)
-    return found
+    found = choose(np.logical_and.reduce([a.finite for a in ranges]), UNBOUNDED, ANYTHING)
+    return choose(np.logical_and.reduce([a.zero for a in ranges]), ZERO, found) if zero else found
 
 
 def total(terms: Range, fewest: int, most: int) -> Range:

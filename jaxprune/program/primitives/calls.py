@@ -25,13 +25,14 @@ def _tie_inline(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return call.enter(call.params["jaxpr" if "jaxpr" in call.params else "call_jaxpr"], ins)
 
 
-def _run_inline(site: Narrow, values: Sequence[Any]) -> list[Any]:
+def follow_first(site: Site, values: Sequence[Any]) -> list[Any]:
+    """As an earlier visit did, the first program that is called; what may follow it is its derivative."""
     return site.follow(site.children[0], values)
 
 
 def _run_remat(site: Narrow, values: Sequence[Any]) -> list[Any]:
     params = {name: site.params[name] for name in ("prevent_cse", "policy")}
-    return jax.checkpoint(lambda *args: _run_inline(site, args), **params)(*values)
+    return jax.checkpoint(lambda *args: follow_first(site, args), **params)(*values)
 
 
 def scan_parts(site: Site, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -106,11 +107,6 @@ def _run_cond(site: Narrow, values: Sequence[Any]) -> list[Any]:
     return list(jax.lax.switch(jnp.asarray(values[0], jnp.int32), branches, *values[1:]))
 
 
-def bound_first(step: Step, values: Sequence[Value]) -> list[Value]:
-    """What is known of the first program; what follows it is its derivative."""
-    return step.follow(step.children[0], values)
-
-
 def _bound_scan(step: Step, values: Sequence[Value]) -> list[Value]:
     constants, carry, stacked = scan_parts(step, values)
     inputs = [_shifted(value, -1) for value in stacked]
@@ -179,7 +175,7 @@ def _shifted(value: Value, by: int) -> Value:
     return Value(value.rest, axes, gone, value.faults, cause=value.cause)
 
 
-_inline = Rule(_tie_inline, _run_inline, bound_first, calls=True)
+_inline = Rule(_tie_inline, follow_first, follow_first, calls=True)
 
 RULES = {
     **{name: _inline for name in "jit pjit closed_call core_call".split()},

@@ -12,7 +12,7 @@ import jax
 from jaxprune.program import jaxprs
 from jaxprune.program.labels import Axes
 from jaxprune.program.narrowing import Call, Narrow, Rule
-from jaxprune.program.primitives.calls import bound_first
+from jaxprune.program.primitives.calls import follow_first
 
 #: Derivatives up to this order use custom rules.
 DERIVATIVES = 2
@@ -117,6 +117,6 @@ def _run_custom_vjp(site: Narrow, values: Sequence[Any]) -> list[Any]:
 
 
 RULES = {
-    "custom_jvp_call": Rule(_tie_custom_jvp, _run_custom_jvp, bound_first, calls=True),
-    "custom_vjp_call": Rule(_tie_custom_vjp, _run_custom_vjp, bound_first, calls=True),
+    "custom_jvp_call": Rule(_tie_custom_jvp, _run_custom_jvp, follow_first, calls=True),
+    "custom_vjp_call": Rule(_tie_custom_vjp, _run_custom_vjp, follow_first, calls=True),
 }

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxprune.program import range_arithmetic as on
 from jaxprune.program.bounding import Bound, Step, by_ranges
+from jaxprune.program.jaxprs import Site
 from jaxprune.program.labels import Axes
 from jaxprune.program.narrowing import Call, Rule
 from jaxprune.program.primitives.arithmetic import finite, linear
@@ -17,7 +18,7 @@ from jaxprune.program.ranges import UNBOUNDED, Range, Value, between, hull, join
 
 def _tie_reduce(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """What is left of the reduced axis is reduced: whether that is the same is for the certificate to say."""
-    return [_without(axes, call.params["axes"]) for axes in ins]
+    return [tuple(axes[i] for i in _others(call, operand)) for operand, axes in enumerate(ins)]
 
 
 def _tie_collective(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -29,11 +30,12 @@ def _tie_collective(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 def _tie_arg(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     for axis in call.params["axes"]:
         call.pin(ins[0][axis], "the result is a position along this axis")
-    return [_without(ins[0], call.params["axes"])]
+    return _tie_reduce(call, ins)
 
 
-def _without(axes: Axes, gone: Sequence[int]) -> Axes:
-    return tuple(labels for axis, labels in enumerate(axes) if axis not in gone)
+def _others(site: Site, operand: int) -> list[int]:
+    """The axes that are not reduced."""
+    return [axis for axis in range(len(site.shape(operand))) if axis not in site.params["axes"]]
 
 
 def _tie_cumulative(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -84,11 +86,6 @@ def _reduced(step: Step, value: Value, function: Callable[[Range], Range], opera
     left = _others(step, operand)
     axes = {axis: function(value.axes[left[axis]]) for axis in step.outs[operand]}
     return step.value(function(value.rest), axes, [value], operand)
-
-
-def _others(step: Step, operand: int = 0) -> list[int]:
-    """The axes that are not reduced."""
-    return [axis for axis in range(len(step.shape(operand))) if axis not in step.params["axes"]]
 
 
 def _each(rule: Callable[[Step, Value, int], Value]) -> Bound:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune.program.bounding import Step
 from jaxprune.program.labels import STAYS, Axes
-from jaxprune.program.narrowing import Call, Narrow, Rule, sizes
+from jaxprune.program.narrowing import Call, Rule, sizes
 from jaxprune.program.primitives.shapes import ALL, place
 from jaxprune.program.ranges import Range, Value, choose, hull, many
 
@@ -98,10 +98,6 @@ def _edge(blocks: np.ndarray, axis: int) -> np.ndarray:
     return blocks[tuple(slice(None) if i == axis else 0 for i in range(blocks.ndim))]
 
 
-def _run_reshape(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    return site.bind(values, new_sizes=sizes(site.outs[0]))
-
-
 def _bound_reshape(step: Step, values: Sequence[Value]) -> list[Value]:
     """Runs of axes are merged and split again: entry by entry, along the axes that lose some."""
     (value,) = values
@@ -137,4 +133,6 @@ def _flat(value: Value, axes: Sequence[int], shape: Sequence[int]) -> Range:
     return found
 
 
-RULES = {"reshape": Rule(_tie_reshape, _run_reshape, _bound_reshape)}
+RULES = {
+    "reshape": Rule(_tie_reshape, lambda site, values: site.bind(values, new_sizes=sizes(site.outs[0])), _bound_reshape)
+}

@@ -90,10 +90,6 @@ def _tie_unstack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     return _tie_move(call, ins)
 
 
-def _run_broadcast(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    return site.bind(values, shape=sizes(site.outs[0]))
-
-
 def _run_tile(site: Narrow, values: Sequence[Any]) -> list[Any]:
     whole = zip(site.ins[0], sizes(site.outs[0]), site.params["reps"], strict=True)
     return site.bind(values, reps=tuple(size if flags.size == 1 else n for flags, size, n in whole))
@@ -110,8 +106,7 @@ def _run_slice(site: Narrow, values: Sequence[Any]) -> list[Any]:
 
 
 def _run_split(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    axis = site.params["axis"]
-    return site.bind(values, sizes=tuple(sizes(kept)[axis] for kept in site.outs))
+    return site.bind(values, sizes=tuple(sizes(kept)[site.params["axis"]] for kept in site.outs))
 
 
 def place(step: Step, value: Value, moves: Move, result: int = 0) -> Value:
@@ -133,9 +128,13 @@ def _bound_move(step: Step, values: Sequence[Value]) -> list[Value]:
     return found
 
 
-_RUNS = {"broadcast_in_dim": _run_broadcast, "tile": _run_tile, "slice": _run_slice, "split": _run_split}
+_move = Rule(_tie_move, bound=_bound_move)
 
 RULES = {
-    **{name: Rule(_tie_move, _RUNS.get(name, Narrow.bind), _bound_move) for name in MOVES},
-    "unstack": Rule(_tie_unstack, bound=_bound_move),
+    **{name: _move for name in MOVES},
+    "broadcast_in_dim": _move._replace(run=lambda site, values: site.bind(values, shape=sizes(site.outs[0]))),
+    "slice": _move._replace(run=_run_slice),
+    "split": _move._replace(run=_run_split),
+    "tile": _move._replace(run=_run_tile),
+    "unstack": _move._replace(tie=_tie_unstack),
 }
