@@ -171,12 +171,7 @@ class Reader(Protocol):
 
 
 def visit(
-    program: Any,
-    ins: Sequence[Any],
-    reader: Reader,
-    place: Place = (),
-    caller: str = "",
-    guide: Frame | None = None,
+    program: Any, ins: Sequence[Any], reader: Reader, place: Place = (), caller: str = "", guide: Frame | None = None
 ) -> Frame:
     """Gives all variables of a program values, equation by equation.
 

@@ -1,16 +1,7 @@
 """What is known of each operation, from all families, by its name as it is printed in a jaxpr."""
 
 from jaxprune.program.narrowing import Rule
-from jaxprune.program.primitives import (
-    calls,
-    derivatives,
-    elementwise,
-    indexing,
-    products,
-    reductions,
-    reshape,
-    shapes,
-)
+from jaxprune.program.primitives import calls, derivatives, elementwise, indexing, products, reductions, reshape, shapes
 
 _FAMILIES = (elementwise, products, shapes, reshape, indexing, reductions, calls, derivatives)
 

@@ -108,12 +108,10 @@ def _bound_reshape(step: Step, values: Sequence[Value]) -> list[Value]:
     for old, new in runs(before, after):
         if len(old) == len(new) == 1:
             sources[new[0]] = old[0]
-        elif any(axis in step.outs[0] for axis in new):
+        elif lost := [axis for axis in new if axis in step.outs[0]]:
             flat = _flat(value, old, before)
-            for k, axis in enumerate(new):
-                if axis in step.outs[0]:
-                    grid = Range(*(part.reshape([after[i] for i in new]) for part in flat))
-                    axes[axis] = hull(grid, tuple(i for i in range(len(new)) if i != k))
+            grid = Range(*(part.reshape([after[i] for i in new]) for part in flat))
+            axes |= {axis: hull(grid, tuple(k for k, i in enumerate(new) if i != axis)) for axis in lost}
     found = place(step, value, [(sources.get(axis), ALL) for axis in range(len(after))])
     exact = step.value(value.rest, {i: axes.get(i, found.axes[i]) for i in step.outs[0]}, values)
     exact.largest = found.largest
@@ -126,10 +124,8 @@ def _flat(value: Value, axes: Sequence[int], shape: Sequence[int]) -> Range:
     found = many(value.rest, math.prod(grid))
     for k, axis in enumerate(axes):
         if axis in value.axes:
-            wide = [-1 if i == k else 1 for i in range(len(grid))]
-            own = Range(*(np.broadcast_to(part.reshape(wide), grid).ravel() for part in value.axes[axis]))
-            gone = np.broadcast_to(value.gone[axis].reshape(wide), grid).ravel()
-            found = choose(gone, own, found)
+            own = Range(*(_along(part, grid, k).ravel() for part in value.axes[axis]))
+            found = choose(_along(value.gone[axis], grid, k).ravel(), own, found)
     return found
 
 
