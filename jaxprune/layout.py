@@ -41,6 +41,10 @@ class Axes(NamedTuple):
         """Whether each unit has one input, beside a window perhaps: there is nothing to group along."""
         return len(shape) > 2 and bool(self.inputs) and not self.lookup and shape[self.along] == 1
 
+    def unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one value a unit that broadcasts to the leaf; ``(1, ..., 1, C)`` of a Flax kernel."""
+        return tuple(1 if i in self.inputs else n for i, n in enumerate(shape))
+
     def grouped(self, shape: tuple[int, ...]) -> bool:
         """Whether N:M takes the leaf: neither rows that are looked up nor depthwise kernels contract an axis."""
         return not (self.lookup or self.depthwise(shape))

@@ -330,7 +330,7 @@ def test_arrays_of_unknown_axes_come_apart_too():
 # A kernel (in, out), and how attention and PyTorch hold it; to the flat kernel, and back from it.
 FORMS = {
     "flat": ({"d": {"kernel": (8, 6)}}, lambda w: w, lambda w: w),
-    "attention": ({"query": {"kernel": (8, 2, 3)}}, lambda w: w.reshape(8, 6), lambda w: w.reshape(8, 2, 3)),
+    "attention": ({"query": {"kernel": (8, 2, 3)}}, lambda w: w.reshape(-1, 6), lambda w: w.reshape(8, 2, 3)),
     "torch": ({"fc": {"weight": (6, 8)}}, lambda w: w.T, lambda w: w.T),
     "stacked": (
         {"d": {"kernel": (2, 8, 3), "bias": (2, 3)}},
@@ -422,6 +422,12 @@ def test_penalties_of_units(form):
     expected = flat * np.maximum(1 - strength * np.sqrt(8) / norms, 0)
     np.testing.assert_allclose(back(moved), expected, atol=1e-6)
     assert (back(moved) == 0).all(0).sum() == 3
+    gates = jp.training.init_gates(params, 0.9, units=True)
+    kernel = max(jax.tree.leaves(gates), key=np.size)
+    assert kernel.size == 6 and back(jp.training.gate_masks(params, gates)).shape == (1, 6)
+    closed = jax.tree.map(lambda gate: jnp.where(jnp.arange(gate.size).reshape(gate.shape) == 1, -9.0, gate), gates)
+    assert (back(jp.training.apply_gates(params, closed)) == 0).all(0).sum() == 1
+    np.testing.assert_allclose(jp.training.expected_l0(params, gates), 0.9 * 48, rtol=1e-6)
     turned = {"w": normal(4, 3, 2)}
     said = {"w": ((), (2, 0), (1,))}
     units = jp.training.group_lasso({"w": turned["w"].transpose(2, 0, 1).reshape(8, 3)})

@@ -32,14 +32,9 @@ def by_units(kernel: Callable[[Array], Array], w: Array, axes: Axes) -> Array:
         found = jax.vmap(kernel)(found) if batch else kernel(found)
         kept = [w.shape[i] for i in (*batch, *outputs)]
         places = sorted(range(len(kept)), key=lambda i: (*batch, *outputs)[i])
-        return found.reshape(kept).transpose(places).reshape(unit_shape(w, axes))
+        return found.reshape(kept).transpose(places).reshape(axes.unit_shape(w.shape))
 
     return automatic(rows, w)
-
-
-def unit_shape(w: Array, axes: Axes) -> tuple[int, ...]:
-    """The shape of one value a unit that broadcasts to the leaf; ``(1, ..., 1, C)`` of a Flax kernel."""
-    return tuple(1 if i in axes.inputs else n for i, n in enumerate(w.shape))
 
 
 def entropy(w: Array, axes: Axes, bins: int) -> Array:

@@ -12,9 +12,9 @@ together, by any optimizer. Without a key the gates are those of the finished ne
 Source: Louizos, Welling & Kingma, "Learning Sparse Neural Networks through L0 Regularization", 2018 (arXiv:1712.01312),
 with its beta = 2/3, gamma = -0.1 and zeta = 1.1.
 
-``log_alpha`` is a tree like the parameters, float32: in the shape of the weight, or ``(1, ..., 1, C)`` for one gate a
-unit. Leaves without gates have a 0-d zero, which only keeps the structure: nothing reads it, so its derivative is 0 and
-it does not matter what an optimizer makes of it.
+``log_alpha`` is a tree like the parameters, float32: in the shape of the weight, or for one gate a unit with size 1
+along its inputs, ``(1, ..., 1, C)`` of a Flax kernel. Leaves without gates have a 0-d zero, which only keeps the
+structure: nothing reads it, so its derivative is 0 and it does not matter what an optimizer makes of it.
 """
 
 import math
@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import settings, tree
-from jaxprune.base import Array, Masks, Params, Setting, Where
+from jaxprune.base import Array, Layout, Masks, Params, Setting, Where
+from jaxprune.layout import axes_of
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 #: log(-gamma / zeta): the logit below which the stretched sigmoid is negative.
@@ -36,7 +37,9 @@ _SHIFT = np.float32(BETA * math.log(-GAMMA / ZETA))
 _LEAST = 2.0**-20
 
 
-def init_gates(params: Params, keep: Setting = 0.9, *, units: bool = False, where: Where = None) -> Any:
+def init_gates(
+    params: Params, keep: Setting = 0.9, *, units: bool = False, where: Where = None, layout: Layout = None
+) -> Any:
     """Gates to start with: ``log_alpha`` such that every gate is open with probability ``keep``.
 
     ``log_alpha = log(keep / (1 - keep)) + beta * log(-gamma / zeta)``. Training starts from weights times their gates:
@@ -46,14 +49,16 @@ def init_gates(params: Params, keep: Setting = 0.9, *, units: bool = False, wher
       params: any pytree of arrays; only paths and shapes matter.
       keep: traced probability that a gate is not 0, in [2**-20, 1 - 2**-20]; a scalar or a tree of scalars that follows
         the parameters' paths. Traced values outside count as the nearest end.
-      units: static; one gate a unit (an index along the last axis) in place of one a weight.
+      units: static; one gate a unit (an index along the output axes) in place of one a weight.
       where: which leaves get gates; see :func:`jaxprune.tree.select`.
+      layout: the axes of leaves, static; see :mod:`jaxprune.layout`.
 
     Returns:
       ``log_alpha``: float32, in the structure of ``params``, in the shapes that the module describes.
 
     Raises:
-      ValueError: a concrete ``keep`` out of range; a pattern that matches no leaf; a chosen leaf that is a scalar.
+      ValueError: a concrete ``keep`` out of range; a pattern that matches no leaf; a chosen leaf that is a scalar, or
+        units of a kernel whose axes no rule knows.
       TypeError: a leaf is no array, with its path.
 
     >>> gates = init_gates({"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}, 0.9, units=True)
@@ -68,7 +73,7 @@ def init_gates(params: Params, keep: Setting = 0.9, *, units: bool = False, wher
     if () in shapes:
         raise ValueError(f"leaf {tree.show(chosen.names[shapes.index(())])} is a scalar; gates need an axis")
     if units:
-        shapes = [(1,) * (len(shape) - 1) + shape[-1:] for shape in shapes]
+        shapes = [own.unit_shape(shape) for own, shape in zip(axes_of(chosen, layout), shapes, strict=True)]
     logits = [jax.scipy.special.logit(jnp.clip(chance, _LEAST, 1 - _LEAST)) + _SHIFT for chance in chances]
     gates = [jnp.full(shape, logit, jnp.float32) for shape, logit in zip(shapes, logits, strict=True)]
     return chosen.replace(gates, lambda _: jnp.zeros((), jnp.float32))
@@ -160,7 +165,7 @@ def _pair(params: Params, log_alpha: Any) -> tuple[tree.Selection, list[Array]]:
             kinds = [getattr(x, "dtype", type(x).__name__) for x in (leaf, gates.leaves[i])]
             raise TypeError(f"leaf {tree.show(path)} has dtype {kinds[0]} and gates of {kinds[1]}; both must be floats")
         wanted = np.shape(leaf)
-        if shape not in (wanted, (1,) * (len(wanted) - 1) + wanted[-1:]):
+        if len(shape) != len(wanted) or any(n not in (1, m) for n, m in zip(shape, wanted, strict=True)):
             raise ValueError(
                 f"the gates of {tree.show(path)} have shape {shape}; they need its shape {wanted}, or one entry a unit"
             )
