@@ -3,8 +3,8 @@
 Start with the short verbs, ``prune``, ``threshold_prune``, ``fake_quant`` and ``fixed_point``; find a setting with
 ``grid``, ``sweep`` and ``pareto_front``; read the outcome with ``report``. The criteria are in ``jaxprune.saliency``,
 what is made of them in ``jaxprune.masks``, and how to train with it in ``jaxprune.training``. Small files are written
-and read by ``compress``, ``save`` and ``load``; ``shrink`` removes whole channels, heads and neurons. The conventions
-of all of it are in :mod:`jaxprune.base`.
+and read by ``compress``, ``save`` and ``load``; ``shrink`` removes whole channels, heads and neurons. What looks
+at data is in ``jaxprune.calibration``. The conventions of all of it are in :mod:`jaxprune.base`.
 """
 
 import importlib
@@ -22,8 +22,8 @@ from jaxprune.reports import report
 from jaxprune.sweeps import grid, pareto_front, sweep
 
 if TYPE_CHECKING:
-    from jaxprune import structure, training
-    from jaxprune.structure import Shrunk, shrink
+    from jaxprune import calibration, structure, training
+    from jaxprune.structure import shrink
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ __all__ = [
     "QArray",
     "QParams",
     "QuantSpec",
-    "Shrunk",
+    "calibration",
     "choose_qparams",
     "codebook",
     "compress",
@@ -62,9 +62,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what takes a while when it is asked for: ``training`` needs optax, ``structure`` a part of SciPy."""
-    if name in ("structure", "training"):
+    """Imports what takes a while when it is asked for: ``training`` needs optax, the others a part of SciPy."""
+    if name in ("calibration", "structure", "training"):
         return importlib.import_module(f"jaxprune.{name}")
-    if name in ("Shrunk", "shrink"):
-        return getattr(importlib.import_module("jaxprune.structure"), name)
+    if name == "shrink":
+        return importlib.import_module("jaxprune.structure").shrink
     raise AttributeError(f"module 'jaxprune' has no attribute {name!r}")

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = (
-    *("command_line", "compile_time", "fake_quant", "global_prune", "limits", "n_of_m", "scaling", "select", "shrink"),
-    *("small_files", "sweep", "thresholds", "training_methods", "training_speed"),
+    *("command_line", "compile_time", "data", "fake_quant", "global_prune", "limits", "n_of_m", "scaling", "select"),
+    *("shrink", "small_files", "sweep", "thresholds", "training_methods", "training_speed"),
 )
 
 
