@@ -260,8 +260,9 @@ def test_units_of_the_layout_are_counted(layouts, call):
     assert rows["fused/kernel"]["units_removed"] == 1 and rows["fused/kernel"]["axes"] == "0>1,2"
     lines = [line.split() for line in call("diff", "model.npz", "after.npz").splitlines()]
     assert next(line for line in lines if "fused/kernel" in line)[2] == "?"
-    warned = call("inspect", "after.npz", "--json")["warnings"]
-    assert warned[:3] == [
+    inspected = call("inspect", "after.npz", "--json")
+    assert [row["dead_units"] for row in inspected["leaves"]] == [2, 1, 1, 0, 0, 0]
+    assert inspected["warnings"][:3] == [
         "query/kernel: 2 of 12 units (axes 1, 2) have zeros alone",
         "fc/weight: 1 of 6 units (axis 0) have zeros alone",
         "dense/kernel: 1 of 6 units (axis 1) have zeros alone",

@@ -93,7 +93,8 @@ def _row(leaf: Leaf, facts: Facts, marked: bool, axes: Axes | None) -> dict[str,
         row[f"entropy_{bits}"] = entropy
         row[f"fixed_bytes_{bits}"] = -(-leaf.size * bits // 8) + 4
         row[f"coded_bytes_{bits}"] = int(np.ceil(leaf.size * entropy / 8)) + 4
-    return row | {f"dead_{kind}": dead for kind, (_, _, dead) in facts.dead.items()}
+    dead = {f"dead_{kind}": number for kind, (_, _, number) in facts.dead.items()}
+    return row | {"dead_units": 0, "dead_inputs": 0} | dead
 
 
 def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
