@@ -15,7 +15,7 @@ import jaxprune as jp
 from jaxprune import checkpoints, cli
 from jaxprune.checkpoints import compressed
 from jaxprune.checkpoints.leaf import of_array
-from jaxprune.cli import inspect, recipe, shared
+from jaxprune.cli import recipe, shared
 
 RNG = np.random.default_rng(0)
 KERNELS = ("model.a.weight", "model.b.weight", "model.c.weight")
@@ -140,7 +140,7 @@ def test_inspect_warns(tmp_path, call):
 
 def test_inspect_draws_a_table(model, call):
     lines = call("inspect", model).splitlines()
-    assert lines[0] == f"model.safetensors: safetensors, {inspect.size(os.path.getsize(model))}, 6 leaves"
+    assert lines[0] == f"model.safetensors: safetensors, {os.path.getsize(model):,} bytes, 6 leaves"
     kernel = LEAVES["model.a.weight"]
     row = next(line for line in lines if "a.weight" in line)
     assert row.split()[:8] == ["*", "model.a.weight", "8x12", "0>1", "float32", "96", "384", "8"]

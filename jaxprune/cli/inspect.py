@@ -131,21 +131,9 @@ def _text(found: dict[str, Any]) -> str:
     rows = [row | {"name": f"{'*' if row['selected'] else ' '} {row['name']}"} for row in found["leaves"]]
     rows = [row | {"odd": row["nan"] + row["inf"]} for row in (*rows, found["total"] | {"name": "  total"})]
     table = shared.table(heads, forms, rows[:-1], rows[-1], left=4)
-    title = f"{found['path']}: {found['format']}, {size(found['file_bytes'])}, {len(found['leaves'])} leaves"
+    title = f"{found['path']}: {found['format']}, {found['file_bytes']:,} bytes, {len(found['leaves'])} leaves"
     warnings = ["", "Warnings", *(f"  {warning}" for warning in found["warnings"])] if found["warnings"] else []
     return "\n".join([title, "", table, "", _NOTES, *warnings])
-
-
-def size(number: int | float) -> str:
-    """Bytes for people, in powers of 1,000.
-
-    >>> size(999), size(90868376), size(12e9)
-    ('999 B', '90.9 MB', '12.0 GB')
-    """
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{int(number)} B"
 
 
 def describe(array: np.ndarray, axes: Axes | None = None) -> Facts:

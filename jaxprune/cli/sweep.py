@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     sparsities, widths = _sparsities(args.sparsity), _numbers(args.bits, "--bits", 1, 16)
     if args.png:
         checkpoints.check_output(args.png, force=args.force)
-        _pyplot()
+        host.library("matplotlib", "jaxprune[plots]")
     evaluate = shared.function(args.eval) if args.eval else None
     opened = shared.opened(args, args.checkpoint)
     prunings = []
@@ -132,16 +132,10 @@ def _text(found: dict[str, Any], metric: str) -> str:
     return "\n".join([title, "", shared.table(heads, forms, rows), "", *left_out, _NOTES.format(metric=metric)])
 
 
-def _pyplot() -> Any:
-    """Matplotlib, without a window."""
-    host.library("matplotlib", "jaxprune[plots]").use("Agg")
-    return host.library("matplotlib.pyplot", "jaxprune[plots]")
-
-
 def _draw(path: Path, rows: list[dict[str, Any]], metric: str, force: bool) -> None:
     """A line for each width, over bytes."""
-    plot = _pyplot()
-    figure, axes = plot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = host.library("matplotlib.figure", "jaxprune[plots]").Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     for bits in dict.fromkeys(row["bits"] for row in rows):
         line = [row for row in rows if row["bits"] == bits]
         values = [row.get("metric", row["relative_error"]) for row in line]
@@ -155,7 +149,6 @@ def _draw(path: Path, rows: list[dict[str, Any]], metric: str, force: bool) -> N
     axes.legend()
     with host.written_whole(checkpoints.check_output(path, force=force)) as beside:
         figure.savefig(beside, format=path.suffix[1:] or "png", dpi=150)
-    plot.close(figure)
 
 
 def curves(

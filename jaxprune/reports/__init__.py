@@ -88,7 +88,7 @@ def report(
 
 def _matched(before: Params, after: Params) -> tuple[tree.Selection, tree.Selection, dict[int, QArray]]:
     """Both trees, leaf by leaf; ``QArray`` leaves of the second as the floats they stand for, and by position."""
-    leaves, treedef = jax.tree.flatten(after, is_leaf=_is_qarray)
+    leaves, treedef = jax.tree.flatten(after, is_leaf=lambda leaf: isinstance(leaf, QArray))
     for leaf in jax.tree.leaves((before, leaves)):
         if isinstance(leaf, Tracer):
             raise TypeError("report needs concrete arrays; under jit, coded_bytes counts the bytes")
@@ -100,7 +100,7 @@ def _matched(before: Params, after: Params) -> tuple[tree.Selection, tree.Select
             raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(was)} before and {np.shape(now)} after")
         if tree.is_floating(was) and not tree.is_floating(now):
             raise TypeError(f"leaf {tree.show(path)} is floating before and {getattr(now, 'dtype', now)} after")
-    return old, new, {i: leaf for i, leaf in enumerate(leaves) if _is_qarray(leaf)}
+    return old, new, {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, QArray)}
 
 
 def _row(stored: Stored, before: np.ndarray, after: np.ndarray) -> tuple[Row, float, float]:
@@ -137,10 +137,6 @@ def _total(rows: Sequence[Row], relative_error: float) -> Row:
     bits = 8 * sums["coded_bytes"] / sums["parameters"] if sums["parameters"] else 0.0
     largest = float(np.max([row.max_error for row in rows], initial=0.0))
     return Row("total", **sums, bits=bits, relative_error=relative_error, max_error=largest)
-
-
-def _is_qarray(leaf: Any) -> bool:
-    return isinstance(leaf, QArray)
 
 
 def _host(leaf: Any) -> np.ndarray:

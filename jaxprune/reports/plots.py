@@ -87,17 +87,13 @@ def find(sweep: Any, *, cost: Any, metric: Any, settings: Any, chosen: int | Non
     """Checks what :meth:`jaxprune.reports.Report.to_html` is given about a sweep, and finds the front."""
     costs, metrics = column(sweep, "cost", cost), column(sweep, "metric", metric)
     front = pareto_front(None, cost=costs, metric=metrics)
-    names = _name(cost, "cost"), _name(metric, "metric")
+    names = cost if isinstance(cost, str) else "cost", metric if isinstance(metric, str) else "metric"
     found = Frontier(costs, metrics, front, *names, _named(settings, costs.size), chosen, baseline)
     if not found.finite.any():
         raise ValueError("no setting of the sweep has a finite cost and metric")
     if chosen is not None and not 0 <= operator.index(chosen) < costs.size:
         raise ValueError(f"chosen must be an index in [0, {costs.size - 1}], got {chosen}")
     return found
-
-
-def _name(value: Any, role: str) -> str:
-    return value if isinstance(value, str) else role
 
 
 def _named(settings: Any, count: int) -> dict[str, np.ndarray]:
