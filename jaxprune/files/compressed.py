@@ -1,7 +1,7 @@
 """Compressed parameters: a tree of leaves that are decoded when they are asked for, within a limit checked before."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -20,8 +20,8 @@ from jaxprune.host import in_parallel
 from jaxprune.quantization.arrays import protocol
 
 _LEAST_LIMIT = 2**30  # bytes that any file may decode to
-_SHOWN = 20  # paths in an error
 _LEAST_RATIO = 1000  # times its coded size that any file may decode to
+_SHOWN = 20  # paths in an error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -149,16 +149,8 @@ class Compressed:
     @cached_property
     def leaves(self) -> list[StoredLeaf]:
         """The leaves in the order of ``jax.tree.leaves``: path, shape, dtype, nbytes, and ``read()``."""
-        remaining = iter(self.stored)
-
-        def walk(node: Node) -> Iterator[StoredLeaf]:
-            if node.kind is None or node.is_record:
-                yield StoredLeaf(node, [(leaf.path, next(remaining)) for leaf in tree_json.leaves(node)])
-            else:
-                for child in node.children:
-                    yield from walk(child)
-
-        return list(walk(self.root))
+        remaining, nodes = iter(self.stored), tree_json.leaves(self.root, whole=True)
+        return [StoredLeaf(node, [(part.path, next(remaining)) for part in tree_json.leaves(node)]) for node in nodes]
 
     @cached_property
     def nbytes(self) -> int:

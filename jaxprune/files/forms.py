@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune.files.bytestream import FormatError
 from jaxprune.files.coders import within
-from jaxprune.files.tables import looked_up, narrow
+from jaxprune.files.tables import narrow
 from jaxprune.host import chunks, entropy_of_counts
 
 MOST_DISTINCT = 2**16
@@ -116,8 +116,10 @@ def from_palette(table: memoryview, codes: np.ndarray, dtype: np.dtype) -> np.nd
     if dtype.itemsize > 8:
         raise FormatError(f"a table of values of dtype {dtype.name}")
     values = np.frombuffer(table, f"<u{dtype.itemsize}")
-    zero = _zero(values)
-    return looked_up(values, within(codes, -zero, values.size - 1 - zero).reshape(-1), np.int32(-zero)).view(dtype)
+    zero, found = _zero(values), np.empty(codes.size, values.dtype)
+    for part, out in zip(chunks(within(codes, -zero, values.size - 1 - zero)), chunks(found), strict=True):
+        np.take(values, part + np.int32(zero), out=out, mode="clip")
+    return found.view(dtype)
 
 
 def _zero(values: np.ndarray) -> int:

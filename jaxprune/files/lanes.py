@@ -34,7 +34,9 @@ def write(table: tables.Table, codes: np.ndarray) -> bytes | None:
     model, flat = _model(table), codes.reshape(-1)
     if model is None:
         return None
-    slots = _slots(flat, table, model)
+    of_table = np.full(len(table.symbols), len(model.symbols), np.uint8)
+    of_table[np.searchsorted(table.symbols, model.symbols)] = np.arange(len(model.symbols))
+    slots = np.concatenate([of_table[tables.places(part, table.symbols)] for part in chunks(flat)])
     states, lanes = _written(_encoding(model), slots)
     lengths = np.array([len(lane) for lane in lanes])
     head = unsigned(int(lengths.min())) + write_list(lengths - lengths.min())
@@ -99,13 +101,6 @@ def _model(table: tables.Table) -> _Model | None:
     if frequencies[largest] < 1:
         return None
     return _Model(table.symbols[kept], frequencies, tables.Table(table.symbols[~kept], table.levels[~kept]))
-
-
-def _slots(codes: np.ndarray, table: tables.Table, model: _Model) -> np.ndarray:
-    """The slot of each code, uint8."""
-    of_table = np.full(len(table.symbols), len(model.symbols), np.uint8)
-    of_table[np.searchsorted(table.symbols, model.symbols)] = np.arange(len(model.symbols))
-    return np.concatenate([of_table[tables.places(part, table.symbols)] for part in chunks(codes)])
 
 
 def _encoding(model: _Model) -> np.ndarray:

@@ -19,9 +19,8 @@ from jaxprune.files.bytestream import FormatError
 from jaxprune.files.records import RECORDS
 
 _MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict, "FrozenDict": "flax.core", "State": "flax.nnx"}
-_VARIABLE = "nnx."
 _DICT: dict[str, Any] = {"type": "dict"}
-_DEEPEST = 66  # lists and objects in one another, in all of the JSON; the stack of Python ends far below a hostile one
+_DEEPEST = 66  # levels of lists and objects, in all of the JSON; the stack of Python ends far below a hostile one
 _LONG_PATHS = 2**26  # characters of all paths, and as many times those of the header: they repeat what is above
 
 
@@ -62,12 +61,13 @@ def outline(tree: Any, dense: Collection[str] = ()) -> Node:
     return walk(jax.tree.structure(tree), None)
 
 
-def leaves(node: Node) -> Iterator[Node]:
-    """The leaves below, in order."""
-    if node.kind is None:
+def leaves(node: Node, whole: bool = False) -> Iterator[Node]:
+    """The leaves below, in order; ``whole``: with each record as one."""
+    if node.kind is None or (whole and node.is_record):
         yield node
-    for child in node.children:
-        yield from leaves(child)
+    else:
+        for child in node.children:
+            yield from leaves(child, whole)
 
 
 def to_json(node: Node, marks: Sequence[int]) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _describe(cls: Any, aux: Any, path: str) -> tuple[dict[str, Any], tuple[Any,
         return {"type": name, **records.to_json(name, aux)}, ()
     if _is_variable(cls):
         metadata = {key: _jsonable(value, f"metadata {key!r} of {path!r}") for key, value in aux}
-        return {"type": _VARIABLE + name, "metadata": metadata}, ()
+        return {"type": "nnx." + name, "metadata": metadata}, ()
     if name == "Partitioned" and _of_flax("flax.core.meta", name) is cls and aux[1] is None:
         return {"type": name, "names": _jsonable(aux[0], f"names of {path!r}")}, ()
     return {"type": "other", "name": f"{cls.__module__}.{cls.__qualname__}"}, ()
@@ -185,7 +185,7 @@ def _checked(kind: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
 def paths(node: Node, number: int, path: str | None) -> Iterator[str | None]:
     """The paths of the children of a node, one by one; None is that of the root, and of what is in a box there."""
     name = (node.kind or _DICT)["type"]
-    if name == "Partitioned" or name.startswith(_VARIABLE):
+    if name == "Partitioned" or name.startswith("nnx."):
         names: Sequence[Any] = [None]
     else:
         names = node.keys if name in _MAPPINGS else RECORDS[name].arrays if name in RECORDS else range(number)
@@ -209,7 +209,7 @@ def _made(node: Node, below: list[Any]) -> Any:
         return RECORDS[name].cls(**dict(zip(RECORDS[name].arrays, below, strict=True)), **fields)
     if name == "Partitioned":
         return _of_flax("flax.core.meta", name, load=True)(below[0], names=_tuples(kind["names"]))
-    cls: Any = _of_flax("flax.nnx", name.removeprefix(_VARIABLE), load=True) if name.startswith(_VARIABLE) else None
+    cls: Any = _of_flax("flax.nnx", name.removeprefix("nnx."), load=True) if name.startswith("nnx.") else None
     if not _is_variable(cls):
         raise ValueError(
             f"the node at {node.path!r} is a {kind.get('name', name)}, which a file cannot name safely: "
