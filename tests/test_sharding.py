@@ -22,7 +22,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprune import dequantize, masks, pruning, schedules, training
+from jaxprune import calibration, dequantize, masks, pruning, schedules, training
 from jaxprune.base import QuantSpec
 from jaxprune.quantization import integers
 
@@ -230,6 +230,25 @@ def the_search_for_gathers_sees_one():
     x = jax.device_put(data((64,)), NamedSharding(mesh, P("x")))
     everywhere = jax.jit(lambda x: x * 2, out_shardings=NamedSharding(mesh, P()))
     assert gathered(everywhere.lower(x).compile()) == 64
+
+
+@check
+def statistics_are_summed_over_devices():
+    params, x = {"a": data((16, 8)), "b": data((8, 4), seed=1)}, data((8, 16), seed=2).at[0, 1].set(0)
+    params["a"] = params["a"].at[0, 1].set(0)
+    params["b"] = params["b"].at[0, 1].set(0)
+
+    def network(params, x):
+        return jnp.tanh(x @ params["a"]) @ params["b"]
+
+    how = {"key": jax.random.key(0), "want": ["gram", "histogram"]}
+    wanted = calibration.collect(network, params, x, **how)
+    for kind in TYPES:
+        mesh = mesh_of((8,), kind)
+        whole = jax.device_put(params, NamedSharding(mesh, P()))
+        found = calibration.collect(network, whole, jax.device_put(x, NamedSharding(mesh, P("x"))), **how)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 # The others are as these; the slow tests make all of them.

@@ -14,6 +14,7 @@ from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.calibration import feedback
 from jaxprune.calibration.statistics import Moments, Statistics
 from jaxprune.calibration.views import Use
+from jaxprune.kernels.sharding import automatic, explicit_spec
 
 
 class Part(NamedTuple):
@@ -109,11 +110,14 @@ def _solve(
     leaf: tuple[Array, Array], factors: Array, operands: tuple[Array, ...], settings: Any, use: Use, how: feedback.Pass
 ) -> tuple[Array, Array]:
     """The leaf with some of its matrices compressed, and its mask."""
-    old, kept = leaf
-    rows = tuple(use.matrices(one) for one in operands)
-    matrices, chosen = feedback.run(use.matrices(old), factors, use.matrices(kept) > 0, rows, settings, how)
-    new, mask = use.leaf(matrices, old), use.leaf(chosen, old) > 0
-    if matrices.size == old.size:
-        return new, mask
-    seen = use.leaf(jnp.ones(matrices.shape), old) > 0
-    return jnp.where(seen, new, old), jnp.where(seen, mask, kept)
+
+    def solved(old: Array, kept: Array, operands: tuple[Array, ...]) -> tuple[Array, Array]:
+        rows = tuple(use.matrices(one) for one in operands)
+        matrices, chosen = feedback.run(use.matrices(old), factors, use.matrices(kept) > 0, rows, settings, how)
+        new, mask = use.leaf(matrices, old), use.leaf(chosen, old) > 0
+        if matrices.size == old.size:
+            return new, mask
+        seen = use.leaf(jnp.ones(matrices.shape), old) > 0
+        return jnp.where(seen, new, old), jnp.where(seen, mask, kept)
+
+    return automatic(solved, *leaf, operands, out=(explicit_spec(leaf[0]),) * 2)

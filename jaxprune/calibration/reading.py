@@ -19,6 +19,7 @@ from jaxprune.calibration import statistics
 from jaxprune.calibration.following import rows_of
 from jaxprune.calibration.products import PRODUCTS, lookup
 from jaxprune.calibration.views import Use, View, follow
+from jaxprune.kernels.sharding import automatic
 from jaxprune.program import jaxprs
 from jaxprune.program.jaxprs import Site, visit
 
@@ -110,13 +111,16 @@ class Reading:
         same = (id(data), found.kind, id(sizes), view.scans)
         if same not in self.sources:
             self.sources[same] = (name, (data, sizes))
-            self.found[name] = self.moments(found.rows(data), sizes, valid)
+            self.found[name] = automatic(lambda data: self.moments(found.rows(data), sizes, valid), data)
         self.uses[name] = Use(found.view, found.shape, self.sources[same][0])
         outs = jaxprs.bind(site.equation, values)
         if name in self.taps:
 
             def back(data: Any, g: Array) -> Any:
-                return self.gradients(found.rows(data), found.out_rows(g), sizes, valid)
+                def of(data: Any, g: Array) -> Any:
+                    return self.gradients(found.rows(data), found.out_rows(g), sizes, valid)
+
+                return automatic(of, data, g)
 
             outs = [_tap(back, outs[0], data, self.taps[name])]
         return seen(outs)
