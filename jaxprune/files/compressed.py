@@ -196,6 +196,7 @@ class Compressed:
           FormatError: damaged or made-up bytes, or arrays of more than ``max_bytes``; it names the leaf.
           ValueError: there is no such leaf; ``like`` has another structure, or is needed and was not given.
 
+        >>> from jaxprune.files import compress
         >>> compress({"kernel": jax.numpy.zeros(4), "step": 7}).decompress()
         {'kernel': Array([0., 0., 0., 0.], dtype=float32), 'step': 7}
         """
