@@ -320,6 +320,15 @@ def test_records_of_the_user_stay_records_beside_what_is_quantized_here():
     assert len(np.unique(result["Dense_0"]["kernel"])) <= 7
 
 
+def test_many_leaves_go_to_the_device_together(monkeypatch):
+    params = [jnp.full((2, 3), i, ("float32", "int8")[i % 2]) for i in range(60)]
+    made, put, calls = jp.compress(params), jax.device_put, []
+    monkeypatch.setattr(jax, "device_put", lambda *args: calls.append(args) or put(*args))
+    assert_same(made.decompress(), params)
+    assert len(calls) <= 3  # for both dtypes, and for all leaves
+    assert len([leaf.read() for leaf in made.leaves]) == 60 and len(calls) <= 3  # which stay on the host
+
+
 def lonely(dtype, size):
     """One entry that is not 0, far from the first."""
     array = np.zeros((size // 1000, 1000), dtype)
