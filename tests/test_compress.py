@@ -193,7 +193,14 @@ def test_one_leaf_or_a_subtree():
         compressed.decompress("Dense_9")
 
 
-@pytest.mark.parametrize("spec", [jp.QuantSpec(), CHANNELS, jp.QuantSpec(symmetric=False), jp.QuantSpec(block_size=16)])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        CHANNELS,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (jp.QuantSpec(), jp.QuantSpec(symmetric=False))),
+        jp.QuantSpec(block_size=16),
+    ],
+)
 def test_bits_come_back_as_fake_quant_gives_them(spec):
     params = lenet()
     for bits in (4, {"Dense_0": 3, "Dense_1": 5, "Dense_2": 12}):

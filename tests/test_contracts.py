@@ -247,7 +247,10 @@ ALIKE = {
     "fake_quant clipped",
     "choose_qparams asymmetric",
     "quantize asymmetric",
+    "fake_quant of least error",
+    "rate_distortion.round_to",
     "reports.sparsity_curve",
+    "reports.quantization_error_curve",
     "reports.entropy_curve",
     "codebook.kmeans",  # which test_codebook runs in every way
 }
@@ -469,9 +472,9 @@ DEBUGGING = {
 # To look for leaks, JAX traces everything anew.
 QUICK_LEAKS = ("prune", "prune globally", "threshold_prune", "fake_quant", "quantize", "masks.n_of_m")
 DEBUGGED = [
-    pytest.param(name, mode, marks=[pytest.mark.slow] if mode == "leaks" and name not in QUICK_LEAKS else [])
+    pytest.param(name, mode, marks=[] if name in quick else [pytest.mark.slow])
+    for mode, quick in (("promotion", TABLE), ("x64", set(TABLE) - ALIKE), ("leaks", QUICK_LEAKS))
     for name in TABLE
-    for mode in DEBUGGING
 ]
 
 

@@ -26,7 +26,10 @@ def weights(shape, dtype=np.float32, seed=0):
 SPARSITIES = np.linspace(0, 1, 21).astype(np.float32)
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(5, jnp.float16), (3000, jnp.bfloat16), (70_000, jnp.float32)])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(5, jnp.float16), pytest.param(3000, jnp.bfloat16, marks=pytest.mark.slow), (70_000, jnp.float32)],
+)
 def test_sparsity_curve_is_by_sparsity_at_every_point(size, dtype):
     w = weights(size, dtype)
     curve = curves.sparsity_curve(w, SPARSITIES)
@@ -43,7 +46,13 @@ def test_sparsity_curve_with_ties_takes_a_part_of_them():
     np.testing.assert_allclose(curve.errors, np.sqrt(np.array([1, 2, 4] * 7) / 8), rtol=1e-6)
 
 
-@pytest.mark.parametrize("spec", [QuantSpec(), QuantSpec(axis=-1), QuantSpec(symmetric=False, axis=-1, block_size=8)])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(pytest.param(spec, marks=pytest.mark.slow) for spec in (QuantSpec(), QuantSpec(axis=-1))),
+        QuantSpec(symmetric=False, axis=-1, block_size=8),
+    ],
+)
 def test_quantization_error_curve_is_fake_quant_at_every_width(spec):
     w = weights((40, 12))
     widths = list(range(1, 17))

@@ -317,14 +317,20 @@ def test_arrays_of_unknown_axes_come_apart_too():
     stack = normal(3, 8, 4)
     for params in (stack, {"w": stack}):
         stored = jp.quantize(params, 4)
-        rows = jax.lax.scan(lambda _, q: (None, jp.dequantize(q)), None, stored)[1]
+        rows = jax.jit(lambda q: jax.lax.scan(lambda _, q: (None, jp.dequantize(q)), None, q)[1])(stored)
         jax.tree.map(np.testing.assert_array_equal, rows, jp.fake_quant(params, 4))
-    vectors = jax.vmap(jax.vmap(lambda v: jp.quantize(v, 4, spec=jp.QuantSpec(block_size=4))))(stack.transpose(0, 2, 1))
-    expected = jax.vmap(jax.vmap(lambda v: jp.fake_quant(v, 4, spec=jp.QuantSpec(block_size=4))))(
-        stack.transpose(0, 2, 1)
-    )
-    np.testing.assert_array_equal(vectors.dense(), expected)
-    np.testing.assert_array_equal(jax.tree.map(lambda part: part[2, 1], vectors).dense(), expected[2, 1])
+
+    @jax.jit
+    def every(stack):
+        vectors, expected = (
+            jax.vmap(jax.vmap(lambda v, f=f: f(v, 4, spec=jp.QuantSpec(block_size=4))))(stack)
+            for f in (jp.quantize, jp.fake_quant)
+        )
+        return vectors.dense(), jax.tree.map(lambda part: part[2, 1], vectors).dense(), expected
+
+    whole, one, expected = every(stack.transpose(0, 2, 1))
+    np.testing.assert_array_equal(whole, expected)
+    np.testing.assert_array_equal(one, expected[2, 1])
 
 
 # A kernel (in, out), and how attention and PyTorch hold it; to the flat kernel, and back from it.

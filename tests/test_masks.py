@@ -30,7 +30,9 @@ LEAVES = {
 slow = pytest.mark.slow
 each_leaf = pytest.mark.parametrize("name", LEAVES)
 # Where programs are large: the other leaves have its dtype, or its rank.
-each_kind = pytest.mark.parametrize("name", [pytest.param(n, marks=[slow] if n == "vector" else []) for n in LEAVES])
+each_kind = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[slow] if n in ("vector", "half") else []) for n in LEAVES]
+)
 
 
 def drawn(data, name, special=True):
@@ -135,7 +137,7 @@ def test_sparsities_of_their_own():
     assert_mask(kept["bias"], np.array(True))
 
 
-@pytest.mark.parametrize("how", ["eager", "jit", "vmap", pytest.param("vmap_scores", marks=slow)])
+@pytest.mark.parametrize("how", ["eager", "jit", *(pytest.param(how, marks=slow) for how in ("vmap", "vmap_scores"))])
 def test_ties(how):
     """Exactly 3 of 6 and 64 of 128 equal scores go, the lower indices first, however it is run."""
     run = {
@@ -188,7 +190,7 @@ def test_a_weak_layer_keeps_its_best_units():
     assert int(of_weights["b"].sum()) == 0  # of weights none is kept by default
 
 
-@pytest.mark.parametrize("scope", ["leaf", "global"])
+@pytest.mark.parametrize("scope", [pytest.param("leaf", marks=slow), "global"])
 def test_only_selected_leaves_count(scope):
     """Biases take no part: neither in the ranking, nor in the number that goes; their mask is the 0-d True."""
     tree = params()

@@ -338,7 +338,9 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "channel" else []) for n in SPECS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("channel", "tensor") else []) for n in SPECS]
+)
 def test_pruned_then_quantized_zeros_stay_zero(name):
     params = jax.tree.map(lambda w: w + 0.3, network())
 

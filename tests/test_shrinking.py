@@ -227,6 +227,7 @@ def test_nan_is_kept_and_a_constant_group_goes_by_index():
     assert kept_by(jp.shrink(mlp, zeros, X, sparsity=0.5))[1].tolist() == list(range(6, 12))
 
 
+@pytest.mark.slow
 def test_shrink_and_train_and_shrink_again():
     params = weights(11, jnp.bfloat16)
     first = jp.shrink(mlp, params, X.astype(jnp.bfloat16), sparsity=0.25, scope="global")

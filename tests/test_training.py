@@ -74,8 +74,9 @@ STEPS = 12
 # Near relatives of rows that every run takes.
 SLOW = {
     *("gradual_pruning, each step", "gradual_pruning, gradients", "gradual_pruning, fisher", "gradual_pruning, blocks"),
-    *("gradual_pruning, 2:4", "gradual_pruning, units", "gradual_pruning, some stay"),
-    *("chain", "masked, held", "masked, tree of sparsities"),
+    *("gradual_pruning, 2:4", "gradual_pruning, units", "gradual_pruning, some stay", "gradual_pruning, for good"),
+    *("gradual_pruning, in phases", "one_shot", "static_sparse"),
+    *("apply_if_finite", "chain", "masked, held", "masked, tree of sparsities"),
     *("MultiSteps inside", "inject_hyperparams inside", "apply_if_finite inside"),
 }
 
@@ -355,6 +356,7 @@ def test_vmap_over_sparsities_equals_a_loop(name):
     assert one._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_vmap_over_masks_and_over_keys():
     before = params()
     many = jax.vmap(lambda s: jp.prune(before, s, scope="global").masks)(jnp.array([0.25, 0.5]))
@@ -392,6 +394,7 @@ SOME_INNER = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(
     tree=strategies.param_trees(special=False, kernels=[(3, 4), (2, 1, 3, 2)]),

@@ -60,7 +60,7 @@ def test_indices_stand_for_what_is_documented(states, share):
     assert np.sqrt(np.mean((back - w)[w != 0] ** 2)) < 0.1 * 0.55  # a uniform distribution over a step of 2 has 0.577
 
 
-@pytest.mark.parametrize("size", [0, 1, 1025])
+@pytest.mark.parametrize("size", [0, pytest.param(1, marks=slow), 1025])
 def test_all_sizes(size):
     w = normal(size)
     leaf = trellis.quantize(jnp.asarray(w), 0.05)
@@ -139,6 +139,7 @@ def test_jit_and_eager_agree_on_values():
     chex.assert_trees_all_equal(jax.jit(dequantize)(found), dequantize(found))
 
 
+@slow
 def test_several_blocks_are_as_one_and_leaves_do_not_touch(monkeypatch):
     w = jnp.asarray(normal(64, 70))
     alone = trellis.quantize(w, 0.1, states=4)
