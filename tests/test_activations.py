@@ -162,7 +162,7 @@ def test_ranges_are_plain_state():
     assert (jax.grad(lambda x: observe(after, x).high.sum())(normal(5, 3)) == 0).all()
 
 
-@pytest.mark.parametrize("spec", [jp.QuantSpec(), ASYMMETRIC])
+@pytest.mark.parametrize("spec", [pytest.param(jp.QuantSpec(), marks=pytest.mark.slow), ASYMMETRIC])
 def test_an_observed_range_quantizes_as_the_full_range(spec):
     x = normal(6, 3) + 0.5
     state = observe(init_range(), x)

@@ -217,6 +217,7 @@ def test_every_way_to_run_it_gives_the_same():
     np.testing.assert_array_equal(jax.vmap(decode)(mapped), np.stack([decode(e) for e in eager]))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_k():
     w = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
     memory = jax.jit(lambda w: encode(w, 256)).lower(w).compile().memory_analysis()

@@ -223,6 +223,7 @@ def test_each_kind_of_loss_is_what_its_function_gives():
     assert_same(jp.compress(params, bits=5, quantizer=to_fixed).decompress(), jp.fake_quant(params, 5, spec=CHANNELS))
 
 
+@pytest.mark.slow
 def test_quantizers_of_rate_and_distortion_err_less_in_as_many_bytes():
     params = {"kernel": jax.random.normal(jax.random.key(0), (200, 150)), "bias": jnp.ones(150)}
 

@@ -157,7 +157,7 @@ def of_tree(p, x):
     return jnp.mean(p["f"](x @ p["w"].astype(jnp.float32) + p["b"] + noise) ** 2)
 
 
-@each
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "snip" else []) for n in CRITERIA])
 def test_leaves_that_have_no_derivative(name):
     tree = {"w": jnp.asarray(normal(3, 2), jnp.bfloat16), "b": jnp.ones(2), "n": np.arange(1, 3), "key": KEY}
     tree["f"] = jnp.tanh

@@ -284,6 +284,7 @@ def test_thresholds(name, data):
     assert found.dtype == scores.dtype
 
 
+@slow
 def test_thresholds_reach_their_sparsities():
     scores, sparsities = normals(30, 20), jnp.linspace(0, 1, 64)
     limits = masks.thresholds(scores, sparsities)
@@ -464,7 +465,9 @@ def test_blocks_of_too_many_axes():
 # Units
 
 
-@pytest.mark.parametrize("name", ["vector", "matrix", "kernel", "half", "empty"])
+@pytest.mark.parametrize(
+    "name", ["vector", "matrix", *(pytest.param(n, marks=slow) for n in ("kernel", "half")), "empty"]
+)
 @given(st.data())
 def test_by_unit_entropy(name, data):
     w = drawn(data, name)

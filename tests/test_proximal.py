@@ -68,8 +68,14 @@ def test_weights_equal_the_operator(data, strength):
 
 
 @each
-@pytest.mark.parametrize("narrow", [False, True])
-@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype, narrow",
+    [
+        pytest.param(dtype, narrow, marks=[] if i % 2 == narrow else pytest.mark.slow)
+        for i, dtype in enumerate(strategies.DTYPES)
+        for narrow in (False, True)
+    ],
+)
 def test_zeros_are_exact_in_every_dtype(name, dtype, narrow):
     p = jnp.asarray(normal(64, 8), dtype)
     u = jnp.asarray(normal(64, 8, seed=1), jnp.bfloat16 if narrow else jnp.float32)

@@ -185,7 +185,10 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("array", "FrozenDict", "list", "tuple") else []) for n in TREES],
+)
 def test_containers(name):
     params = TREES[name]()
     eager, jitted = prune(params, 0.5, scope="leaf"), jax.jit(lambda p: prune(p, 0.5, scope="leaf"))(params)

@@ -147,7 +147,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize(
-    "spec", [pytest.param(s, marks=pytest.mark.slow if i in (1, 2) else [], id=str(s)) for i, s in enumerate(SPECS)]
+    "spec", [pytest.param(s, marks=pytest.mark.slow if i in (0, 1, 2) else [], id=str(s)) for i, s in enumerate(SPECS)]
 )
 def test_quantized_leaves_count_the_scales_they_have(spec):
     params = network()
@@ -256,7 +256,7 @@ TREES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("bare", "named") else []) for n in TREES]
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("bare", "named", "frozen") else []) for n in TREES]
 )
 def test_containers(name):
     params = TREES[name]()
@@ -319,6 +319,7 @@ def test_to_dict_is_plain_and_complete():
 # --- traced ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_counts_as_the_report_does():
     params = network()
     settings = grid(sparsity=[0.0, 0.5, 0.83, 1.0], bits=[2, 4, 7])

@@ -255,7 +255,6 @@ def statistics_are_summed_over_devices():
 QUICK = (
     "by_sparsity both, explicit",
     "n_of_m, auto",
-    "training, gradual, auto",
     "sharded_and_plain_arrays_where_a_mesh_is_set",
     "the_search_for_gathers_sees_one",
 )

@@ -159,7 +159,7 @@ AMBIGUOUS = {"groupnorm", "fused attention", "grouped queries", "class attention
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 #: What every run sees; the others are slow.
-QUICK = {"mlp", "resnet", "fused attention", "nnx attention", "pure", "training", "gemma", "experts", "looked up"}
+QUICK = {"mlp", "resnet", "fused attention", "nnx attention", "pure", "training", "gemma"}
 
 
 def some(names):

@@ -178,7 +178,7 @@ def test_zeros_are_exact_and_a_resumed_run_equals_an_unbroken_one(name):
     "name",
     rows(
         *("hold_masks", "gradual_pruning", "gradual_pruning, in phases", "sparse_evolution", "rigl"),
-        slow=("hold_masks", "gradual_pruning, in phases", "sparse_evolution"),
+        slow=("hold_masks", "gradual_pruning, in phases", "sparse_evolution", "rigl"),
     ),
 )
 def test_eager_jit_and_scan_give_the_same(name):
