@@ -213,6 +213,9 @@ TABLE = {
         rest=True,
     ),
     "codebook.kmeans": Transform(lambda p, s, **w: jp.codebook.kmeans(finite(p), 4, **w), slope="one", rest=True),
+    "codebook.kmeans of units": Transform(
+        lambda p, s, **w: jp.codebook.kmeans(finite(p), 4, axis="units", **w), slope="one", rest=True
+    ),
 }
 
 NOT_TRANSFORMS = {
@@ -252,7 +255,7 @@ ALIKE = {
     "reports.sparsity_curve",
     "reports.quantization_error_curve",
     "reports.entropy_curve",
-    "codebook.kmeans",  # which test_codebook runs in every way
+    *("codebook.kmeans", "codebook.kmeans of units"),  # which test_codebook runs in every way
 }
 # What a leaf gets depends on the others. Everything else is as dear as there are kernels, and meets two when slow.
 TOGETHER = {
@@ -277,7 +280,7 @@ def rows_with_kernels(slow=()):
             yield pytest.param(name, both, id=f"{name}, two kernels", marks=marks)
 
 
-every_row = pytest.mark.parametrize("name, dtypes", list(rows_with_kernels()))
+every_row = pytest.mark.parametrize("name, dtypes", list(rows_with_kernels({"codebook.kmeans of units"})))
 every_kernel = pytest.mark.parametrize("name, dtypes", list(rows_with_kernels(ALIKE)))
 
 
@@ -473,7 +476,11 @@ DEBUGGING = {
 QUICK_LEAKS = ("prune", "prune globally", "threshold_prune", "fake_quant", "quantize", "masks.n_of_m")
 DEBUGGED = [
     pytest.param(name, mode, marks=[] if name in quick else [pytest.mark.slow])
-    for mode, quick in (("promotion", TABLE), ("x64", set(TABLE) - ALIKE), ("leaks", QUICK_LEAKS))
+    for mode, quick in (
+        ("promotion", TABLE),
+        ("x64", set(TABLE) - ALIKE | {"codebook.kmeans of units"}),
+        ("leaks", QUICK_LEAKS),
+    )
     for name in TABLE
 ]
 

@@ -20,6 +20,7 @@ OPTIMIZERS = {
     **LATENT,
     "soft_threshold": lambda inner, p: optax.chain(inner, training.soft_threshold(optax.constant_schedule(0.1))),
     "shared_weights": lambda inner, p: training.shared_weights(inner, 3),
+    "shared_weights of units": lambda inner, p: training.shared_weights(inner, 3, axis=-1),
     "injected": lambda inner, p: optax.inject_hyperparams(training.gradual_pruning, hyperparam_dtype=jnp.float32)(
         inner, schedules.polynomial(0.0, 0.5, 2, 4)
     ),

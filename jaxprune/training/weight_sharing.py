@@ -185,7 +185,7 @@ def _places(codes: Array, share: Shares) -> Array:
 
 def _kept(share: Shares) -> Array:
     first = lax.iota(jnp.int32, _table_size(share)) == 0
-    return (share.keeps_zeros.reshape(-1, 1) & first).reshape(-1)
+    return (share.keeps_zeros.reshape(-1, 1) & first[None]).reshape(-1)
 
 
 def _table_size(share: Shares) -> int:

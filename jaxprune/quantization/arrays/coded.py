@@ -81,7 +81,8 @@ class CodebookArray(FlaxState):
 
         def table(codes: Array, centroids: Array, keeps_zeros: Array) -> Array:
             k = centroids.shape[-1]
-            zero = keeps_zeros[..., None] & (lax.iota(jnp.int32, k) == 0)
+            first = lax.broadcasted_iota(jnp.int32, (1,) * keeps_zeros.ndim + (k,), keeps_zeros.ndim) == 0
+            zero = keeps_zeros[..., None] & first
             centroids = jnp.where(zero, 0.0, centroids).reshape(-1)
             # In float32 up to here and back: the transpose of the gather is the sum over each cluster.
             places = clustering.places(codes, keeps_zeros.shape, k)
