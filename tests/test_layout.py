@@ -344,7 +344,7 @@ FORMS = {
         lambda w: np.stack(np.hsplit(w, 2)),
     ),
 }
-in_each_form = pytest.mark.parametrize("form", FORMS)
+in_each_form = pytest.mark.parametrize("form", [pytest.param(f, marks=slow if f == "flat" else []) for f in FORMS])
 
 
 def held(form, flat):
@@ -355,7 +355,7 @@ def held(form, flat):
     return params, lambda tree: np.asarray(FORMS[form][1](np.asarray(tree[module][kernel])))
 
 
-@in_each_form
+@pytest.mark.parametrize("form", [*(pytest.param(f, marks=slow) for f in ("flat", "attention", "torch")), "stacked"])
 def test_codebooks_of_units_and_of_stacked_layers(form):
     flat = np.random.default_rng(1).integers(-3, 4, (8, 6)).astype(np.float32)
     params, back = held(form, flat)
@@ -374,14 +374,22 @@ def test_codebooks_of_a_stack_come_apart_train_and_go_into_files(tmp_path):
     stored = jp.codebook.encode(params, 3)["d"]["kernel"]
     alone = np.stack([jp.codebook.kmeans(w, 3) for w in layers])
     assert stored.centroids.shape == (3, 1, 1, 3)
-    np.testing.assert_array_equal(jax.lax.scan(lambda _, q: (None, jp.dequantize(q)), None, stored)[1], alone)
-    np.testing.assert_array_equal(jp.dequantize(jax.tree.map(lambda part: part[1], stored)), alone[1])
+
+    @jax.jit
+    def apart(stored):
+        scanned = jax.lax.scan(lambda _, q: (None, jp.dequantize(q)), None, stored)[1]
+        return scanned, jp.dequantize(jax.tree.map(lambda part: part[1], stored))
+
+    scanned, second = apart(stored)
+    np.testing.assert_array_equal(scanned, alone)
+    np.testing.assert_array_equal(second, alone[1])
     jp.save(tmp_path / "a.jp", jp.compress(params, codebook=3))
     np.testing.assert_array_equal(jp.load(tmp_path / "a.jp")["d"]["kernel"], alone)
     shared = {"d": {"kernel": jnp.asarray(alone), "bias": jnp.zeros((3, 4))}}
     optimizer = jp.training.shared_weights(optax.sgd(0.5), 3)
     grads = {"d": {"kernel": normal(3, 8, 4, seed=1), "bias": jnp.zeros((3, 4))}}
-    moved = optax.apply_updates(shared, optimizer.update(grads, optimizer.init(shared), shared)[0])
+    update = jax.jit(lambda g, state, p: optax.apply_updates(p, optimizer.update(g, state, p)[0]))
+    moved = update(grads, optimizer.init(shared), shared)
     for before, after, grad in zip(alone, np.asarray(moved["d"]["kernel"]), grads["d"]["kernel"], strict=True):
         for value in np.unique(before):
             same = before == value
@@ -419,7 +427,7 @@ def test_penalties_of_units(form):
     flat = normal(8, 6)
     params, back = held(form, flat)
     norms = np.linalg.norm(np.float64(flat), axis=0)
-    value, slope = jax.value_and_grad(jp.training.group_lasso)(params)
+    value, slope = jax.jit(jax.value_and_grad(jp.training.group_lasso))(params)
     np.testing.assert_allclose(value, np.sqrt(8) * norms.sum(), rtol=1e-6)
     np.testing.assert_allclose(back(slope), np.sqrt(8) * flat / norms, rtol=1e-5)
     strength = float(np.median(norms) / np.sqrt(8))
@@ -447,7 +455,9 @@ DEPTHWISE = {
 }
 
 
-@pytest.mark.parametrize("path", DEPTHWISE)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[] if path.endswith("weight") else slow) for path in DEPTHWISE]
+)
 def test_depthwise_kernels_have_one_input_so_their_scales_are_of_units(path):
     flat = normal(9, 8)
     params = {path: DEPTHWISE[path](flat)}

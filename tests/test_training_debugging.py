@@ -68,7 +68,7 @@ MODES = {
     "leaks": lambda: (jax.checking_leaks(),),
     "x64": lambda: (jax.enable_x64(True),),
 }
-QUICK_LEAKS = ("gradual_pruning", "straight_through", "rigl", "shared_weights", "losses")  # everything is traced anew
+QUICK_LEAKS = ("gradual_pruning", "straight_through", "rigl", "shared_weights")  # everything is traced anew
 ROWS = [
     pytest.param(name, mode, marks=[slow] if name in SLOW or (mode == "leaks" and name not in QUICK_LEAKS) else [])
     for name in OPTIMIZERS | FUNCTIONS
