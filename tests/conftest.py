@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -49,6 +50,13 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_finish():
     """No search among the modules."""
     gc.freeze()
+
+
+def pytest_runtest_setup(item):
+    """A test draws the same from its module's generators whatever ran before it: each has a seed of its own."""
+    for generator in vars(item.module).values() if hasattr(item, "module") else ():
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = np.random.default_rng([*item.nodeid.encode()]).bit_generator.state
 
 
 def pytest_unconfigure():
