@@ -127,7 +127,7 @@ def _find(path: str, shapes: dict[str, tuple[int, ...]], layout: Layout, turned:
     embedding = name.endswith(("embedding", "embeddings")) or (name == "weight" and re.search("(^|_)emb|embed", parent))
     if embedding or parent in ("wte", "wpe"):
         return Axes((), tuple(range(rank - 1)), (rank - 1,), lookup=True)
-    bias = shapes.get(path[: -len(name)] + _BIASES.get(name, "bias"), ())
+    bias = shapes.get(bias_beside(path), ())
     if layout == "torch" or re.match("(in_proj_)?weight(_[ih]h|$)", name):
         if layout is None and _turned(path, shape, shapes):
             return _flax(rank) if rank == 2 else None
@@ -145,6 +145,12 @@ def _find(path: str, shapes: dict[str, tuple[int, ...]], layout: Layout, turned:
     if parent == "out" and path.removesuffix("out/kernel") + "query/kernel" in shapes:
         return _flax(rank) if rank == 3 else None
     return _flax(rank) if rank == 4 or any("conv" in part.lower() for part in names) else None
+
+
+def bias_beside(path: str) -> str:
+    """The path of the bias beside a kernel, if it has one."""
+    name = re.split(r"[/.]", path)[-1]
+    return path[: len(path) - len(name)] + _BIASES.get(name, "bias")
 
 
 def _beside(shape: tuple[int, ...], bias: tuple[int, ...], attention: bool) -> Axes | str | None:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from jaxprune.calibration import collect, fake_quant, merge, obd, prune, quantize, refit, wanda
+from jaxprune.calibration import collect, correct_biases, fake_quant, merge, obd, prune, quantize, refit, wanda
 
 RNG = np.random.default_rng(0)
 
@@ -434,6 +434,24 @@ def test_neurons_are_cut_and_the_layer_after_refitted():
         return float(jnp.sum((network(p, MIXED) - network(params, MIXED)) ** 2))
 
     assert fitted["down"].shape == (18, 12) and off(fitted) < 0.5 * off(shrunk.params)
+
+
+def _joined(outputs):
+    return jnp.hstack(outputs) if isinstance(outputs, list) else outputs
+
+
+def test_biases_make_up_for_the_mean():
+    def fused(p, x):
+        return [x @ k + b for k, b in zip(jnp.split(p["kernel"], 2, 1), jnp.split(p["bias"], 2), strict=True)]
+
+    for function in (affine, fused):
+        stats = collect(function, LAYER, MIXED, want=())
+        small = jp.fake_quant(LAYER, 2)
+        better = correct_biases(small, LAYER, stats)
+        means = [_joined(function(p, MIXED)).mean(0) for p in (LAYER, small, better)]
+        np.testing.assert_allclose(means[2], means[0], atol=1e-4)
+        assert abs(means[1] - means[0]).max() > 1e-2
+        np.testing.assert_array_equal(better["kernel"], small["kernel"])
 
 
 # Padding

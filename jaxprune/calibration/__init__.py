@@ -1,9 +1,21 @@
 """Compression that looks at data: statistics of what products multiply parameters with, and what to make of them."""
 
+from jaxprune.calibration.biases import correct_biases
 from jaxprune.calibration.collecting import collect
 from jaxprune.calibration.compressing import fake_quant, prune, quantize
 from jaxprune.calibration.refitting import refit
 from jaxprune.calibration.scores import obd, wanda
 from jaxprune.calibration.statistics import Statistics, merge
 
-__all__ = ["Statistics", "collect", "fake_quant", "merge", "obd", "prune", "quantize", "refit", "wanda"]
+__all__ = [
+    "Statistics",
+    "collect",
+    "correct_biases",
+    "fake_quant",
+    "merge",
+    "obd",
+    "prune",
+    "quantize",
+    "refit",
+    "wanda",
+]

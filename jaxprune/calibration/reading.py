@@ -7,12 +7,12 @@ whose cotangent is the statistic. So scans, conditions and rematerialization nee
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune.base import Array
 from jaxprune.calibration import statistics
@@ -116,13 +116,10 @@ class Reading:
         outs = jaxprs.bind(site.equation, values)
         if name in self.taps:
 
-            def back(data: Any, g: Array) -> Any:
-                def of(data: Any, g: Array) -> Any:
-                    return self.gradients(found.rows(data), found.out_rows(g), sizes, valid)
+            def of(data: Any, g: Array) -> Any:
+                return self.gradients(found.rows(data), found.out_rows(g), sizes, valid)
 
-                return automatic(of, data, g)
-
-            outs = [_tap(back, outs[0], data, self.taps[name])]
+            outs = [_tap(partial(automatic, of), outs[0], data, self.taps[name])]
         return seen(outs)
 
     def looked_up(self, site: Site, values: list[Any], view: View) -> list[Seen] | None:
@@ -160,14 +157,14 @@ class Reading:
         def of(valid: Array | None) -> Any:
             return statistics.moments(rows, *self.wanted, valid)
 
-        return of(valid) if sizes is None else _by_group(of, rows, sizes, valid)
+        return of(valid) if sizes is None else statistics.by_group(of, rows, sizes, valid)
 
     def gradients(self, rows: Array, out: Array, sizes: Any, valid: Array | None) -> Any:
         def of(valid: Array | None) -> Any:
             own = out if valid is None else jnp.where(valid[..., None], out, 0)
             return statistics.gradients(rows, own, self.wanted.gram)
 
-        return of(valid) if sizes is None else _by_group(of, rows, sizes, valid)
+        return of(valid) if sizes is None else statistics.by_group(of, rows, sizes, valid)
 
     def name(self, path: str) -> str:
         """The name of the next use of a leaf."""
@@ -228,14 +225,6 @@ Call = Callable[[Reading, Site, Sequence[Seen]], list[Seen]]
 
 def seen(values: Sequence[Any]) -> list[Seen]:
     return [Seen(value) for value in values]
-
-
-def _by_group(of: Callable[[Array], Any], rows: Array, sizes: Array, valid: Array | None) -> Any:
-    """``of`` which rows [1, T] belong to each group, for all groups."""
-    number = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(rows.shape[1]), side="right")
-    every = jnp.ones((1, rows.shape[1]), bool) if valid is None else valid
-    found = lax.map(lambda group: of((number == group)[None] & every), jnp.arange(len(sizes)))
-    return jax.tree.map(lambda one: one[:, 0], found)
 
 
 def _tap(back: Callable[[Any, Array], Any], value: Array, data: Any, zeros: Any) -> Array:

@@ -1,5 +1,6 @@
 """What data look like to each product: sums and maxima, which add up over batches, devices and processes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -199,3 +200,11 @@ def gradients(rows: Array, out: Array, gram: bool) -> Gradients:
     squares = out * out
     size = squares.sum(-1, keepdims=True)
     return Gradients(squares.sum(1), jnp.einsum("ltk,ltm->lkm", rows * size, rows) if gram else None)
+
+
+def by_group(of: Callable[[Array], Any], rows: Array, sizes: Array, valid: Array | None) -> Any:
+    """``of`` which rows [1, T] belong to each group, for all groups."""
+    number = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(rows.shape[1]), side="right")
+    every = jnp.ones((1, rows.shape[1]), bool) if valid is None else valid
+    found = jax.lax.map(lambda group: of((number == group)[None] & every), jnp.arange(len(sizes)))
+    return jax.tree.map(lambda one: one[:, 0], found)
