@@ -21,7 +21,17 @@ ALL = [*sorted(DOCS.glob("*.md")), DOCS.parent / "CONTRIBUTING.md"]
 PAGES = [path for path in ALL if "```python" in path.read_text()]
 #: Those that train networks, or compile for long.
 SLOW = {
-    *("choosing", "codebooks", "concepts", "files", "from_jaxpruner", "from_torch", "numerics", "quantization"),
+    *(
+        "calibration",
+        "choosing",
+        "codebooks",
+        "concepts",
+        "files",
+        "from_jaxpruner",
+        "from_torch",
+        "numerics",
+        "quantization",
+    ),
     *("shrinking", "start", "sweeps", "training"),
 }
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

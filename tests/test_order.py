@@ -377,6 +377,7 @@ def test_vmap_over_ranks(min_keep):
     assert_masks(mapped, loop(leaves, min_keep=min_keep))
 
 
+@slow
 def test_vmap_over_ranks_of_each():
     leaves = [
         jnp.asarray(normals((3, 4), ties=True)),
@@ -404,6 +405,7 @@ def test_vmap_over_scores():
     np.testing.assert_array_equal(both, [keep_from([row], rank, 1)[0] for row, rank in zip(rows, RANKS, strict=True)])
 
 
+@slow
 def test_vmap_over_some_of_the_leaves():
     rows, shared = jnp.asarray(normals((7, 8), ties=True)), jnp.asarray(normals(4, ties=True, seed=1))
     mapped = jax.jit(jax.vmap(lambda row, rank: order.keep_from([row, shared], rank)))(rows, RANKS)
