@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from jaxprune.calibration import collect, correct_biases, fake_quant, merge, obd, prune, quantize, refit, wanda
+from jaxprune.calibration import collect, correct_biases, encode, fake_quant, merge, obd, prune, quantize, refit, wanda
 
 RNG = np.random.default_rng(0)
 
@@ -452,6 +452,73 @@ def test_biases_make_up_for_the_mean():
         np.testing.assert_allclose(means[2], means[0], atol=1e-4)
         assert abs(means[1] - means[0]).max() > 1e-2
         np.testing.assert_array_equal(better["kernel"], small["kernel"])
+
+
+# What is coded
+
+
+VOCABULARY = {"table": draw(50, 24), "up": draw(24, 40), "down": draw(6, 40), "bias": draw(6)}  # down is transposed
+IDS = jnp.asarray(RNG.zipf(1.5, 1000) % 50)
+
+
+def words(p, ids):
+    return jnp.tanh(p["table"][ids] @ p["up"]) @ p["down"].T + p["bias"]
+
+
+@pytest.fixture(scope="module")
+def of_words():
+    return collect(words, VOCABULARY, IDS, key=jax.random.key(0))
+
+
+def off_words(p):
+    return float(jnp.mean((words(p, IDS) - words(VOCABULARY, IDS)) ** 2))
+
+
+def test_one_step_decides_size_and_error(of_words):
+    files = {step: jp.compress(encode(VOCABULARY, of_words, step), side="int8") for step in (1.0, 4.0)}
+    assert files[4.0].nbytes < 0.8 * files[1.0].nbytes
+    errors = {step: off_words(jp.dequantize(file.decompress())) for step, file in files.items()}
+    assert 4 < errors[4.0] / errors[1.0] < 32, "the error goes with the square of the step"
+
+
+def test_codes_are_of_the_least_dtype_and_survive_files(of_words, tmp_path):
+    small = encode(VOCABULARY, of_words, {"table": 1.0, "up": 1.0, "down": 0.01, "bias": 1.0})
+    assert [small[name].codes.dtype for name in ("table", "up", "down")] == [jnp.int8, jnp.int8, jnp.int16]
+    jp.save(tmp_path / "small.jp", jp.compress(small))
+    back = jp.load(tmp_path / "small.jp")
+    for name in ("table", "up", "down"):
+        part, form = small[name], back[name]
+        assert form.shape == VOCABULARY[name].shape and form.dtype == jnp.float32
+        exponents = np.asarray(part.rows, int) + np.asarray(part.columns, int)
+        steps = float(part.step) * 2.0 ** (exponents / 8)
+        np.testing.assert_allclose(form.dense(), np.asarray(part.codes) * steps, rtol=1e-6)
+        np.testing.assert_array_equal(jp.dequantize(back)[name], jp.dequantize(small)[name])
+
+
+def test_numbers_weigh_error_against_bits(of_words):
+    small = encode(VOCABULARY, of_words, 2.0, damping=np.inf, where="up")["up"]  # no feedback: each entry alone
+    steps = np.asarray(small.step * 2.0 ** ((small.rows.astype(int) + small.columns.astype(int)) / 8), np.float64)
+    x = np.asarray(VOCABULARY["up"], np.float64) / steps
+    np.testing.assert_array_equal(np.asarray(small.codes), oracles.cheapest(x, 0.1))
+    assert (
+        np.asarray(encode(VOCABULARY, of_words, 2.0, penalty=0.0, damping=np.inf)["up"].codes) == np.round(x)
+    ).mean() > 0.99
+
+
+def test_it_is_better_than_what_sees_no_data():
+    stats = collect(affine, LAYER, MIXED, key=jax.random.key(0))
+    ours, plain = encode(LAYER, stats, 24.0), jp.quantization.rate_distortion.quantize(LAYER, 0.9, 0.1)
+    assert jp.compress(ours).nbytes < jp.compress(plain).nbytes
+    assert loss(jp.dequantize(ours)) < 0.5 * loss(jp.dequantize(plain))
+
+
+def test_what_cannot_be_coded(of_words):
+    with pytest.raises(ValueError, match="leaf 'up' have no gradients"):
+        encode(VOCABULARY, collect(words, VOCABULARY, IDS), 1.0, where="up")
+    with pytest.raises(ValueError, match="leaf 'up' holds NaN"):
+        encode({**VOCABULARY, "up": VOCABULARY["up"].at[0, 0].set(jnp.nan)}, of_words, 1.0)
+    with pytest.raises(TypeError, match="concrete"):
+        jax.jit(lambda step: encode(VOCABULARY, of_words, step))(1.0)
 
 
 # Padding

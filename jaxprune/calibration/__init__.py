@@ -1,6 +1,7 @@
 """Compression that looks at data: statistics of what products multiply parameters with, and what to make of them."""
 
 from jaxprune.calibration.biases import correct_biases
+from jaxprune.calibration.coding import encode
 from jaxprune.calibration.collecting import collect
 from jaxprune.calibration.compressing import fake_quant, prune, quantize
 from jaxprune.calibration.refitting import refit
@@ -11,6 +12,7 @@ __all__ = [
     "Statistics",
     "collect",
     "correct_biases",
+    "encode",
     "fake_quant",
     "merge",
     "obd",

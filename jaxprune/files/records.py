@@ -16,6 +16,7 @@ from jaxprune.quantization import ranges
 from jaxprune.quantization.arrays import n_of_m, protocol
 from jaxprune.quantization.arrays.coded import CodebookArray, QArray, TrellisArray
 from jaxprune.quantization.arrays.n_of_m import NOfMArray
+from jaxprune.quantization.arrays.scaled import ScaledArray
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ RECORDS: dict[str, Record] = {
         {"states": _whole(lambda states: states in TAPS), "zero": _zero, "dtype": _dtype},
         _no_index,
     ),
+    "ScaledArray": Record(ScaledArray, ("codes", "step", "rows", "columns"), {"dtype": _dtype}),
     "NOfMArray": Record(
         NOfMArray,
         ("values", "indices"),
