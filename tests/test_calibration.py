@@ -347,6 +347,7 @@ def test_settings_are_traced(stats):
     assert (np.asarray(jitted) == np.asarray(prune(LAYER, stats, 0.5, damping=0.02).masks["kernel"])).mean() >= 0.999
 
 
+@pytest.mark.slow
 def test_convolutions_and_stacked_layers_keep_their_form():
     layer = nn.Conv(4, (3, 3), feature_group_count=2, use_bias=False)
     x = jnp.cumsum(draw(8, 6, 6, 4), 1)
@@ -481,6 +482,7 @@ def test_one_step_decides_size_and_error(of_words):
     assert 4 < errors[4.0] / errors[1.0] < 32, "the error goes with the square of the step"
 
 
+@pytest.mark.slow
 def test_codes_are_of_the_least_dtype_and_survive_files(of_words, tmp_path):
     small = encode(VOCABULARY, of_words, {"table": 1.0, "up": 1.0, "down": 0.01, "bias": 1.0})
     assert [small[name].codes.dtype for name in ("table", "up", "down")] == [jnp.int8, jnp.int8, jnp.int16]
@@ -505,6 +507,7 @@ def test_numbers_weigh_error_against_bits(of_words):
     ).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_it_is_better_than_what_sees_no_data():
     stats = collect(affine, LAYER, MIXED, key=jax.random.key(0))
     ours, plain = encode(LAYER, stats, 24.0), jp.quantization.rate_distortion.quantize(LAYER, 0.9, 0.1)

@@ -269,6 +269,7 @@ def test_units_of_the_layout_are_counted(layouts, call):
     ]
 
 
+@pytest.mark.slow
 def test_n_of_m_units_and_blocks_follow_the_layout(layouts, call):
     """As the functions do, on the command line that compresses and on the one that tries."""
     params, said = nested(layouts), {"fused/kernel": ((), (0,), (1, 2))}
@@ -303,6 +304,7 @@ def test_n_of_m_units_and_blocks_follow_the_layout(layouts, call):
         assert "2:4" in call("sweep", "model.npz", "--sparsity", "2:4", "--bits", "4", *options, *SAID)
 
 
+@pytest.mark.slow
 def test_each_of_stacked_layers_has_a_codebook(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     made = held(("stack/kernel", (3, 8, 4)), ("stack/bias", (3, 4)))
@@ -704,6 +706,7 @@ def test_the_real_process(model):
     assert json.loads(run.stdout)["total"]["bytes"] == BYTES
 
 
+@pytest.mark.slow
 def test_the_real_process_on_a_full_disk(model):
     before = sorted(os.listdir())
     program = (

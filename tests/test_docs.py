@@ -19,21 +19,6 @@ EXAMPLES = DOCS.parent / "examples"
 #: The pages, and those with code. The README's blocks are run by test_examples.
 ALL = [*sorted(DOCS.glob("*.md")), DOCS.parent / "CONTRIBUTING.md"]
 PAGES = [path for path in ALL if "```python" in path.read_text()]
-#: Those that train networks, or compile for long.
-SLOW = {
-    *(
-        "calibration",
-        "choosing",
-        "codebooks",
-        "concepts",
-        "files",
-        "from_jaxpruner",
-        "from_torch",
-        "numerics",
-        "quantization",
-    ),
-    *("shrinking", "start", "sweeps", "training"),
-}
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 
@@ -70,9 +55,8 @@ def commands(text):
             assert cli.main([*shlex.split(line, comments=True)[1:], "--quiet"]) == 0, line
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in PAGES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for said, printed in run(page):

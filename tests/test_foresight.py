@@ -254,6 +254,7 @@ def test_each_round_removes_the_same_fraction():
     assert seen == [oracles.count_removed(88, 1 - 0.1 ** (k / 4)) for k in range(4)]
 
 
+@pytest.mark.slow
 def test_scopes_units_and_selection():
     tree = {"a": {"kernel": jnp.asarray(normal(6, 8)), "bias": jnp.ones(8)}, "b": jnp.asarray(normal(5, 4, seed=1))}
     tree |= {"n": np.arange(3), "key": KEY, "f": jnp.tanh}

@@ -355,6 +355,7 @@ def held(form, flat):
     return params, lambda tree: np.asarray(FORMS[form][1](np.asarray(tree[module][kernel])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [*(pytest.param(f, marks=slow) for f in ("flat", "attention", "torch")), "stacked"])
 def test_codebooks_of_units_and_of_stacked_layers(form):
     flat = np.random.default_rng(1).integers(-3, 4, (8, 6)).astype(np.float32)
@@ -368,6 +369,7 @@ def test_codebooks_of_units_and_of_stacked_layers(form):
     )
 
 
+@pytest.mark.slow
 def test_codebooks_of_a_stack_come_apart_train_and_go_into_files(tmp_path):
     layers = normal(3, 8, 4)
     params = {"d": {"kernel": layers, "bias": np.zeros((3, 4), np.float32)}}

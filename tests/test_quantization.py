@@ -166,6 +166,7 @@ def test_calibrated_in_every_mode(calibration, symmetric, layout):
             assert_bits_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [QuantSpec(), *(pytest.param(s, marks=slow) for s in (QuantSpec(axis=-1), QuantSpec(axis=0, symmetric=False)))],

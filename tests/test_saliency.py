@@ -226,6 +226,7 @@ def trees():
     }
 
 
+@pytest.mark.slow
 @each_kind
 def test_structure_shapes_and_jit(name):
     params = trees()  # every kind at once, and a bare array apart; jit of a part: the others have the same leaves

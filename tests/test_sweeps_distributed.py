@@ -156,6 +156,7 @@ def _assert_pass(*processes: subprocess.Popen[str]) -> None:
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(which):
     _assert_pass(_start(_EIGHT_DEVICES, 8, which))
