@@ -3,12 +3,14 @@
 Most of the time goes into compiling small programs, so LLVM does not optimize them: a third less. XLA's own passes and
 fusion stay, but not what may contract a product with a sum; so what promises bits has to be run by the compiler that
 users have too: ``XLA_FLAGS= python -m pytest -m "" --hypothesis-profile thorough``, which takes long. Flags in the
-environment win over these. No folder of compiled programs: what a worker meets again it has in memory, and to look for
-the rest on a disk takes longer than it saves.
+environment win over these. The workers, and the scripts that tests start, share one folder of compiled programs, new
+for every run and gone after it.
 """
 
 import gc
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 
 import numpy as np
@@ -27,6 +29,12 @@ gc.set_threshold(50_000, 20, 20)  # tracing makes objects by the million, hardly
 
 # Before anything asks JAX for a device. Workers take over what the process that started them has set.
 os.environ.setdefault("XLA_FLAGS", FLAGS)
+_own_folder = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if _own_folder:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxprune-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 
 collect_ignore = ["fuzz_files.py", "fuzz_checkpoints.py", "typing"]  # run by hand, and read by pyright alone
 
@@ -49,3 +57,9 @@ def pytest_runtest_setup(item):
     for generator in vars(item.module).values() if hasattr(item, "module") else ():
         if isinstance(generator, np.random.Generator):
             generator.bit_generator.state = np.random.default_rng([*item.nodeid.encode()]).bit_generator.state
+
+
+def pytest_unconfigure():
+    """The process that made the folder takes it away, after its workers have ended."""
+    if _own_folder:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
