@@ -12,7 +12,6 @@ import jaxprune as jp
 from jaxprune import checkpoints
 from jaxprune.checkpoints.leaf import dtype_of, flat, paths
 from jaxprune.cli import shared
-from jaxprune.structure import ShrinkSpec
 
 SCOPES = ("leaf", "global", "parameters", "flops", "latency")
 _SCOPE = """leaf (default): S of the units of each group; global: S of all units, the least important; or until S of the
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     others = checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     by_path = {path: name for name, path in paths(opened.leaves).items()}
     params = checkpoints.nested({path: jnp.asarray(opened.leaves[name].read()) for path, name in by_path.items()})
-    spec = ShrinkSpec(args.round_to, args.min_keep, args.groups, allow_inexact=args.allow_inexact)
+    spec = jp.structure.ShrinkSpec(args.round_to, args.min_keep, args.groups, allow_inexact=args.allow_inexact)
     shrunk = jp.shrink(apply, params, *inputs, sparsity=args.sparsity, scope=args.scope, spec=spec)
     cut = {by_path[path]: leaf for path, leaf in flat(shrunk.params).items()}
     leaves = {  # what is as large as before is as before, 64-bit numbers included, which JAX would not keep
