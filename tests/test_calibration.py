@@ -565,3 +565,12 @@ def test_rows_that_cannot_be_followed_raise_with_the_line():
     with pytest.raises(ValueError, match="in parts"):
         collect(lambda w, x: x[1:] @ w, W, X, rows=kept)
     check(collect(lambda w, x: x @ w, W, X, rows=kept).inputs[""], X[jnp.array([0, 1, 3, 4])])
+
+
+def test_rows_are_followed_into_loops():
+    def loop(w, x, times):
+        return jax.lax.while_loop(lambda s: s[1] < times, lambda s: (jnp.tanh(s[0] @ w), s[1] + 1), (x, 0))[0]
+
+    square, kept = draw(8, 8), jnp.array([True, True, False, True, True])
+    rows = X[jnp.array([0, 1, 3, 4])]
+    check(collect(loop, square, X, 2, rows=kept).inputs[""], jnp.concatenate([rows, jnp.tanh(rows @ square)]))

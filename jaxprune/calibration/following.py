@@ -83,9 +83,7 @@ def _scan(site: Site, operands: Sequence[Mark]) -> Sequence[Mark]:
 def _while(site: Site, operands: Sequence[Mark]) -> Sequence[Mark]:
     for_test, for_body, carry = while_parts(site, operands)
     carry, _ = _settled(site, site.params["body_jaxpr"], for_body, carry, [])
-    body = site.entered.pop()
-    site.enter(site.params["cond_jaxpr"], [*for_test, *carry])
-    site.entered.append(body)
+    site.enter(site.params["cond_jaxpr"], [*for_test, *carry])  # behind the body, which alone is read
     return carry
 
 

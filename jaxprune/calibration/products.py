@@ -74,8 +74,6 @@ def _convolution(equation: Any, side: int, view: View) -> Product | None:
     view, _ = grouped(
         view.then("reshape", shape, new_sizes=shape, dimensions=None, sharding=None), shape, ((0,), (2,), (1,))
     )
-    if params["rhs_dilation"] is None:
-        return None
 
     def rows(x: Array) -> Array:
         kernels = (kernel.ndim - 1, kernel.ndim - 2, *range(kernel.ndim - 2))
