@@ -16,7 +16,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import checkpoints
-from jaxprune.checkpoints import CheckpointError, compressed, flax_msgpack, orbax_folders, ranking
+from jaxprune.checkpoints import CheckpointError, compressed, flax_msgpack, ranking
 from jaxprune.checkpoints import leaf as names
 from jaxprune.checkpoints.leaf import of_array
 from jaxprune.cli import inspect as inspection
@@ -148,16 +148,22 @@ def test_what_other_libraries_write_is_read(tmp_path):
     assert same(opened.leaves["big"].read(), np.arange(3, dtype=np.int32))
 
 
-def test_small_leaves_of_orbax_are_restored_together(tmp_path, monkeypatch):
-    """Each restoring looks at the metadata of all leaves."""
-    leaves = {f"layer_{i}/kernel": np.full((2, 3), i, np.float32) for i in range(40)}
-    checkpoints.write(tmp_path / "m.orbax", leaves)
-    restored, asked = orbax_folders._restored, []
-    monkeypatch.setattr(orbax_folders, "_restored", lambda *args: asked.append(args[2]) or restored(*args))
-    monkeypatch.setattr(orbax_folders, "_TOGETHER", 24 * 15)
-    opened = checkpoints.open(tmp_path / "m.orbax").leaves
-    assert all(same(leaf.read(), leaves[name]) for name, leaf in opened.items())
-    assert list(map(len, asked)) == [15, 15, 10]
+@pytest.mark.parametrize("database, newer", [(True, False), (False, False), (True, True), (False, True)])
+def test_what_orbax_writes(tmp_path, database, newer):
+    """As a database or a folder a leaf, in both versions of Zarr; names are data, and what is no array is left out."""
+    tree = {
+        "a/b": {"~": jnp.ones((2, 3), jnp.bfloat16), "c.d": np.arange(4.0)},
+        "list": [1, np.int8(3), (np.array([True, False]),)],
+        "none": {"text": "text", "none": None, "dict": {}, "list": []},
+        "zeros": np.zeros((5, 5)),
+        "large": np.random.default_rng(0).normal(size=(300, 400)).astype(np.float32),
+    }
+    handler = orbax.checkpoint.PyTreeCheckpointHandler(use_ocdbt=database, use_zarr3=newer)
+    orbax.checkpoint.Checkpointer(handler).save(tmp_path / "m", tree)
+    opened = checkpoints.open(tmp_path / "m").leaves
+    wanted = {"a/b/~": tree["a/b"]["~"], "a/b/c.d": tree["a/b"]["c.d"], "list/0": np.int64(1), "list/1": np.int8(3)}
+    wanted |= {"list/2/0": tree["list"][2][0], "zeros": tree["zeros"], "large": tree["large"]}
+    assert set(opened) == set(wanted) and all(same(opened[name].read(), leaf) for name, leaf in wanted.items())
 
 
 def test_arrays_that_flax_cuts_in_pieces(tmp_path, monkeypatch):

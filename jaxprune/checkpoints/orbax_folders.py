@@ -1,50 +1,66 @@
 """Orbax checkpoints: a folder, whose metadata name the leaves.
 
-Restoring one leaf takes as long as looking at the metadata of all, so small neighbours are restored together and kept
-until others are asked for: what is read of many leaves grows with their number, not with its square.
+Orbax writes them. To restore one leaf it looks at the metadata of all, so the arrays are read as it stores them, each
+by itself: by TensorStore, from one database (OCDBT) or a folder a leaf.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, dtype_of, flat, nested
+from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, dtype_of, faults, nested
 from jaxprune.host import library
 
-_TOGETHER, _MOST_GROUPS = 2**26, 64  # bytes that are restored at once, or more if that made too many groups
-_MARKS = ("_METADATA", "manifest.ocdbt")
+_NODES = 10**8  # bytes of the database's index that are kept, which else is read again for each leaf
+_TREE, _MANIFEST = "_METADATA", "manifest.ocdbt"
 
 
 def _read(path: Path, limit: float) -> Content:
     """The leaves, as the metadata list them; text and empty entries are left out."""
-    folder = _item(path)
-    ocp = library("orbax.checkpoint", "orbax-checkpoint")
-    tree = ocp.PyTreeCheckpointer().metadata(folder.absolute()).item_metadata
-    if tree is None:
-        raise CheckpointError("a damaged Orbax checkpoint, or one of something that is no tree of arrays")
-    found, treedef = jax.tree.flatten(getattr(tree, "tree", tree))
-    positions = flat(jax.tree.unflatten(treedef, range(len(found))))
-    shaped = {
-        name: i for name, i in positions.items() if i is not None and getattr(found[i], "dtype", None) is not None
-    }
-    leaves = {
-        name: Leaf(name, tuple(found[i].shape), dtype_of(np.dtype(found[i].dtype).name), lambda: np.empty(0))
-        for name, i in shaped.items()
-    }
-    array = _arrays(folder, treedef, {shaped[name]: leaf.nbytes for name, leaf in leaves.items()})
-    return Content({name: leaf._replace(read=partial(array, shaped[name])) for name, leaf in leaves.items()})
+    folder = _item(path).absolute()
+    try:
+        listed = json.loads((folder / _TREE).read_bytes())
+        entries = [(entry["key_metadata"], entry["value_metadata"]) for entry in listed["tree_metadata"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError) as error:
+        raise CheckpointError("a damaged Orbax checkpoint, or one of something that is no tree of arrays") from error
+    base = {"driver": "file", "path": f"{folder}/"}
+    if (folder / _MANIFEST).exists():
+        base = {"driver": "ocdbt", "base": base, "cache_pool": "cache_pool#nodes"}
+    store = library("tensorstore", "orbax-checkpoint")  # what Orbax reads with
+    driver = "zarr3" if listed.get("use_zarr3") else "zarr"
+    context = store.Context({"cache_pool#nodes": {"total_bytes_limit": _NODES}})
+    pending = {}  # thousands are opened side by side
+    for key, value in entries:
+        if value.get("skip_deserialize") or value["value_type"] == "string":
+            continue
+        keys = [str(part["key"]) for part in key]
+        name = "/".join(keys) if keys else "array"
+        if name in pending:
+            raise CheckpointError(f"two leaves are called {name!r}")
+        place = {**base, "path": f"{base.get('path', '')}{'.'.join(keys)}/"}
+        pending[name] = store.open({"driver": driver, "kvstore": place}, read=True, open=True, context=context)
+    leaves = {}
+    for name, future in pending.items():
+        with faults(str(path), name):
+            array = future.result()
+            dtype = dtype_of(array.dtype.numpy_dtype.name)
+            leaves[name] = Leaf(name, tuple(array.shape), dtype, partial(_array, array))
+    return Content(leaves)
+
+
+def _array(stored: Any) -> np.ndarray:
+    return stored.read().result()
 
 
 def _write(path: Path, content: Content) -> None:
@@ -113,39 +129,7 @@ def _item(path: Path) -> Path:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is one checkpoint, and no folder of such."""
-    return any((folder / mark).exists() for mark in _MARKS)
-
-
-def _arrays(folder: Path, treedef: Any, sizes: dict[int, int]) -> Callable[[int], np.ndarray]:
-    """What gives the array at a position; ``sizes`` are the bytes of all."""
-    room, groups, used = max(_TOGETHER, sum(sizes.values()) // _MOST_GROUPS), {}, 0
-    for i, size in sizes.items():
-        groups[i], used = used // room, used + size
-    lock = threading.Lock()
-
-    @lru_cache(maxsize=2)
-    def restored(group: int) -> dict[int, np.ndarray]:
-        return _restored(folder, treedef, [i for i in groups if groups[i] == group])
-
-    def array(position: int) -> np.ndarray:
-        with lock:
-            try:
-                return restored(groups[position])[position]
-            except Exception:  # perhaps of a neighbour
-                return _restored(folder, treedef, [position])[position]
-
-    return array
-
-
-def _restored(folder: Path, treedef: Any, positions: list[int]) -> dict[int, np.ndarray]:
-    ocp = library("orbax.checkpoint", "orbax-checkpoint")
-    wanted = [ocp.PLACEHOLDER] * treedef.num_leaves
-    for i in positions:
-        wanted[i] = 0
-    kinds = treedef.unflatten([ocp.RestoreArgs(restore_type=np.ndarray)] * treedef.num_leaves)
-    args = ocp.args.PyTreeRestore(item=treedef.unflatten(wanted), restore_args=kinds)
-    found = jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder.absolute(), args=args))
-    return {i: np.asarray(found[i]) for i in positions}
+    return any((folder / mark).exists() for mark in (_TREE, _MANIFEST))
 
 
 FORMAT = Format("orbax", (".orbax",), lambda path, start: path.is_dir(), _read, _write)

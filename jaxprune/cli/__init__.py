@@ -4,6 +4,7 @@ Arguments are read by argparse: it is part of Python and does all that is needed
 """
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["convert"])
     2
     """
+    if argv is None:
+        gc.freeze()  # what was imported stays: thousands of leaves else have it searched for garbage again and again
     try:
         args = _parser().parse_args(argv)
     except SystemExit as done:  # --help, or wrong arguments
