@@ -9,7 +9,20 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from jaxprune.calibration import collect, correct_biases, encode, fake_quant, merge, obd, prune, quantize, refit, wanda
+from jaxprune.calibration import (
+    coding,
+    collect,
+    correct_biases,
+    encode,
+    fake_quant,
+    leaves,
+    merge,
+    obd,
+    prune,
+    quantize,
+    refit,
+    wanda,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -574,3 +587,20 @@ def test_rows_are_followed_into_loops():
     square, kept = draw(8, 8), jnp.array([True, True, False, True, True])
     rows = X[jnp.array([0, 1, 3, 4])]
     check(collect(loop, square, X, 2, rows=kept).inputs[""], jnp.concatenate([rows, jnp.tanh(rows @ square)]))
+
+
+def test_leaves_that_are_used_alike_share_a_program():
+    names = ("one", "two", "three")
+    params = {name: jax.random.normal(jax.random.key(i), (11, 11)) for i, name in enumerate(names)}
+
+    def apply(params, x):
+        for name in names:
+            x = jnp.tanh(x @ params[name])
+        return x
+
+    stats = collect(apply, params, jax.random.normal(jax.random.key(3), (40, 11)), key=jax.random.key(4))
+    programs = leaves._solve, coding._codes
+    before = [program._cache_size() for program in programs]
+    fake_quant(params, stats, 3)
+    encode(params, stats, 0.1)
+    assert [program._cache_size() - size for program, size in zip(programs, before, strict=True)] == [1, 1]

@@ -99,7 +99,7 @@ def _encoded(stats: Statistics, path: str, leaf: Array, asked: _Asked) -> Scaled
     whole = jnp.round(jnp.median(exponents[0]))  # so that exponents of rows are small; the step takes it over
     rows, columns = (jnp.clip(one, -_WIDEST, _WIDEST).astype(jnp.int32) for one in (exponents[0] - whole, exponents[1]))
     base = jnp.float32(asked.step) * octaves(whole.astype(jnp.int32))
-    codes, (across, along) = _codes(leaf, base, rows, columns, costs.factors, jnp.float32(asked.penalty), use)
+    codes, (across, along) = _codes(leaf, base, rows, columns, costs.factors, jnp.float32(asked.penalty), use.form)
     narrow = across.astype(jnp.int8), along.astype(jnp.int8)
     return ScaledArray(_least(path, codes), base, narrow[0], narrow[1], np.dtype(leaf.dtype))
 

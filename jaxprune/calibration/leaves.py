@@ -70,7 +70,7 @@ def each(
             if key not in cache:
                 cache[key] = gram, feedback.factor(gram, rate)  # the key lives as long as what it is of
             factors = cache[key][1]
-            new, kept = _solve((new, kept), factors, tuple(task.operands), task.settings, use, how)
+            new, kept = _solve((new, kept), factors, tuple(task.operands), task.settings, use.form, how)
         leaves.append(new.astype(leaf.dtype))
         masks.append(kept)
     return leaves, masks

@@ -130,6 +130,11 @@ class Use(NamedTuple):
             groups[max((i for i, origins in enumerate(seen) if axis in origins), default=0)].append(axis)
         return tuple(map(tuple, groups))
 
+    @property
+    def form(self) -> "Use":
+        """The same without names, equal for all leaves that are used alike: what programs are compiled for."""
+        return self._replace(view=replace(self.view, path="", scans=()), source="")
+
     def matrices(self, leaf: Array) -> Array:
         """The leaf as float32 [L, K, N]."""
         return self.view(jnp.asarray(leaf).astype(jnp.float32)).reshape(self.shape)
