@@ -35,7 +35,7 @@ def unsigned(number: int) -> bytes:
 
 def signed(number: int) -> bytes:
     """An integer in [-2**62, 2**62) as 1 to 9 bytes."""
-    return unsigned(2 * number if number >= 0 else -2 * number - 1)
+    return unsigned(fold(number))
 
 
 class FormatError(ValueError):
@@ -63,6 +63,13 @@ def naming(what: str) -> Iterator[None]:
 def constriction() -> Any:
     """The entropy coders, imported when they are first used."""
     return library("constriction", "jaxprune[files]")
+
+
+def words(data: bytes | memoryview, order: str) -> np.ndarray:
+    """The words of 32 bits of a stream (``"<"`` or ``">"``: which byte is first), which end before the last zeros."""
+    if data and not data[-1]:
+        raise FormatError("zeros at the end: damaged")
+    return np.frombuffer(bytes(data) + bytes(-len(data) % 4), f"{order}u4").astype(np.uint32, copy=False)
 
 
 class Reader:
@@ -100,13 +107,9 @@ class Reader:
                 return number
         raise FormatError("a number that does not end")
 
-    def signed(self, least: int = -(2**31), most: int = 2**31 - 1) -> int:
-        """The next signed number, in [least, most]."""
-        folded = self.unsigned()
-        number = -(folded + 1) // 2 if folded % 2 else folded // 2
-        if not least <= number <= most:
-            raise FormatError(f"a number of {number}, where [{least}, {most}] is allowed")
-        return number
+    def signed(self) -> int:
+        """The next signed number, of 32 bits."""
+        return unfold(self.unsigned(2**32 - 1))
 
     def end(self) -> None:
         """Nothing may be left."""
@@ -173,14 +176,14 @@ def list_cost(values: np.ndarray) -> int:
     return 8 + (_cheapest(values)[0] if values.any() else 0)
 
 
-def fold(values: np.ndarray) -> np.ndarray:
-    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: signed numbers for ``write_list``."""
-    return np.where(values < 0, -2 * values - 1, 2 * values)
+def fold(values: Any) -> Any:
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: signed numbers, of up to 63 bits, for ``unsigned`` and ``write_list``."""
+    return values << 1 ^ values >> 63
 
 
-def unfold(values: np.ndarray) -> np.ndarray:
+def unfold(values: Any) -> Any:
     """The inverse of ``fold``."""
-    return np.where(values % 2, -(values + 1) // 2, values // 2)
+    return values >> 1 ^ -(values & 1)
 
 
 def _classes(values: np.ndarray, k: Any) -> np.ndarray:

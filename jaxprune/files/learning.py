@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.files.bytestream import FormatError, constriction
+from jaxprune.files.bytestream import FormatError, constriction, words
 
 ONE = 1 << 10  # a feature of 1
 UNIT = 1 << 16  # a probability of 1, and a weight of 1
@@ -102,15 +102,15 @@ def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 # Bits as bytes
 
-#: ``(chances, truth) -> bits``: writes or reads bits; ``truth`` are the bits, or None where they are read.
-Ask = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+#: ``(chances, truth) -> bits``: writes the bits ``truth``, or reads as many.
+Ask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def writing() -> tuple[Ask, Callable[[], bytes]]:
     """What takes bits, and what then gives the bytes."""
     chances, bits = [], []
 
-    def ask(chance: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    def ask(chance: np.ndarray, truth: np.ndarray) -> np.ndarray:
         chances.append(chance.astype(np.uint16))
         bits.append(np.array(truth, bool))
         return bits[-1]
@@ -120,12 +120,10 @@ def writing() -> tuple[Ask, Callable[[], bytes]]:
 
 def reading(data: bytes) -> tuple[Ask, Callable[[], None]]:
     """What gives the bits, and what then sees that no bytes are left."""
-    if data and not data[-1]:
-        raise FormatError("zeros at the end: damaged")
     queue, model = constriction().stream.queue, _model()
-    coder, again = queue.RangeDecoder(_words(data)), queue.RangeEncoder()
+    coder, again = queue.RangeDecoder(words(data, ">")), queue.RangeEncoder()
 
-    def ask(chance: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    def ask(chance: np.ndarray, truth: np.ndarray) -> np.ndarray:
         if not len(chance):
             return np.zeros(0, bool)
         try:
@@ -163,7 +161,7 @@ def _written(chances: np.ndarray, bits: np.ndarray) -> bytes:
 
 def _gives(data: bytes, shares: np.ndarray, bits: np.ndarray) -> bool:
     try:
-        coder = constriction().stream.queue.RangeDecoder(_words(data))
+        coder = constriction().stream.queue.RangeDecoder(words(data, ">"))
         return np.array_equal(coder.decode(_model(), shares), bits)
     except AssertionError:  # no bits at all begin so
         return False
@@ -175,7 +173,3 @@ def _model() -> Any:
 
 def _shares(chances: np.ndarray) -> np.ndarray:
     return chances.astype(np.float32) / np.float32(UNIT)
-
-
-def _words(data: bytes) -> np.ndarray:
-    return np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)

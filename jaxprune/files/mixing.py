@@ -37,9 +37,8 @@ def encode(codes: np.ndarray) -> bytes | None:
         return b""
     if not _takes(codes.shape):
         return None
-    lags = _lags(codes)
-    tried = [_encode(codes, [])] + ([_encode(codes, lags)] if lags else [])
-    return min(tried, key=len)
+    lags, alone = _lags(codes), _encode(codes, [])
+    return min(alone, _encode(codes, lags), key=len) if lags else alone
 
 
 def decode(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
@@ -53,7 +52,7 @@ def decode(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
         return np.zeros(shape, np.int32)
     settings = _read_settings(reader, shape)
     ask, end = reading(bytes(reader.rest()))
-    codes = _walk(ask, None, shape, count, *settings)
+    codes = _walk(ask, np.zeros(shape, np.int32), count, *settings)
     end()
     return codes
 
@@ -66,60 +65,51 @@ def _takes(shape: tuple[int, ...]) -> bool:
 # Both ways
 
 
-def _walk(
-    ask: Ask, codes: np.ndarray | None, shape: tuple[int, int], count: int, lags: list[int], *sizes: int
-) -> np.ndarray:
-    """All bits, written or read; the codes."""
-    if count == math.prod(shape):
-        mask = np.ones(shape, bool)
-    else:
-        mask = wavefront.kept(ask, None if codes is None else codes.reshape(-1) != 0, shape, count, lags)
+def _walk(ask: Ask, codes: np.ndarray, count: int, lags: list[int], *sizes: int) -> np.ndarray:
+    """All bits, of the codes or of what is read in their place; the codes that these bits say."""
+    mask = np.ones(codes.shape, bool)
+    if count < codes.size:
+        mask = wavefront.kept(ask, codes != 0, count, lags)
         if mask.sum() != count:
             raise FormatError(f"{mask.sum()} entries are not zero, not {count}: damaged")
-    sign = wavefront.signs(ask, None if codes is None else codes > 0, mask, lags)
-    size = None if codes is None else np.abs(codes.astype(np.int64)) - 1
-    found = (_sizes(ask, size, mask, lags, *sizes) + 1) * sign[mask]
+    sign = wavefront.signs(ask, codes > 0, mask, lags)
+    found = (_sizes(ask, np.abs(codes.astype(np.int64)) - 1, mask, lags, *sizes) + 1) * sign[mask]
     if not -(2**31) <= found.min() <= found.max() < 2**31:
         raise FormatError("an entry beyond 32 bits: damaged")
-    out = np.zeros(shape, np.int32)
+    out = np.zeros(codes.shape, np.int32)
     out[mask] = found
     return out
 
 
 def _sizes(
-    ask: Ask, size: np.ndarray | None, mask: np.ndarray, lags: list[int], top: int, shift: int, mean: int
+    ask: Ask, size: np.ndarray, mask: np.ndarray, lags: list[int], top: int, shift: int, mean: int
 ) -> np.ndarray:
     """Magnitudes less 1 of the entries that are not zero, row by row."""
-    level = np.zeros(mask.shape, np.int8)
+    found, truth = np.zeros(int(mask.sum()), np.int64), size[mask]
     if top:
-        more = None if size is None else np.minimum(size >> shift, LEVELS)
-        level = wavefront.magnitudes(ask, more, mask, lags, top, mean)
-    found = level[mask].astype(np.int64)
-    truth = None if size is None else size[mask]
+        found += wavefront.magnitudes(ask, np.minimum(size >> shift, LEVELS), mask, lags, top, mean)[mask]
     beyond = np.flatnonzero(found == LEVELS)
-    found[beyond] += _beyond(ask, None if truth is None else (truth[beyond] >> shift) - LEVELS, len(beyond))
+    found[beyond] += _beyond(ask, (truth[beyond] >> shift) - LEVELS)
     found <<= shift
     for place in range(shift):
-        bits = _fair(ask, None if truth is None else truth >> place & 1, len(found))
-        found += bits.astype(np.int64) << place
+        found += _fair(ask, truth >> place & 1).astype(np.int64) << place
     return found
 
 
-def _fair(ask: Ask, truth: np.ndarray | None, number: int) -> np.ndarray:
-    return ask(np.full(number, UNIT / 2), None if truth is None else truth > 0)
+def _fair(ask: Ask, truth: np.ndarray) -> np.ndarray:
+    return ask(np.full(len(truth), UNIT / 2), truth > 0)
 
 
-def _beyond(ask: Ask, truth: np.ndarray | None, number: int) -> np.ndarray:
+def _beyond(ask: Ask, truth: np.ndarray) -> np.ndarray:
     """Numbers of at least 0."""
-    places, alive = np.zeros(number, np.int64), np.arange(number)
+    places, alive = np.zeros(len(truth), np.int64), np.arange(len(truth))
     for place in range(1, 33):
-        alive = alive[_fair(ask, None if truth is None else (truth[alive] + 1) >> place, len(alive))]
+        alive = alive[_fair(ask, (truth[alive] + 1) >> place)]
         places[alive] = place
-    numbers = np.ones(number, np.int64)
+    numbers = np.ones(len(truth), np.int64)
     for place in range(places.max(initial=0) - 1, -1, -1):
         at = np.flatnonzero(places > place)
-        bits = _fair(ask, None if truth is None else (truth[at] + 1) >> place & 1, len(at))
-        numbers[at] = 2 * numbers[at] + bits
+        numbers[at] = 2 * numbers[at] + _fair(ask, (truth[at] + 1) >> place & 1)
     return numbers - 1
 
 
@@ -136,7 +126,7 @@ def _encode(codes: np.ndarray, lags: list[int]) -> bytes:
     numbers += [len(lags), *np.diff([0, *lags]).tolist()] if lags else []
     numbers += ([shift] if shift else []) + ([mean] if top else [])
     ask, written = writing()
-    _walk(ask, codes, codes.shape, count, lags, top, shift, mean)
+    _walk(ask, codes, count, lags, top, shift, mean)
     return b"".join(map(unsigned, numbers)) + written()
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.files.bytestream import FormatError, Reader, constriction, read_list, signed, unsigned, write_list
+from jaxprune.files.bytestream import FormatError, Reader, constriction, read_list, signed, unsigned, words, write_list
 from jaxprune.host import chunks
 
 MOST = 2**16  # values of a table
@@ -152,10 +152,7 @@ def reading(data: memoryview, size: int) -> tuple[Callable[[Table, int], np.ndar
     """What takes so many entries of a table from a stream of at most ``size``, and what sees that none are left."""
     if len(data) > 3 * size + 8:  # a value takes at most 24 bits
         raise FormatError(f"{len(data)} bytes for {size} entries: too many")
-    if data and not data[-1]:
-        raise FormatError("zeros at the end: damaged")
-    words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), "<u4").astype(np.uint32, copy=False)
-    coder = constriction().stream.stack.AnsCoder(words)
+    coder = constriction().stream.stack.AnsCoder(words(data, "<"))
 
     def take(table: Table, count: int) -> np.ndarray:
         symbols = table.symbols.astype(narrow(table.symbols[0], table.symbols[-1]))

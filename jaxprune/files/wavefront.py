@@ -6,8 +6,8 @@ so far. So there are only rows + columns steps, each on whole arrays. Three walk
 of these; their magnitudes. ``lags`` are numbers of rows: the entry so many rows above is a feature (the pixel above, of
 an image's pixels in rows; a kernel's neighbour).
 
-Each walk takes an :data:`~jaxprune.files.learning.Ask`, and the truth where bits are written, else None. Numbers
-are as :mod:`jaxprune.files.learning` says.
+Each walk takes an :data:`~jaxprune.files.learning.Ask`, and the truth, which is not looked at where bits are read.
+Numbers are as :mod:`jaxprune.files.learning` says.
 """
 
 import math
@@ -27,9 +27,9 @@ _ALIKE = 1 << 29  # products that the likeness of rows may take
 _NARROW = 3 * ONE  # a feature of magnitudes, of which there are LEVELS times as many
 
 
-def kept(ask: Ask, truth: np.ndarray | None, shape: tuple[int, int], count: int, lags: list[int]) -> np.ndarray:
+def kept(ask: Ask, truth: np.ndarray, count: int, lags: list[int]) -> np.ndarray:
     """Which of the entries [rows, columns], ``count`` of them, are not zero."""
-    rows, columns = shape
+    (rows, columns), flat = truth.shape, truth.reshape(-1)
     pad = max(lags, default=0)
     share = max(1, (5 * count + 2) * _WHOLE // (5 * rows * columns + 4))
     usual = log_ratio(np.array([float(share)]), np.array([float(_WHOLE - share)]))[0]
@@ -37,8 +37,8 @@ def kept(ask: Ask, truth: np.ndarray | None, shape: tuple[int, int], count: int,
     grid = np.zeros((pad + rows) * columns, np.float32)
     of_rows, of_columns = np.zeros((2, pad + rows)), np.zeros((2, columns))  # ones, and all, so far
     mixer = Mixer([1.0, 0.9, 0.7] + [0.3] * len(lags), [30.0] * 3 + [5.0] * len(lags))
-    features = np.empty((3 + len(lags), min(shape)))
-    for d, low, high in _diagonals(shape):
+    features = np.empty((3 + len(lags), min(truth.shape)))
+    for d, low, high in _diagonals(truth.shape):
         here, there = slice(pad + low, pad + high), slice(d - high + 1, d - low + 1)
         x = features[:, : high - low]
         x[0] = usual
@@ -47,7 +47,7 @@ def kept(ask: Ask, truth: np.ndarray | None, shape: tuple[int, int], count: int,
             x[k] = _diagonal(grid, columns, d, low, high, pad - lag)
         x = clip(x, MOST)
         chances = mixer.probabilities(x)
-        bits = ask(chances, None if truth is None else _diagonal(truth, columns, d, low, high))
+        bits = ask(chances, _diagonal(flat, columns, d, low, high))
         mixer.learn(x, bits, chances)
         _diagonal(grid, columns, d, low, high, pad)[:] = bits * ONE + zero
         _tally(of_rows, here, bits)
@@ -66,7 +66,7 @@ def _densities(of_rows: np.ndarray, below: np.ndarray, here: slice, lags: list[i
     return log_ratio(ones, total - ones)
 
 
-def signs(ask: Ask, truth: np.ndarray | None, mask: np.ndarray, lags: list[int]) -> np.ndarray:
+def signs(ask: Ask, truth: np.ndarray, mask: np.ndarray, lags: list[int]) -> np.ndarray:
     """1 and -1 where ``mask``, 0 elsewhere: int8.
 
     Two rows that had equal signs so far, or opposite ones, wherever both are kept, will again: an entry is foretold by
@@ -85,7 +85,7 @@ def signs(ask: Ask, truth: np.ndarray | None, mask: np.ndarray, lags: list[int])
         x[5:] = flat[(pad + i) * columns + j - steps].astype(np.float64) * ONE
         x = clip(x, MOST)
         chances = mixer.probabilities(x)
-        bits = ask(chances, None if truth is None else truth[i, j])
+        bits = ask(chances, truth[i, j])
         mixer.learn(x, bits, chances)
         sign = np.where(bits, 1, -1).astype(np.int8)
         found[pad + i, j] = sign
@@ -118,9 +118,7 @@ def _likeness(mask: np.ndarray, found: np.ndarray) -> tuple[Callable[..., Any], 
     return foretell, note
 
 
-def magnitudes(
-    ask: Ask, truth: np.ndarray | None, mask: np.ndarray, lags: list[int], top: int, mean: int
-) -> np.ndarray:
+def magnitudes(ask: Ask, truth: np.ndarray, mask: np.ndarray, lags: list[int], top: int, mean: int) -> np.ndarray:
     """How much more than 1 where ``mask``, up to ``top``, at most LEVELS: int8, 0 elsewhere.
 
     One bit after another tells whether an entry is more. ``mean`` is about theirs, 1 added, in quarters.
@@ -131,9 +129,9 @@ def magnitudes(
     excess = np.zeros((pad + rows) * columns, np.int8)  # over the mean, in quarters
     steps = columns * np.array(lags, np.int64)[:, None]
     root = max(1, math.isqrt(len(lags)))
-    dense = [
-        log_ratio((mask.sum(axis) + 2.0) * n, np.full(n, mask.sum() + 2.0 * n)) for axis, n in ((1, rows), (0, columns))
-    ]
+    total, dense = mask.sum(), []
+    for axis, n in ((1, rows), (0, columns)):
+        dense.append(log_ratio((mask.sum(axis) + 2.0) * n, np.full(n, total + 2.0 * n)))
     of_rows, of_columns = np.zeros((2, rows)), np.zeros((2, columns))
     usual = [(mean - 4 - 4 * level) / spread for level in range(top)]
     mixer = Mixer(usual + [0.6, 0.5, 0.3, 0.4, 0.3, 0.2, 0.2], [0.3] * top + [5.0, 5.0, 10.0, 10.0, 5.0, 5.0, 10.0])
@@ -144,7 +142,7 @@ def magnitudes(
         y[2], y[3] = dense[0][i], dense[1][j]
         y[4] = excess[at - steps].sum(0, dtype=np.int64) * ONE / (spread * root)
         y[5], y[6] = (padded[at + step].sum(0) * ONE / root for step in (-steps, steps))
-        more = _more(ask, None if truth is None else truth[i, j], mixer, clip(np.floor(y), _NARROW), top)
+        more = _more(ask, truth[i, j], mixer, clip(np.floor(y), _NARROW), top)
         found[i, j] = more
         excess[at] = 4 * (more + 1) - mean
         _tally(of_rows, i, excess[at])
@@ -152,13 +150,13 @@ def magnitudes(
     return found
 
 
-def _more(ask: Ask, truth: np.ndarray | None, mixer: Mixer, y: np.ndarray, top: int) -> np.ndarray:
+def _more(ask: Ask, truth: np.ndarray, mixer: Mixer, y: np.ndarray, top: int) -> np.ndarray:
     """The magnitudes of one diagonal, and what the mixer learns from them."""
     chances = squash(mixer.weights[:top, None] * ONE + mixer.weights[top:] @ y)
     more, alive, used, bits = np.zeros(y.shape[1], np.int64), np.arange(y.shape[1]), [], []
     for level in range(top):
         used.append(alive)
-        bits.append(ask(chances[level, alive], None if truth is None else truth[alive] > level))
+        bits.append(ask(chances[level, alive], truth[alive] > level))
         alive = alive[bits[-1]]
         more[alive] += 1
         if not len(alive):
