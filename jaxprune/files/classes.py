@@ -90,11 +90,9 @@ def decode(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     entries = tables.read_stream(reader.rest(), list(zip(found, counts, strict=True)))
     placed = np.empty(shape, np.result_type(*entries))
     for blocks, values in zip(order.groups, entries, strict=True):
-        at = 0
-        for block in blocks:
-            area = placed[block]
-            area[...] = values[at : at + area.size].reshape(area.shape)
-            at += area.size
+        ends = np.cumsum([_area(*block) for block in blocks])
+        for block, part in zip(blocks, np.split(values, ends[:-1]), strict=True):
+            placed[block] = part.reshape(placed[block].shape)
     return _restored(placed, order)
 
 
@@ -160,12 +158,7 @@ def _parts(codes: np.ndarray, order: _Order) -> Iterator[np.ndarray]:
     for part in _chunks(*codes.shape):
         np.take(codes[order.rows[part]], order.columns, axis=1, out=placed[part], mode="clip")
     for blocks in reversed(order.groups):
-        values, at = np.empty(sum(_area(*block) for block in blocks), placed.dtype), 0
-        for block in blocks:
-            area = placed[block]
-            values[at : at + area.size].reshape(area.shape)[...] = area
-            at += area.size
-        yield values
+        yield np.concatenate([placed[block].reshape(-1) for block in blocks])
 
 
 def _restored(placed: np.ndarray, order: _Order) -> np.ndarray:

@@ -127,13 +127,9 @@ def save(path: str | os.PathLike[str], params: Params | Compressed, **options: A
     ...     load(folder + "/weights.jp")["kernel"].sum(), size < 2400
     (np.float32(600.0), True)
     """
-    if isinstance(params, Compressed):
-        if options:
-            raise TypeError(f"the parameters are compressed already; {sorted(options)} would have no effect")
-        compressed = params
-    else:
-        compressed = compress(params, **options)
-    pieces = compressed.pieces()
+    if isinstance(params, Compressed) and options:
+        raise TypeError(f"the parameters are compressed already; {sorted(options)} would have no effect")
+    pieces = (params if isinstance(params, Compressed) else compress(params, **options)).pieces()
     with written_whole(path) as beside, open(beside, "wb") as file:
         file.writelines(pieces)
     return sum(map(len, pieces))

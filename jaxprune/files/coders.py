@@ -97,9 +97,8 @@ def encode_bytes(plane: np.ndarray, effort: Effort, fraction: int | None, low: b
     if not plane.size:
         return PACKING, b""
     zstd = library("zstandard", "jaxprune[files]")
-    how = zstd.ZstdCompressionParameters(
-        format=zstd.FORMAT_ZSTD1_MAGICLESS, window_log=_SHORT_WINDOW if low else _WINDOW, **_HOW
-    )
+    window, plain = _SHORT_WINDOW if low else _WINDOW, zstd.FORMAT_ZSTD1_MAGICLESS
+    how = zstd.ZstdCompressionParameters(format=plain, window_log=window, **_HOW)
     data = zstd.ZstdCompressor(compression_params=how).compress(np.ascontiguousarray(plane))
     ways, few, counted = [(ZSTD, data)], plane.size <= _FEW, None
     if effort == "best" or few or len(data) <= _SKEWED * plane.size:  # zstd gives each byte at least a bit
@@ -192,8 +191,7 @@ def by_gaps(codes: np.ndarray, counted: tables.Counted) -> bytes | None:
     for part in chunks(flat):
         found.append(at + np.flatnonzero(part != common))
         at += part.size
-    places = np.concatenate(found)
-    stretches = []
+    places, stretches = np.concatenate(found), []
     for part in (flat[places], (np.diff(places, prepend=-1) - 1).astype(np.int32)):
         own = tables.histogram(part)
         if own is None:

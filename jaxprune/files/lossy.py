@@ -120,7 +120,6 @@ def _half(leaf: Any, path: str) -> Any:
     rounded = jnp.asarray(leaf).astype(jnp.float16).astype(leaf.dtype)
     wrong = (jnp.isfinite(leaf) & ~jnp.isfinite(rounded)) | ((leaf != 0) & (rounded == 0))
     if bool(wrong.any()):
-        raise ValueError(
-            f"leaf {tree.show(path)} holds {float(jnp.asarray(leaf)[wrong].ravel()[0]):g}, beyond float16's range"
-        )
+        worst = float(jnp.asarray(leaf)[wrong].ravel()[0])
+        raise ValueError(f"leaf {tree.show(path)} holds {worst:g}, beyond float16's range")
     return rounded

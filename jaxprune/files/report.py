@@ -100,21 +100,11 @@ def _leaf_size(leaf: "StoredLeaf") -> LeafSize:
     places = beside if kind.get("type") == "NOfMArray" else 0
     tables = (len(values) if planes else 0) + beside - places
     index = planes[0].nbytes if found.form == arrays.SPARSE else round(payload * positions / bits) if bits else 0
-    return LeafSize(
-        leaf.path,
-        leaf.shape,
-        leaf.dtype.name,
-        "+".join(dict.fromkeys(plane.coder for plane in planes)) or "raw",
-        math.prod(leaf.shape) * leaf.dtype.itemsize,
-        leaf.nbytes,
-        index + places,
-        payload - index,
-        tables,
-        leaf.nbytes - payload - tables - places,
-        _fixed_width(found, planes, kind),
-        bits / weights,
-        8 * leaf.nbytes / weights,
-    )
+    coder = "+".join(dict.fromkeys(plane.coder for plane in planes)) or "raw"
+    dense, head = math.prod(leaf.shape) * leaf.dtype.itemsize, leaf.nbytes - payload - tables - places
+    sizes = dense, leaf.nbytes, index + places, payload - index, tables, head
+    widths = _fixed_width(found, planes, kind), bits / weights, 8 * leaf.nbytes / weights
+    return LeafSize(leaf.path, leaf.shape, leaf.dtype.name, coder, *sizes, *widths)
 
 
 def _entropy(found: arrays.Head, planes: list[arrays.Plane]) -> tuple[float, float]:
