@@ -49,16 +49,19 @@ class Record(NamedTuple):
     Attributes:
       cls: its class, a registered dataclass with the protocol of :mod:`jaxprune.quantization.arrays`.
       arrays: its arrays; of codes, the first has the shape of the array that they make, the second scales its values.
-      static: its static fields, and for each a function that makes it of JSON, or raises.
+      static: its static fields.
       fault: what is wrong with codes of the right shape, if anything.
-      codes: whether the first array is integer codes; otherwise it is values, fewer than the array has.
     """
 
     cls: Any
     arrays: tuple[str, ...]
-    static: dict[str, Callable[[Any], Any]]
+    static: tuple[str, ...]
     fault: Callable[[Any], str] = lambda record: ""
-    codes: bool = True
+
+    @property
+    def codes(self) -> bool:
+        """Whether the first array is integer codes; otherwise it is values, fewer than the array has."""
+        return self.arrays[0] != "values"
 
 
 def _whole(allowed: Callable[[int], bool]) -> Callable[[Any], int]:
@@ -72,18 +75,14 @@ def _whole(allowed: Callable[[int], bool]) -> Callable[[Any], int]:
     return made
 
 
-def _dtype(name: Any) -> np.dtype:
-    return np.dtype(getattr(jnp, str(name)))
-
-
 def _spec(given: Any) -> QuantSpec:
     axis, block = given["axis"], given["block_size"]
     along = given.get("block_axis")
     numbers = [*(axis if isinstance(axis, list) else [axis or 0]), block or 1, along or 0]
     if any(type(number) is not int for number in numbers) or (block or 1) < 1:
         raise ValueError(given)
-    found = QuantSpec(bool(given["symmetric"]), tuple(axis) if isinstance(axis, list) else axis, block)
-    return replace(found, calibration=_calibration(given.get("calibration")), block_axis=along)
+    axis = tuple(axis) if isinstance(axis, list) else axis
+    return QuantSpec(bool(given["symmetric"]), axis, block, _calibration(given.get("calibration")), along)
 
 
 def _calibration(given: Any) -> Calibration | None:
@@ -102,10 +101,6 @@ def _named(calibration: Calibration) -> dict[str, Any]:
             return dict.fromkeys([name], *vars(calibration).values())
     named = calibration if hasattr(calibration, "__qualname__") else type(calibration)
     return {"function": f"{named.__module__}:{named.__qualname__}"}
-
-
-def _zero(value: Any) -> int | None:
-    return None if value is None else _whole(lambda zero: True)(value)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -129,30 +124,26 @@ def _no_index(record: TrellisArray) -> str:
     return "" if fits else f"zeros as index {record.zero}, which no {record.indices.dtype} is"
 
 
-_COUNT = _whole(lambda count: 1 <= count <= 256)
-RECORDS: dict[str, Record] = {
-    "QArray": Record(
-        QArray,
-        ("codes", "scale", "zero_point"),
-        {"bits": _whole(lambda bits: 1 <= bits <= 16), "dtype": _dtype, "spec": _spec},
-    ),
-    "CodebookArray": Record(CodebookArray, ("codes", "centroids", "keeps_zeros"), {"dtype": _dtype}, _no_centroid),
-    "TrellisArray": Record(
-        TrellisArray,
-        ("indices", "step", "basis"),
-        {"states": _whole(lambda states: states in TAPS), "zero": _zero, "dtype": _dtype},
-        _no_index,
-    ),
-    "ScaledArray": Record(ScaledArray, ("codes", "step", "rows", "columns"), {"dtype": _dtype}),
-    "NOfMArray": Record(
-        NOfMArray,
-        ("values", "indices"),
-        {"n": _COUNT, "m": _COUNT, "axis": _whole(lambda axis: axis < 0), "shape": _shape},
-        n_of_m.fault,
-        codes=False,
-    ),
+_RECORDS = (
+    Record(QArray, ("codes", "scale", "zero_point"), ("bits", "dtype", "spec")),
+    Record(CodebookArray, ("codes", "centroids", "keeps_zeros"), ("dtype",), _no_centroid),
+    Record(TrellisArray, ("indices", "step", "basis"), ("states", "zero", "dtype"), _no_index),
+    Record(ScaledArray, ("codes", "step", "rows", "columns"), ("dtype",)),
+    Record(NOfMArray, ("values", "indices"), ("n", "m", "axis", "shape"), n_of_m.fault),
+)
+RECORDS = {record.cls.__name__: record for record in _RECORDS}
+_CLASSES = tuple(record.cls for record in _RECORDS)
+_STATIC: dict[str, Callable[[Any], Any]] = {  # fields of any record: what makes each of JSON, or raises
+    "bits": _whole(lambda bits: 1 <= bits <= 16),
+    "dtype": lambda name: np.dtype(getattr(jnp, str(name))),
+    "spec": _spec,
+    "states": _whole(lambda states: states in TAPS),
+    "zero": lambda index: None if index is None else _whole(lambda zero: True)(index),
+    "n": _whole(lambda count: 1 <= count <= 256),
+    "m": _whole(lambda count: 1 <= count <= 256),
+    "axis": _whole(lambda axis: axis < 0),
+    "shape": _shape,
 }
-_CLASSES = tuple(record.cls for record in RECORDS.values())
 
 
 def is_record(leaf: Any) -> bool:
@@ -169,7 +160,7 @@ def from_json(name: str, kind: dict[str, Any]) -> dict[str, Any] | None:
     """The static fields of a record, or None if they make no sense."""
     given = {"spec": _plain(_DEFAULT), **kind}
     try:
-        return {key: make(given[key]) for key, make in RECORDS[name].static.items()}
+        return {key: _STATIC[key](given[key]) for key in RECORDS[name].static}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 

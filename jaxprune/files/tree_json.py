@@ -7,7 +7,6 @@ its kind in the table of kinds, then its children. ``docs/format.md`` lists the 
 import importlib
 import json
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,9 @@ from jaxprune.files import records
 from jaxprune.files.bytestream import FormatError
 from jaxprune.files.records import RECORDS
 
-_MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict, "FrozenDict": "flax.core", "State": "flax.nnx"}
+_PLAIN = {"dict": dict, "OrderedDict": OrderedDict, "list": list, "tuple": tuple, "None": type(None)}
+_OF_FLAX = {"FrozenDict": "flax.core", "State": "flax.nnx", "Partitioned": "flax.core.meta"}
+_MAPPINGS = ("dict", "OrderedDict", "FrozenDict", "State")
 _DICT: dict[str, Any] = {"type": "dict"}
 _DEEPEST = 66  # levels of lists and objects, in all of the JSON; the stack of Python ends far below a hostile one
 _LONG_PATHS = 2**26  # characters of all paths, and as many times those of the header: they repeat what is above
@@ -145,21 +146,22 @@ def collapsed(node: Node, dense_only: bool = False) -> Node:
 
 def _describe(cls: Any, aux: Any, path: str) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """The kind of a node and its keys, from what JAX knows of it."""
-    name = cls.__name__
-    if cls in (list, tuple, type(None)):
-        return {"type": "None" if cls is type(None) else name}, ()
-    if _mapping(name) is cls:
+    name = "None" if cls is type(None) else cls.__name__
+    name = name if not cls.__module__.startswith("flax.") or name in _OF_FLAX else f"nnx.{name}"
+    if _class(name) is not cls or (name == "Partitioned" and aux[1] is not None):
+        return {"type": "other", "name": f"{cls.__module__}.{cls.__qualname__}"}, ()
+    if name in _MAPPINGS:
         if not all(type(key) in (str, int) for key in aux):
             raise TypeError(f"a {name} at {path!r} has keys {list(aux)}; in files they are strings or integers")
         return {"type": name}, tuple(aux)
-    if name in RECORDS and RECORDS[name].cls is cls:
+    if name in RECORDS:
         return {"type": name, **records.to_json(name, aux)}, ()
-    if _is_variable(cls):
-        metadata = {key: _jsonable(value, f"metadata {key!r} of {path!r}") for key, value in aux}
-        return {"type": "nnx." + name, "metadata": metadata}, ()
-    if name == "Partitioned" and _of_flax("flax.core.meta", name) is cls and aux[1] is None:
+    if name == "Partitioned":
         return {"type": name, "names": _jsonable(aux[0], f"names of {path!r}")}, ()
-    return {"type": "other", "name": f"{cls.__module__}.{cls.__qualname__}"}, ()
+    if name.startswith("nnx."):
+        metadata = {key: _jsonable(value, f"metadata {key!r} of {path!r}") for key, value in aux}
+        return {"type": name, "metadata": metadata}, ()
+    return {"type": name}, ()
 
 
 def _checked(kind: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
@@ -198,23 +200,21 @@ def _made(node: Node, below: list[Any]) -> Any:
     """The node itself."""
     kind = node.kind or {}
     name = kind["type"]
+    cls = _class(name)
     if name == "None":
         return None
     if name in ("list", "tuple"):
-        return tuple(below) if name == "tuple" else below
+        return cls(below)
     if name in _MAPPINGS:
-        return _mapping(name, load=True)(dict(zip(node.keys, below, strict=True)))
+        return cls(dict(zip(node.keys, below, strict=True)))
     if name in RECORDS:
         fields = records.from_json(name, kind) or {}  # it was checked when it was read
-        return RECORDS[name].cls(**dict(zip(RECORDS[name].arrays, below, strict=True)), **fields)
+        return cls(**dict(zip(RECORDS[name].arrays, below, strict=True)), **fields)
     if name == "Partitioned":
-        return _of_flax("flax.core.meta", name, load=True)(below[0], names=_tuples(kind["names"]))
-    cls: Any = _of_flax("flax.nnx", name.removeprefix("nnx."), load=True) if name.startswith("nnx.") else None
-    if not _is_variable(cls):
-        raise ValueError(
-            f"the node at {node.path!r} is a {kind.get('name', name)}, which a file cannot name safely: "
-            "give a tree of the same structure as like="
-        )
+        return cls(below[0], names=_tuples(kind["names"]))
+    if cls is None:
+        what = f"the node at {node.path!r} is a {kind.get('name', name)}"
+        raise ValueError(f"{what}, which a file cannot name safely: give a tree of the same structure as like=")
     try:
         return cls.from_metadata(below[0], {key: _tuples(entry) for key, entry in kind["metadata"].items()})
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever Flax makes of a stranger's entries
@@ -234,17 +234,12 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
 
 
-def _is_variable(cls: Any) -> bool:
-    nnx = sys.modules.get("flax.nnx")
-    known = nnx is not None and isinstance(cls, type) and issubclass(cls, nnx.Variable)
-    return known and getattr(nnx, cls.__name__, None) is cls
-
-
-def _mapping(name: str, load: bool = False) -> Any:
-    found = _MAPPINGS.get(name)
-    return _of_flax(found, name, load) if isinstance(found, str) else found
-
-
-def _of_flax(module: str, name: str, load: bool = False) -> Any:
-    """A class of Flax, which need not be there: what is in a tree has imported it already."""
-    return getattr(importlib.import_module(module) if load else sys.modules.get(module), name, None)
+def _class(name: str) -> Any:
+    """The class of a kind of node, or None; Flax, which may have it, is imported only then."""
+    if name.startswith("nnx."):
+        nnx = importlib.import_module("flax.nnx")
+        found = getattr(nnx, name.removeprefix("nnx."), None)
+        return found if isinstance(found, type) and issubclass(found, nnx.Variable) else None
+    if name in _OF_FLAX:
+        return getattr(importlib.import_module(_OF_FLAX[name]), name)
+    return RECORDS[name].cls if name in RECORDS else _PLAIN.get(name)
