@@ -9,7 +9,7 @@ import shutil
 import socket
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,23 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[st
     rule = "-" * max(map(len, drawn))
     body = [drawn[0], rule, *drawn[1 : len(rows) + 1]] + ([rule, drawn[-1]] if total else [])
     return "\n".join(line.rstrip() for line in body)
+
+
+def distinct(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """The names, with a number behind each that is taken already.
+
+    >>> distinct(["a", "b", "a", "a"])
+    ['a', 'b', 'a#2', 'a#3']
+    """
+    used, last, found = set(taken), dict[str, int](), []
+    for name in names:
+        new = name
+        while new in used:
+            last[name] = last.get(name, 1) + 1
+            new = f"{name}#{last[name]}"
+        used.add(new)
+        found.append(new)
+    return found
 
 
 def chunks(array: np.ndarray, least: int = 0) -> Iterator[np.ndarray]:

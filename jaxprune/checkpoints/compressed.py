@@ -12,6 +12,7 @@ import numpy as np
 from jaxprune.checkpoints.leaf import Content, Format, Leaf, grown
 from jaxprune.files import Compressed, compress, join
 from jaxprune.files import read as open_file
+from jaxprune.host import distinct
 
 _MARK = b'"jaxprune":"'  # in the header: the metadata, which hold JSON in a string
 
@@ -23,15 +24,11 @@ def _recognizes(path: Path, start: bytes) -> bool:
 
 def _read(path: Path, limit: float) -> Content:
     """Records (a ``QArray``) are the dense arrays that they stand for, random keys their integers."""
-    found: dict[str, Leaf] = {}
     opened = open_file(path)
     bare = "" if "" in opened.root.keys else "array"  # what a tree that is one array is called
-    for leaf in opened.leaves:
-        name, again = leaf.path or bare, 1
-        while name in found:
-            again += 1
-            name = f"{leaf.path or bare}#{again}"
-        found[name] = Leaf(name, leaf.shape, leaf.dtype, partial(leaf.read, limit))
+    names = distinct(leaf.path or bare for leaf in opened.leaves)
+    rows = zip(names, opened.leaves, strict=True)
+    found = {name: Leaf(name, leaf.shape, leaf.dtype, partial(leaf.read, limit)) for name, leaf in rows}
     return Content(found, opened.metadata)
 
 

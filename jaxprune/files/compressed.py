@@ -1,7 +1,7 @@
 """Compressed parameters: a tree of leaves that are decoded when they are asked for, within a limit checked before."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -61,16 +61,24 @@ class StoredLeaf:
     @cached_property
     def heads(self) -> list[arrays.Head]:
         """What is known of its arrays before they are decoded."""
+        return self.each(lambda part: arrays.head(part.read(arrays.LONGEST_HEAD)))
+
+    def decoded(self) -> list[tuple[arrays.Head, np.ndarray]]:
+        """Its arrays, each with its head."""
+        return self.each(lambda part: (found := arrays.head(part.data()), arrays.decode(found)))
+
+    def each(self, work: Callable[[Stored], Any]) -> list[Any]:
+        """``work(part)`` for each part; whatever goes wrong is a :class:`FormatError` that names it."""
         found = []
         for path, part in self.parts:
             with naming(f"leaf {path!r}"):
-                found.append(arrays.head(part.read(arrays.LONGEST_HEAD)))
+                found.append(work(part))
         return found
 
     def read(self, max_bytes: float | None = None) -> np.ndarray:
         """The dense array; of a random key its integers. ``max_bytes`` as in :meth:`Compressed.decompress`."""
         check_size([self], self.nbytes, max_bytes)
-        array = _assembled(self, [array for _, array in _decoded(self)])
+        array = _assembled(self, [array for _, array in self.decoded()])
         return np.asarray(protocol.dense(array) if records.is_record(array) else array)
 
     def __repr__(self) -> str:
@@ -79,7 +87,7 @@ class StoredLeaf:
 
 def decode_all(wanted: Sequence[StoredLeaf]) -> list[Any]:
     """The array or record of each leaf, with what were JAX arrays put on the device together."""
-    found = in_parallel(_decoded, wanted, nbytes=lambda leaf: leaf.nbytes)
+    found = in_parallel(StoredLeaf.decoded, wanted, nbytes=lambda leaf: leaf.nbytes)
     given = iter(arrays.as_given([part for parts in found for part in parts]))
     return [_assembled(leaf, [next(given) for _ in leaf.parts]) for leaf in wanted]
 
@@ -95,10 +103,8 @@ def check_size(wanted: Sequence[StoredLeaf], coded: int, max_bytes: float | None
     sizes = [_decoded_bytes(leaf) for leaf in wanted]
     if sum(sizes) > limit:
         most = wanted[int(np.argmax(np.array(sizes, object)))]
-        raise FormatError(
-            f"the arrays take {sum(sizes)} bytes, most of them leaf {most.path!r}; the limit is {limit}: "
-            "give a larger max_bytes if the file can be trusted"
-        )
+        said = f"the arrays take {sum(sizes)} bytes, most of them leaf {most.path!r}; the limit is {limit}"
+        raise FormatError(f"{said}: give a larger max_bytes if the file can be trusted")
 
 
 def _decoded_bytes(leaf: StoredLeaf) -> int:
@@ -109,15 +115,6 @@ def _decoded_bytes(leaf: StoredLeaf) -> int:
 
 def _volume(shape: tuple[int, ...]) -> int:
     return math.prod(max(length, 1) for length in shape)  # an axis of none must not hide a huge one
-
-
-def _decoded(leaf: StoredLeaf) -> list[tuple[arrays.Head, np.ndarray]]:
-    found = []
-    for path, part in leaf.parts:
-        with naming(f"leaf {path!r}"):
-            head = arrays.head(part.data())
-            found.append((head, arrays.decode(head)))
-    return found
 
 
 def _assembled(leaf: StoredLeaf, parts: list[Any]) -> Any:
@@ -215,7 +212,8 @@ class Compressed:
         return size_report(self.leaves, self.nbytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.root, [bytes(part.data()) for part in self.stored], dict(self.metadata))
+        parts = tuple(container.in_memory(bytes(part.data())) for part in self.stored)
+        return Compressed, (self.root, parts, dict(self.metadata))
 
     def __repr__(self) -> str:
         return f"Compressed({len(self.leaves)} leaves, {self._stored_bytes:,} bytes)"
@@ -223,7 +221,3 @@ class Compressed:
     @property
     def _stored_bytes(self) -> int:
         return sum(part.size for part in self.stored)
-
-
-def _unpickled(root: Node, payloads: list[bytes], metadata: dict[str, str]) -> Compressed:
-    return Compressed(root, tuple(map(container.in_memory, payloads)), metadata)

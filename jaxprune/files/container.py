@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jaxprune.files import tree_json
 from jaxprune.files.bytestream import FormatError, Reader, unsigned
 from jaxprune.files.tree_json import Node
+from jaxprune.host import distinct
 
 VERSION = 3
 _KEY = "jaxprune"  # of the metadata
@@ -48,9 +49,9 @@ class Stored(NamedTuple):
         return data[:-_CHECKSUM]
 
 
-def in_memory(data: bytes | memoryview, seed: int | None = None) -> Stored:
-    """Bytes that are there."""
-    return Stored(memoryview(data), len(data) + (_CHECKSUM if seed is None else 0), seed)
+def in_memory(data: bytes) -> Stored:
+    """Bytes that were made here."""
+    return Stored(data, len(data) + _CHECKSUM, None)
 
 
 def pieces(root: Node, payloads: Sequence[memoryview], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
@@ -92,18 +93,13 @@ def parse(file: Any) -> tuple[Node, list[Stored], dict[str, str]]:
     wanted = set(names) | ({_TOGETHER} if 0 in marks else set())
     if wanted != tensors.keys():
         raise FormatError(f"the tree and the tensors differ in {min(wanted ^ tensors.keys())[:80]!r}")
-    sizes: dict[str, int] = {}
     for name, part in tensors.items():
         if part.get_dtype() != "U8" or len(part.get_shape()) != 1:
             raise FormatError(f"tensor {name[:80]!r} is no vector of bytes")
-        (sizes[name],) = part.get_shape()
-    small = iter(_split(tensors[_TOGETHER], len(marks) - sum(marks)) if 0 in marks else [])
-    large = iter(names)
-    found = [
-        Stored(tensors[name := next(large)], sizes[name], seed) if own else in_memory(next(small), seed)
-        for own, seed in zip(marks, _seeds(header), strict=False)
-    ]
-    return root, found, metadata
+    small = ((data, len(data)) for data in (_split(tensors[_TOGETHER], marks.count(0)) if 0 in marks else ()))
+    large = ((tensors[name], *tensors[name].get_shape()) for name in names)
+    rows = zip(marks, _seeds(header), strict=False)
+    return root, [Stored(*next(large if own else small), seed) for own, seed in rows], metadata
 
 
 def _split(part: Any, number: int) -> list[memoryview]:
@@ -131,16 +127,8 @@ def _loads(text: str) -> Any:
 
 def _names(root: Node, marks: Sequence[int]) -> list[str]:
     """The names of the tensors of leaves with one of their own: their paths, made different where they are equal."""
-    taken, again, found = {_TOGETHER, _RESERVED}, dict[str, int](), []
-    for leaf, own in zip(tree_json.leaves(root), marks, strict=True):
-        if own:
-            name = leaf.path
-            while name in taken:
-                again[leaf.path] = again.get(leaf.path, 1) + 1
-                name = f"{leaf.path}#{again[leaf.path]}"
-            taken.add(name)
-            found.append(name)
-    return found
+    large = (leaf.path for leaf, own in zip(tree_json.leaves(root), marks, strict=True) if own)
+    return distinct(large, {_TOGETHER, _RESERVED})
 
 
 def _seeds(header: str) -> Iterator[int]:
