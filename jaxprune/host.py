@@ -157,17 +157,23 @@ def in_parallel(
 
     Neighbours of few bytes share a thread: the interpreter, which threads wait for, does most of their work.
     """
-    parts, room, found = [], 0, []
-    for item in items:
-        if room <= 0:
-            parts.append([])
-            room = _PART
-        parts[-1].append(item)
-        room -= nbytes(item)
+    parts, found = batches(items, nbytes, _PART), []
     with progress_bar(progress, what, 0, len(items)) as show, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for result in (pool.map if len(parts) > 1 else map)(lambda part: list(map(work, part)), parts):
             found += result
             show(len(found))
+    return found
+
+
+def batches(items: Iterable[Any], nbytes: Callable[[Any], int], most: int) -> list[list[Any]]:
+    """Neighbours together, until they reach so many bytes."""
+    found, room = [], 0
+    for item in items:
+        if room <= 0:
+            found.append([])
+            room = most
+        found[-1].append(item)
+        room -= nbytes(item)
     return found
 
 

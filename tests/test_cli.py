@@ -396,8 +396,8 @@ def test_a_recipe_is_resolved_as_documented():
     said = {"sparsity": 0.5, "scope": "leaf", "model.a.*": {"skip": True}, "*.b.*": {"bits": 3}}
     wanted = recipe.resolve(said, leaves)
     assert set(wanted.treatments) == {"model.b.weight", "model.c.weight"} and wanted.scope == "leaf"
-    assert wanted.treatments["model.b.weight"] == recipe.Treatment(sparsity=0.5, bits=3)
-    assert recipe.resolve({"*.b.*": {"sparsity": 0.1}}, leaves).treatments["model.b.weight"].section == 1
+    assert wanted.treatments["model.b.weight"] == {"sparsity": 0.5, "bits": 3, "section": 0}
+    assert recipe.resolve({"*.b.*": {"sparsity": 0.1}}, leaves).treatments["model.b.weight"]["section"] == 1
     with pytest.raises(ValueError, match=r"""section \["x"\]: unknown key 'sparsty'; there are sparsity, n_of_m"""):
         recipe.resolve({"x": {"sparsty": 1}}, leaves)
     with pytest.raises(ValueError, match="bits and codebook exclude each other"):

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune import checkpoints, files, host
 from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, compressed
 from jaxprune.cli import diff, recipe, shared
-from jaxprune.cli.recipe import Recipe, Treatment
+from jaxprune.cli.recipe import Recipe
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
 _BATCH = 2**24  # bytes
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     said = recipe.from_options(args)
     if args.recipe and said:
         raise ValueError(f"--recipe says everything: put {', '.join(said)} into {args.recipe} instead")
-    opened = shared.opened(args, args.checkpoint)
+    opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
     checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
     made = replace(coded(opened.leaves, wanted, args.progress), metadata=dict(opened.metadata))
@@ -52,15 +52,9 @@ def run(args: argparse.Namespace) -> None:
         compressed.write_compressed(beside, made)
         rows = _verified(opened, made, str(beside), wanted, args.progress)
         after = beside.stat().st_size
-    found = {
-        "path": args.output,
-        "verified": True,
-        "bytes_before": opened.file_bytes,
-        "bytes_after": after,
-        "leaves": rows,
-        "total": _total(rows),
-        "left_out": wanted.left_out,
-    }
+    found = {"path": args.output, "verified": True, "bytes_before": opened.file_bytes, "bytes_after": after}
+    total = diff.total(rows) | {key: sum(row[key] for row in rows) for key in ("bytes_before", "bytes_after")}
+    found |= {"leaves": rows, "total": total, "left_out": wanted.left_out}
     shared.show(args, found, _text(found), opened)
 
 
@@ -78,6 +72,9 @@ def coded(leaves: Mapping[str, Leaf], wanted: Recipe, progress: bool) -> files.C
         arrays = {name: array_of(name) for name in names}
         return compressed.code(arrays, side=wanted.side, where=lambda *_: meant, **codes)
 
+    def batches(names: list[str]) -> list[list[str]]:  # many small leaves take no longer than one of their size
+        return host.batches(names, lambda name: leaves[name].nbytes, _BATCH)
+
     alike: dict[Any, list[str]] = {}  # leaves of one treatment are coded together
     for name, leaf in leaves.items():
         key = name in wanted.treatments, tuple(wanted.codes(name, leaf).items())
@@ -85,22 +82,10 @@ def coded(leaves: Mapping[str, Leaf], wanted: Recipe, progress: bool) -> files.C
     groups = [
         (meant, dict(codes), group)
         for (meant, codes), names in alike.items()
-        for group in ([names] if dict(codes).get("quantizer") in recipe.TOGETHER else _batches(names, leaves))
+        for group in ([names] if dict(codes).get("quantizer") in recipe.TOGETHER else batches(names))
     ]
     parts = host.in_parallel(code, groups, "leaves", progress)
     return compressed.assemble({name: part for group in parts for name, part in group.items()})
-
-
-def _batches(names: Iterable[str], leaves: Mapping[str, Leaf]) -> list[list[str]]:
-    """Leaves that are worked on together: many small ones take no longer than one of their size."""
-    found, room = [], 0
-    for name in names:
-        if room < leaves[name].nbytes or not found:
-            found.append([])
-            room = _BATCH
-        found[-1].append(name)
-        room -= leaves[name].nbytes
-    return found
 
 
 def _verified(
@@ -113,7 +98,9 @@ def _verified(
     sizes = dict(zip(back.leaves, (leaf.nbytes for leaf in stored.leaves), strict=True))
 
     def row(name: str) -> dict[str, Any]:
-        found, treatment = diff.measured(opened.leaves[name], back.leaves[name], wanted.axes[name]), _said(wanted, name)
+        found = diff.measured(opened.leaves[name], back.leaves[name], wanted.axes[name])
+        said = wanted.treatments.get(name, {}).items()
+        treatment = {key: value for key, value in said if key != "section" and value != "uniform"} or None
         if name not in wanted.treatments and not wanted.side and not found["equal"]:
             raise CheckpointError(f"leaf {name!r} reads back changed, though nothing was to happen to it")
         sized = {"bytes_before": opened.leaves[name].nbytes, "bytes_after": sizes[name]}
@@ -121,19 +108,7 @@ def _verified(
         axes = {"axes": str(wanted.axes[name] or "?")} if by_axes else {}
         return found | sized | axes | {"treatment": treatment}
 
-    batches = _batches(opened.leaves, opened.leaves)
-    return sum(host.in_parallel(lambda names: list(map(row, names)), batches, "read back", progress), [])
-
-
-def _said(wanted: Recipe, name: str) -> dict[str, Any] | None:
-    """The treatment of a leaf without what is as usual."""
-    treatment = wanted.treatments.get(name, Treatment())
-    usual = Treatment()._asdict() | {"section": treatment.section}
-    return {key: value for key, value in treatment._asdict().items() if value != usual[key]} or None
-
-
-def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return diff.total(rows) | {key: sum(row[key] for row in rows) for key in ("bytes_before", "bytes_after")}
+    return host.in_parallel(row, list(opened.leaves), "read back", progress, lambda name: opened.leaves[name].nbytes)
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -21,15 +21,14 @@ def run(args: argparse.Namespace) -> None:
       jaxprune convert checkpoints/100 model.npz
       jaxprune convert model.safetensors model.orbax
     """
-    _copy(args, shared.opened(args, args.checkpoint))
+    _copy(args, checkpoints.open(args.checkpoint, max_bytes=args.max_bytes))
 
 
 def configure_decompress(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("checkpoint", help="a file that jaxprune compress, or jaxprune.save, wrote")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="ends in .safetensors, .npz, .msgpack or .orbax (a folder)"
-    )
+    suffixes = "ends in .safetensors, .npz, .msgpack or .orbax (a folder)"
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=suffixes)
 
 
 def decompress(args: argparse.Namespace) -> None:
@@ -39,7 +38,7 @@ def decompress(args: argparse.Namespace) -> None:
       jaxprune decompress model.jp -o model.safetensors
       jaxprune decompress model.jp -o model.npz --force
     """
-    opened = shared.opened(args, args.checkpoint)
+    opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
     if opened.format != "jaxprune":
         raise ValueError(f"{opened.path} is dense already ({opened.format}); jaxprune convert changes formats")
     _copy(args, opened)
@@ -48,7 +47,6 @@ def decompress(args: argparse.Namespace) -> None:
 def _copy(args: argparse.Namespace, opened: Checkpoint) -> None:
     """Writes the leaves to the output, and prints both sizes."""
     chosen = checkpoints.format_for(args.output)
-    checkpoints.check_output(args.output, force=args.force)
     others = checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     written = checkpoints.write(args.output, opened.leaves, metadata=opened.metadata, others=others, force=args.force)
     found = {"path": args.output, "format": chosen.name, "leaves": len(opened.leaves)}

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune.checkpoints import Checkpoint, Leaf
+from jaxprune import checkpoints
+from jaxprune.checkpoints import Leaf
 from jaxprune.checkpoints.leaf import paths
 from jaxprune.cli import shared
 from jaxprune.layout import Axes
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
       jaxprune diff before.msgpack after.npz --json
       jaxprune diff model.safetensors model.jp --changed       (leave out equal leaves)
     """
-    old, new = shared.opened(args, args.before), shared.opened(args, args.after)
+    old, new = (checkpoints.open(path, max_bytes=args.max_bytes) for path in (args.before, args.after))
     before, after = ({path: file.leaves[name] for name, path in paths(file.leaves).items()} for file in (old, new))
     both = [path for path in before if path in after]
     if not both:
@@ -49,18 +50,16 @@ def run(args: argparse.Namespace) -> None:
             rows.append(row | ({"axes": str(known or "?")} if name in marked else {}))
         else:
             shapes.append({"name": path, "before": list(before[path].shape), "after": list(after[path].shape)})
-    found = {
-        "before": {"path": args.before, "format": old.format, "file_bytes": old.file_bytes},
-        "after": {"path": args.after, "format": new.format, "file_bytes": new.file_bytes},
-        "equal": all(row["equal"] for row in rows)
-        and len(rows) == len(before) == len(after)
-        and _bytes(old) == _bytes(new),
-        "leaves": rows,
-        "shapes": shapes,
-        "only_before": [path for path in before if path not in after],
-        "only_after": [path for path in after if path not in before],
-        "total": total(rows),
+    sides = zip(("before", "after"), (args.before, args.after), (old, new), strict=True)
+    found: dict[str, Any] = {
+        side: {"path": path, "format": file.format, "file_bytes": file.file_bytes} for side, path, file in sides
     }
+    others = [{name: other.read() for name, other in file.others.items()} for file in (old, new)]
+    alike = len(rows) == len(before) == len(after) and others[0] == others[1]
+    found |= {"equal": alike and all(row["equal"] for row in rows), "leaves": rows, "shapes": shapes}
+    found["only_before"] = [path for path in before if path not in after]
+    found["only_after"] = [path for path in after if path not in before]
+    found["total"] = total(rows)
     shared.show(args, found, _text(found, args.changed), old, new)
 
 
@@ -76,19 +75,9 @@ def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def measured(before: Leaf, after: Leaf, axes: Axes | None) -> dict[str, Any]:
     """What is known of a leaf when both its arrays have been read."""
     found = measures.compare(before.read(), after.read(), axes.inputs if axes else None)
-    return {
-        "name": before.name,
-        "shape": list(before.shape),
-        "dtype": before.dtype.name,
-        "dtype_after": after.dtype.name,
-        "floating": bool(jnp.issubdtype(before.dtype, jnp.inexact)),
-        "relative_error": found.relative_error,
-        **found._asdict(),
-    }
-
-
-def _bytes(opened: Checkpoint) -> dict[str, bytes]:
-    return {name: other.read() for name, other in opened.others.items()}
+    row = {"name": before.name, "shape": list(before.shape), "dtype": before.dtype.name}
+    row |= {"dtype_after": after.dtype.name, "floating": bool(jnp.issubdtype(before.dtype, jnp.inexact))}
+    return row | {"relative_error": found.relative_error, **found._asdict()}
 
 
 def _text(found: dict[str, Any], changed: bool) -> str:
@@ -102,8 +91,7 @@ def _text(found: dict[str, Any], changed: bool) -> str:
     ]
     lines = [shared.table(heads, forms, rows, found["total"] | {"name": "total"}, left=4), "", _NOTES, ""]
     for row in found["shapes"]:
-        before, after = shared.shape(row["before"]), shared.shape(row["after"])
-        lines.append(f"{row['name']}: {before} before, {after} after")
+        lines.append(f"{row['name']}: {shared.shape(row['before'])} before, {shared.shape(row['after'])} after")
     for key, name in (("only_before", found["before"]["path"]), ("only_after", found["after"]["path"])):
         if found[key]:
             lines.append(f"only in {name}: {', '.join(found[key])}")

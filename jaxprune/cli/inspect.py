@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import host
+from jaxprune import checkpoints, host
 from jaxprune.checkpoints import Leaf
 from jaxprune.cli import shared
 from jaxprune.kernels.rounding import HUGE, TINY
@@ -50,9 +50,8 @@ class Facts(NamedTuple):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument(
-        "checkpoint", help=".safetensors (or its index), .npz, msgpack of Flax, Orbax folder or jaxprune file"
-    )
+    formats = ".safetensors (or its index), .npz, msgpack of Flax, Orbax folder or jaxprune file"
+    parser.add_argument("checkpoint", help=formats)
     shared.add_choices(parser, "where", "layout")
 
 
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
       jaxprune inspect model.safetensors --json | jq .total
       jaxprune inspect checkpoints/100 --where 'Dense_*'
     """
-    opened = shared.opened(args, args.checkpoint)
+    opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
     shown = shared.matching(args.where, list(opened.leaves), opened.leaves)
     marked = set(shared.eligible(opened.leaves))
     leaves = [opened.leaves[name] for name in shown]
@@ -79,15 +78,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _row(leaf: Leaf, facts: Facts, marked: bool, axes: Axes | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "name": leaf.name,
-        "shape": list(leaf.shape),
-        "axes": str(axes or "?") if marked else "",
-        "dtype": leaf.dtype.name,
-        "parameters": leaf.size,
-        "bytes": leaf.nbytes,
-        "selected": marked,
-    }
+    row: dict[str, Any] = {"name": leaf.name, "shape": list(leaf.shape), "axes": str(axes or "?") if marked else ""}
+    row |= {"dtype": leaf.dtype.name, "parameters": leaf.size, "bytes": leaf.nbytes, "selected": marked}
     row |= {key: getattr(facts, key) for key in ("zeros", "nan", "inf", "absmax")}
     for bits, entropy in facts.entropy.items():
         row[f"entropy_{bits}"] = entropy

@@ -57,18 +57,8 @@ _SECTION_KEYS = {"skip": Key(bool, "true leaves these leaves alone")}
 _RIVALS = {"sparsity": "n_of_m", "n_of_m": "sparsity", "bits": "codebook", "codebook": "bits"}
 
 
-class Treatment(NamedTuple):
-    """What happens to one leaf; see ``KEYS``. ``section`` is 0 for the top, then the number of the section."""
-
-    sparsity: float | None = None
-    n_of_m: tuple[int, int] | None = None
-    n_of_m_axis: int | None = None
-    bits: float | None = None
-    codebook: int | None = None
-    quantizer: str = "uniform"
-    axis: Any = None
-    block_size: int | None = None
-    section: int = 0
+#: What is said of one leaf, by ``KEYS``, and as ``section`` where its sparsity was: 0 for the top.
+Treatment = dict[str, Any]
 
 
 class Shared(NamedTuple):
@@ -98,9 +88,9 @@ class Recipe(NamedTuple):
         groups: dict[tuple[Any, float], dict[str, Leaf]] = {}
         for name in compressed.tree_order(self.treatments):
             treatment = self.treatments[name]
-            if treatment.sparsity is not None:
-                key = treatment.section if self.scope == "global" else name
-                groups.setdefault((key, treatment.sparsity), {})[name] = leaves[name]
+            if "sparsity" in treatment:
+                key = treatment["section"] if self.scope == "global" else name
+                groups.setdefault((key, treatment["sparsity"]), {})[name] = leaves[name]
         parts = [ranking.cuts(group, sparsity) for (_, sparsity), group in groups.items()]
         return {name: cut for part in parts for name, cut in part.items()}
 
@@ -108,28 +98,28 @@ class Recipe(NamedTuple):
         """Which weights stay: in the shape of the array, or a single True."""
         if cut is not None:
             return ranking.mask(array, cut)
-        treatment = self.treatments.get(name, Treatment())
-        if treatment.n_of_m is None:
+        treatment = self.treatments.get(name, {})
+        if "n_of_m" not in treatment:
             return np.ones((), bool)
-        axis = treatment.n_of_m_axis
+        axis = treatment.get("n_of_m_axis")
         axis = sure(name, array, self.axes[name]).along - array.ndim if axis is None else axis
         scores = {name: np.abs(array.astype(np.float32))}
-        return np.asarray(masks.n_of_m(scores, *treatment.n_of_m, axis=axis, where=lambda *_: True)[name])
+        return np.asarray(masks.n_of_m(scores, *treatment["n_of_m"], axis=axis, where=lambda *_: True)[name])
 
     def spec(self, name: str, leaf: Leaf) -> QuantSpec:
         """The spec of a uniform quantizer, with the axes of the leaf."""
-        treatment = self.treatments[name]
-        return spec_of(QuantSpec(axis=treatment.axis, block_size=treatment.block_size), name, leaf, self.axes[name])
+        said = {key: value for key, value in self.treatments[name].items() if key in ("axis", "block_size")}
+        return spec_of(QuantSpec(**said), name, leaf, self.axes[name])
 
     def codes(self, name: str, leaf: Leaf) -> dict[str, Any]:
         """What :func:`jaxprune.compress` is told of the codes of a leaf; nothing if it has none."""
-        treatment = self.treatments.get(name, Treatment())
-        if treatment.codebook is not None:
-            return {"bits": treatment.codebook, "quantizer": Shared(kept_axes(None, name, leaf, self.axes[name]))}
-        if treatment.bits is None:
+        treatment = self.treatments.get(name, {})
+        if "codebook" in treatment:
+            return {"bits": treatment["codebook"], "quantizer": Shared(kept_axes(None, name, leaf, self.axes[name]))}
+        if "bits" not in treatment:
             return {}
-        whole = treatment.quantizer in TOGETHER
-        return {"bits": treatment.bits, "quantizer": treatment.quantizer if whole else self.spec(name, leaf)}
+        quantizer = treatment.get("quantizer")
+        return {"bits": treatment["bits"], "quantizer": quantizer if quantizer in TOGETHER else self.spec(name, leaf)}
 
 
 def add_options(parser: Any, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> None:
@@ -175,7 +165,7 @@ def resolve(said: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> Recipe:
     lossless = not (base or sections or where or exclude)
     chosen = shared.eligible(leaves) if lossless else shared.choose(leaves, where, exclude)
     axes, left_out = shared.axes(leaves, layout), []
-    found: dict[str, dict[str, Any]] = {name: base | {"section": 0} for name in chosen}
+    found: dict[str, Treatment] = {name: base | {"section": 0} for name in chosen}
     for name in chosen if "n_of_m" in base and not where and "n_of_m_axis" not in base else ():
         if (known := axes[name]) and not known.grouped(leaves[name].shape):
             del found[name]["n_of_m"]
@@ -186,14 +176,11 @@ def resolve(said: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> Recipe:
             below = {key: value for key, value in found[name].items() if _RIVALS.get(key) not in section}
             own = {"section": number} if "sparsity" in section else {}
             found[name] = below | {"skip": False} | section | own
-    treatments = {name: _treatment(keys) for name, keys in found.items() if not keys.get("skip")}
-    left_out = [name for name in left_out if name in treatments and not treatments[name].n_of_m]
+    treatments = {name: keys for name, keys in found.items() if not keys.pop("skip", False)}
+    for keys in treatments.values():
+        keys |= {"n_of_m": _ratio(keys["n_of_m"])} if "n_of_m" in keys else {}
+    left_out = [name for name in left_out if name in treatments and "n_of_m" not in treatments[name]]
     return Recipe(treatments, top.get("scope", "leaf"), top.get("side"), axes, left_out)
-
-
-def _treatment(keys: dict[str, Any]) -> Treatment:
-    made = Treatment(**{key: value for key, value in keys.items() if key != "skip"})
-    return made if made.n_of_m is None else made._replace(n_of_m=_ratio(made.n_of_m))
 
 
 def _ratio(text: Any) -> tuple[int, int]:

@@ -6,7 +6,6 @@ Tables and JSON go to stdout, everything else to stderr.
 import glob
 import importlib
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxprune import checkpoints, host, tree
+from jaxprune import host, tree
 from jaxprune.base import Layout
 from jaxprune.checkpoints import Checkpoint, Leaf
 from jaxprune.checkpoints.leaf import grown, paths
@@ -124,11 +123,6 @@ def function(text: str) -> Callable[..., Any]:
     return found
 
 
-def opened(args: Any, path: str) -> Checkpoint:
-    """A checkpoint, with the limit that the options say."""
-    return checkpoints.open(path, max_bytes=args.max_bytes)
-
-
 def show(args: Any, facts: dict[str, Any], text: str, *read: Checkpoint) -> None:
     """Prints the facts as JSON if that is asked for, else the text; and what of the files that were read was not."""
     found = [(file.path, name, other.kind) for file in read for name, other in file.others.items()]
@@ -171,13 +165,7 @@ def table(heads: str, forms: str, rows: Sequence[Any], total: Any = None, left: 
 
 def plain(value: Any) -> Any:
     """The value as JSON can hold it; numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value, default=lambda number: number.item()), parse_constant=lambda name: None)
 
 
 def few(names: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         inputs = [jnp.asarray(leaf.read()) for leaf in checkpoints.open(args.inputs).leaves.values()]
     else:
         inputs = [_zeros(text) for text in args.input_shape]
-    opened = shared.opened(args, args.checkpoint)
+    opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
     others = checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     by_path = {path: name for name, path in paths(opened.leaves).items()}
     params = checkpoints.nested({path: jnp.asarray(opened.leaves[name].read()) for path, name in by_path.items()})
@@ -65,19 +65,12 @@ def run(args: argparse.Namespace) -> None:
         for name, leaf in opened.leaves.items()
     }
     written = checkpoints.write(args.output, leaves, metadata=opened.metadata, others=others, force=args.force)
-    rows = [
-        {"name": name, "before": list(opened.leaves[name].shape), "after": list(leaf.shape)}
-        for name, leaf in leaves.items()
-    ]
-    found = {
-        "path": args.output,
-        "bytes_before": opened.file_bytes,
-        "bytes_after": written,
-        "parameters_before": sum(leaf.size for leaf in opened.leaves.values()),
-        "parameters_after": sum(leaf.size for leaf in leaves.values()),
-        "leaves": rows,
-        "report": shrunk.report.to_dict(),
-    }
+    shapes = ((name, list(opened.leaves[name].shape), list(leaf.shape)) for name, leaf in leaves.items())
+    rows = [{"name": name, "before": before, "after": after} for name, before, after in shapes]
+    found = {"path": args.output, "bytes_before": opened.file_bytes, "bytes_after": written}
+    found["parameters_before"] = sum(leaf.size for leaf in opened.leaves.values())
+    found["parameters_after"] = sum(leaf.size for leaf in leaves.values())
+    found |= {"leaves": rows, "report": shrunk.report.to_dict()}
     shared.show(args, found, _text(found, str(shrunk.report)), opened)
 
 
@@ -91,9 +84,8 @@ def _zeros(text: str) -> jax.Array:
     try:
         shape = tuple(int(part) for part in sizes.replace("x", ",").split(",") if part)
     except ValueError as error:
-        raise ValueError(
-            f"--input-shape {text!r}: write numbers between commas, such as 1,28,28,1 or 1,128:int32"
-        ) from error
+        said = "write numbers between commas, such as 1,28,28,1 or 1,128:int32"
+        raise ValueError(f"--input-shape {text!r}: {said}") from error
     return jnp.zeros(shape, dtype_of(dtype or "float32"))
 
 

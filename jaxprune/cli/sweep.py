@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         checkpoints.check_output(args.png, force=args.force)
         host.library("matplotlib", "jaxprune[plots]")
     evaluate = shared.function(args.eval) if args.eval else None
-    opened = shared.opened(args, args.checkpoint)
+    opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
     prunings = []
     for said in sparsities:
         wanted = recipe.resolve(recipe.from_options(args, _OPTIONS) | said, opened.leaves)
@@ -70,15 +70,10 @@ def run(args: argparse.Namespace) -> None:
         for row, (pruning, bits) in zip(rows, shared.tracked(tried, "settings", args.progress), strict=True):
             row["metric"] = evaluated(opened.leaves, pruning, bits, evaluate)
     _mark_front(rows)
-    wanted = prunings[0].wanted
-    found = {
-        "path": args.checkpoint,
-        "scope": wanted.scope,
-        "bytes": sum(leaf.nbytes for leaf in opened.leaves.values()),
-        "chosen": list(wanted.treatments),
-        "left_out": max((pruning.wanted.left_out for pruning in prunings), key=len),
-        "settings": rows,
-    }
+    wanted, left_out = prunings[0].wanted, max((pruning.wanted.left_out for pruning in prunings), key=len)
+    size = sum(leaf.nbytes for leaf in opened.leaves.values())
+    found = {"path": args.checkpoint, "scope": wanted.scope, "bytes": size, "chosen": list(wanted.treatments)}
+    found |= {"left_out": left_out, "settings": rows}
     if args.png:
         _draw(Path(args.png), rows, metric, args.force)
     shared.show(args, found, _text(found, metric), opened)
