@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jaxprune import tree
 from jaxprune.base import Array, Params, Where
 from jaxprune.calibration import statistics
-from jaxprune.calibration.calls import CALLS
-from jaxprune.calibration.following import follow_rows
-from jaxprune.calibration.reading import Found, Reading, Seen, Wanted
+from jaxprune.calibration.following import look_ahead
+from jaxprune.calibration.reading import Found, Reading, Wanted
 from jaxprune.calibration.statistics import Gradients, Statistics
 from jaxprune.calibration.views import Use, View
 from jaxprune.program import jaxprs
@@ -87,44 +86,29 @@ def _collect(
 ) -> Statistics:
     (key, rows), (program, _) = extras, jaxprs.trace(apply, params, *inputs)
     leaves, data = jax.tree.leaves((params, inputs)), jax.tree.leaves(inputs)
-    guide = None if rows is None else follow_rows(program, rows.shape, len(leaves) - len(data), data)
+    views = [View.of(names[i], leaf) if i in chosen else None for i, leaf in enumerate(leaves)]
+    guide, ahead = look_ahead(program, views, () if rows is None else rows.shape, len(leaves) - len(data))
+    uses = {one.name: one.use for one in ahead.noted.values()}
 
-    def read(taps: Found) -> tuple[list[Array], Found, dict[str, Use], dict[str, str]]:
-        views = [View.of(names[i], leaf) if i in chosen else None for i, leaf in enumerate(leaves)]
-        reading = Reading(wanted, CALLS, taps, rows)
-        frame = visit(program, [Seen(*pair) for pair in zip(leaves, views, strict=True)], reading, guide=guide)
-        outs = [one.value for one in frame.results if jaxprs.is_inexact(one.value)]
-        return outs, reading.found, reading.uses, reading.ended
+    def read(taps: Found) -> tuple[list[Array], Found]:
+        reading = Reading(wanted, ahead.noted, taps, rows)
+        outs = visit(program, leaves, reading, guide=guide).results
+        return [out for out in outs if jaxprs.is_inexact(out)], reading.found
 
     if key is None:
-        _, found, uses, ended = read({})
-        back = {}
+        (_, found), back = read({}), {}
     else:
-        found, back, uses, ended = _with_gradients(read, key, wanted)
+        taps = {name: _zeros(use, wanted.gram) for name, use in uses.items()}
+        outs, pullback, found = jax.vjp(read, taps, has_aux=True)
+        keys = jax.random.split(key, max(len(outs), 1))
+        (back,) = pullback([jax.random.normal(one, out.shape, out.dtype) for one, out in zip(keys, outs, strict=False)])
     used = {use.path for use in uses.values()}
     without = {
-        names[i]: f"its view ends in {ended[names[i]]}" if names[i] in ended else "no operation uses it"
+        names[i]: f"its view ends in {ahead.ended[names[i]]}" if names[i] in ahead.ended else "no operation uses it"
         for i in sorted(chosen)
         if names[i] not in used
     }
     return Statistics(found, back, tuple(uses.items()), tuple(without.items()))
-
-
-def _with_gradients(read: Callable[[Found], Any], key: Array, wanted: Wanted) -> tuple[Found, Found, Any, Any]:
-    """What is found, forwards and backwards, of random cotangents."""
-    static: list[Any] = []
-
-    def run(taps: Found) -> tuple[list[Array], Found]:
-        outs, found, *rest = read(taps)
-        static[:] = rest
-        return outs, found
-
-    jax.eval_shape(lambda: run({})[1])
-    taps = {name: _zeros(use, wanted.gram) for name, use in static[0].items()}
-    outs, pullback, found = jax.vjp(run, taps, has_aux=True)
-    keys = jax.random.split(key, max(len(outs), 1))
-    (back,) = pullback([jax.random.normal(one, out.shape, out.dtype) for one, out in zip(keys, outs, strict=False)])
-    return found, back, *static
 
 
 def _zeros(use: Use, gram: bool) -> Gradients:

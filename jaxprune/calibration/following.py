@@ -1,158 +1,187 @@
-"""Follows the axes of a mask of rows, such as of padded tokens, through a program: which axes of each value they are.
+"""What is known of each value ahead of the run: of which parameter it is a view, and where its rows of data are.
 
-An abstract pass ahead of the one that collects. Where an operation mixes rows up, what depends on it is marked so, and
-a product that needs it raises.
+So it is known how equations use parameters before any of them runs. Where an operation mixes up the axes of a mask of
+rows, such as of padded tokens, what depends on it is marked so, and a product that needs it raises.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Array
+from jaxprune.calibration import factors
 from jaxprune.calibration.factors import Factor, Factors, fresh
-from jaxprune.calibration.row_rules import RULES, by_entry, joined
+from jaxprune.calibration.products import PRODUCTS, Lookup, Product, lookup
+from jaxprune.calibration.views import Use, View, follow
 from jaxprune.program import jaxprs
-from jaxprune.program.jaxprs import Frame, Site
-from jaxprune.program.primitives.calls import scan_parts, while_parts
-
-#: Operations that run one program as it is; what else they know of is its derivative, or how to save memory.
-INLINE = (
-    *("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "remat"),
-    *("custom_jvp_call", "custom_vjp_call"),
-)
+from jaxprune.program.jaxprs import Frame, Place
+from jaxprune.program.primitives import RULES
 
 
-class Mark(NamedTuple):
-    """Where the axes of the mask are in a value; ``factors`` is None where they are mixed up, by what ``why`` says."""
+class Known(NamedTuple):
+    """Where the axes of the mask are in a value, None where they are mixed up, by what ``why`` says; and its view."""
 
     factors: Factors | None
     why: str = ""
+    view: View | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the mask has a say in it."""
+        return self.factors is None or any(map(factors.marked, self.factors))
 
 
-class _Follow:
-    """The reader of the pass."""
+class Noted(NamedTuple):
+    """How an equation uses a parameter: the name of the use, and what is known of the data."""
 
-    site = Site
-
-    def constant(self, variable: Any, value: Any, guide: Frame | None) -> Mark:
-        return Mark(fresh(np.shape(value), known=False))
-
-    def literal(self, atom: Any) -> Mark:
-        return Mark(fresh(np.shape(atom.val), known=False))
-
-    def apply(self, site: Site, operands: Sequence[Mark]) -> Sequence[Mark]:
-        outs = [out.aval.shape for out in site.equation.outvars]
-        if site.name in _CALLS:
-            return _CALLS[site.name](site, operands)
-        if not any(map(_marked, operands)):
-            return [Mark(fresh(shape, known=False)) for shape in outs]
-        mixed = [mark for mark in operands if mark.factors is None]
-        if mixed:
-            return mixed[:1] * len(outs)
-        found = RULES.get(site.name, by_entry)(site, [mark.factors for mark in operands])  # type: ignore[misc]
-        return [Mark(found(shape) if found else None, f"{site.name} at {site.line}") for shape in outs]
+    name: str
+    use: Use
+    product: Product | Lookup
+    data: Known
 
 
-def _marked(mark: Mark) -> bool:
-    return mark.factors is None or any(one.origin is not None for axis in mark.factors for one in axis)
+class Site(jaxprs.Abstract):
+    """An equation ahead of the run."""
+
+    def carried(self, value: Known) -> Known:
+        """Views end here."""
+        return value._replace(view=None)
+
+    def unstacked(self, value: Known) -> Known:
+        """Views go on; rows do, unless the scan is over them."""
+        own = None if value.factors is None or factors.marked(value.factors[0]) else value.factors[1:]
+        view = value.view and value.view.in_scan((self.place, self.params["length"]))
+        return Known(own, value.why or "a scan over them", view)
+
+    def stacked(self, value: Known) -> Known:
+        """The steps are no rows."""
+        steps = (Factor(None, self.params["length"]),)
+        return Known(None if value.factors is None else (steps, *value.factors), value.why)
+
+    def join(self, value: Known, other: Known, rounds: int = 0) -> Known:
+        """What both have."""
+        if value.factors is None or other.factors is None:
+            return value if value.factors is None else self.carried(other)
+        found = factors.joined([value.factors, other.factors])
+        return value if found == value.factors else Known(found, "values of two branches or rounds")
 
 
-def program_of(site: Site) -> Any:
-    """The program that an operation runs."""
-    return next(site.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in site.params)
+@dataclass
+class Ahead:
+    """The reader of the visit.
+
+    Attributes:
+      noted: by their places, the equations that use parameters.
+      ended: for each path, why no product is found where a view of it ends.
+      numbers: how many uses each path has had.
+      sources: by the data and how it is looked at, the name of its first use; the data is kept, or its id would not.
+    """
+
+    noted: dict[Place, Noted] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    numbers: Counter[str] = field(default_factory=Counter)
+    sources: dict[Any, tuple[str, Any]] = field(default_factory=dict)
+    site: Any = Site
+
+    def constant(self, variable: Any, value: Any, guide: Frame | None) -> Known:
+        return Known(fresh(np.shape(value), known=0))
+
+    def literal(self, atom: Any) -> Known:
+        return Known(fresh(np.shape(atom.val), known=0))
+
+    def apply(self, site: Site, operands: Sequence[Known]) -> Sequence[Known]:
+        called = RULES.get(site.name)
+        if called and called.calls:
+            return called.bound(site, operands)  # type: ignore[misc]
+        rows = self.rows(site, operands)
+        return [Known(*pair, view) for pair, view in zip(rows, self.views(site, operands), strict=True)]
+
+    def rows(self, site: Site, operands: Sequence[Known]) -> list[tuple[Factors | None, str]]:
+        """For each result, where the axes of the mask are in it, and what has mixed them up."""
+        shapes = [out.aval.shape for out in site.equation.outvars]
+        if mixed := [one for one in operands if one.factors is None]:
+            return [mixed[0][:2]] * len(shapes)
+        if not any(one.counts for one in operands):
+            return [(fresh(shape, known=0), "") for shape in shapes]
+        rule, given = factors.RULES.get(site.name, factors.by_entry), [one.factors for one in operands]
+        return [(rule(site, given, shape), f"{site.name} at {site.line}") for shape in shapes]  # type: ignore[arg-type]
+
+    def views(self, site: Site, operands: Sequence[Known]) -> Sequence[View | None]:
+        """The results as views; equations that use one are noted."""
+        viewed = [(i, one.view) for i, one in enumerate(operands) if one.view]
+        nothing = [None] * len(site.equation.outvars)
+        if not viewed or (len(viewed) == 1 and self.note(site, operands, *viewed[0])):
+            return nothing
+        views = follow(viewed[0][1], site.equation) if len(operands) == 1 else None
+        if views is None:
+            self.ended = {view.path: f"{site.name} at {site.line}" for _, view in viewed} | self.ended
+        return views or nothing
+
+    def note(self, site: Site, operands: Sequence[Known], side: int, view: View) -> bool:
+        """Notes an equation that is a product with a parameter, or looks up its rows; whether it does."""
+        rule = PRODUCTS.get(site.name)
+        found = rule(site.equation, side, view) if rule else None
+        if site.name == "gather" and side == 0:
+            found = lookup(site.equation, view)
+        if found is None:
+            return False
+        name, loops = f"{view.path}#{number}" if (number := self.numbers[view.path]) else view.path, view.scans
+        if site.place in self.noted:
+            name = self.noted[site.place].name  # one more round of a loop
+        else:
+            self.numbers[view.path] += 1
+        data, source = operands[1 if isinstance(found, Lookup) else found.data], name
+        if isinstance(found, Product):
+            sizes = None if found.groups is None else operands[found.groups]
+            runs = [i for i, part in enumerate(site.place) if part in ("scan", "while", "cond")]
+            same = (site.place[: max(runs, default=-1) + 1], id(data), found.kind, id(sizes), loops)
+            source, _ = self.sources.setdefault(same, (name, (data, sizes)))
+        many, inputs, outputs = found.shape
+        shape = (many * math.prod(length for _, length in loops), inputs, outputs)
+        use = Use(found.view, shape, source, lookup=isinstance(found, Lookup))
+        self.noted[site.place] = Noted(name, use, found, data)
+        return True
 
 
-def _inline(site: Site, operands: Sequence[Mark]) -> Sequence[Mark]:
-    return site.enter(program_of(site), operands)
-
-
-def _scan(site: Site, operands: Sequence[Mark]) -> Sequence[Mark]:
-    constants, carry, stacked = scan_parts(site, operands)
-    each = []
-    for mark in stacked:
-        over = mark.factors is None or mark.factors[0][0].origin is not None  # a scan over the rows themselves
-        each.append(Mark(None if over else mark.factors[1:], mark.why or "a scan over them"))  # type: ignore[index]
-    carry, outs = _settled(site, site.params["jaxpr"], [*constants], carry, each)
-    steps = (Factor(None, site.params["length"]),)
-    ys = [Mark(None if mark.factors is None else (steps, *mark.factors), mark.why) for mark in outs]
-    return [*carry, *ys]
-
-
-def _while(site: Site, operands: Sequence[Mark]) -> Sequence[Mark]:
-    for_test, for_body, carry = while_parts(site, operands)
-    carry, _ = _settled(site, site.params["body_jaxpr"], for_body, carry, [])
-    site.enter(site.params["cond_jaxpr"], [*for_test, *carry])  # behind the body, which alone is read
-    return carry
-
-
-def _settled(site: Site, program: Any, before: list[Mark], carry: list[Mark], after: list[Mark]) -> Any:
-    """What holds of carried values in every round, and the marks of the other results."""
-    while True:
-        site.entered.clear()
-        outs = site.enter(program, [*before, *carry, *after])
-        both = [_either(*pair) for pair in zip(carry, outs[: len(carry)], strict=True)]
-        if [one.factors for one in both] == [one.factors for one in carry]:
-            return carry, outs[len(carry) :]
-        carry = both
-
-
-def _either(a: Mark, b: Mark) -> Mark:
-    if a.factors is None or b.factors is None:
-        return a if a.factors is None else b
-    return Mark(joined([a.factors, b.factors]), "values of two branches or rounds")
-
-
-def _cond(site: Site, operands: Sequence[Mark]) -> Sequence[Mark]:
-    outs = [site.enter(branch, operands[1:]) for branch in site.params["branches"]]
-    first = list(outs[0])
-    for other in outs[1:]:
-        first = [_either(*pair) for pair in zip(first, other, strict=True)]
-    return first
-
-
-_CALLS: dict[str, Callable[[Site, Sequence[Mark]], Sequence[Mark]]] = {
-    **dict.fromkeys(INLINE, _inline),
-    "scan": _scan,
-    "while": _while,
-    "cond": _cond,
-}
-
-
-def follow_rows(program: Any, mask: tuple[int, ...], parameters: int, inputs: Sequence[Any]) -> Frame:
-    """The program with the marks of its values.
+def look_ahead(
+    program: Any, views: Sequence[View | None], mask: tuple[int, ...], parameters: int
+) -> tuple[Frame, Ahead]:
+    """The program with what is known of its values, and of its products.
 
     Args:
-      program: of parameters and inputs.
+      program: of parameters and data.
+      views: of its inputs.
       mask: the shape of the mask of rows. Its axes are the first ones of each input, as far as their lengths agree.
       parameters: how many of the program's inputs are.
-      inputs: the other ones.
     """
-    marks = [Mark(fresh(v.aval.shape, known=False)) for v in jaxprs.body(program).invars[:parameters]]
-    for leaf in inputs:
-        agree = 0
-        while agree < min(len(mask), leaf.ndim) and leaf.shape[agree] == mask[agree]:
+    reader, ins = Ahead(), []
+    for number, (variable, view) in enumerate(zip(jaxprs.body(program).invars, views, strict=True)):
+        shape, agree = variable.aval.shape, 0
+        while number >= parameters and agree < min(len(mask), len(shape)) and shape[agree] == mask[agree]:
             agree += 1
-        own = tuple((Factor(i if i < agree else None, size),) for i, size in enumerate(leaf.shape))
-        marks.append(Mark(own))
-    return jaxprs.visit(program, marks, _Follow())
+        ins.append(Known(fresh(shape, known=agree), view=view))
+    return jaxprs.visit(program, ins, reader), reader
 
 
-def rows_of(mask: Array, mark: Mark, shape: tuple[int, ...], line: str) -> Array | None:
+def rows_of(mask: Array, known: Known, shape: tuple[int, ...], line: str) -> Array | None:
     """The mask for each entry of a value of that shape, float32; ``None`` if the value has no rows of it.
 
     Raises:
       ValueError: the rows are mixed up, with the line of the product.
     """
-    if mark.factors is None:
-        raise ValueError(f"rows= cannot be followed to the product at {line}: mixed up by {mark.why}")
-    factors = [one for axis in mark.factors for one in axis]
-    found = [one.origin for one in factors if one.origin is not None]
+    if known.factors is None:
+        raise ValueError(f"rows= cannot be followed to the product at {line}: mixed up by {known.why}")
+    parts = [one for axis in known.factors for one in axis]
+    found = [one.origin for one in parts if one.origin is not None]
     if not found:
         return None
     for i in set(found):
-        sizes = [one.size for one in factors if one.origin == i]
+        sizes = [one.size for one in parts if one.origin == i]
         if sizes != [mask.shape[i]]:
             raise ValueError(
                 f"rows= cannot be followed to the product at {line}: its axis {i} is there in parts {sizes}"
@@ -161,6 +190,6 @@ def rows_of(mask: Array, mark: Mark, shape: tuple[int, ...], line: str) -> Array
     kept = jnp.any(mask, axis=missing) if missing else mask
     names = [i for i in range(mask.ndim) if i in found]
     kept = jnp.transpose(kept, [names.index(i) for i in found])
-    sizes = iter(kept.shape)
-    kept = kept.reshape([next(sizes) if one.origin is not None else 1 for one in factors])
-    return jnp.broadcast_to(kept, [one.size for one in factors]).reshape(shape).astype(jnp.float32)
+    lengths = iter(kept.shape)
+    kept = kept.reshape([next(lengths) if one.origin is not None else 1 for one in parts])
+    return jnp.broadcast_to(kept, [one.size for one in parts]).reshape(shape).astype(jnp.float32)

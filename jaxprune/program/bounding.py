@@ -20,6 +20,7 @@ from jaxprune.program.ranges import (
     Value,
     all_faults,
     choose,
+    join,
     many,
     of_array,
     pick,
@@ -30,9 +31,12 @@ from jaxprune.program.ranges import (
 #: Values that no parameter and no input takes part in are computed up to this size, where ranges say too little.
 EVALUATED = 2**20
 
+#: Rounds of a loop that are followed; what still changes then is taken for unknown.
+ROUNDS = 3
+
 
 @dataclass(eq=False)
-class Step(jaxprs.Site):
+class Step(jaxprs.Abstract):
     """What a rule sees of the equation at hand, besides what is known of its operands.
 
     Attributes:
@@ -65,6 +69,30 @@ class Step(jaxprs.Site):
     def fault(self, reason: str) -> None:
         """Notes that what is removed makes a difference here."""
         self.faults.append(Fault(self.name, self.line, reason))
+
+    def carried(self, value: Value) -> Value:
+        """A value of its own, as those that are one at first may part after a round."""
+        return _shifted(value, 0)
+
+    def unstacked(self, value: Value) -> Value:
+        """Without the axis of the steps."""
+        return _shifted(value, -1)
+
+    def stacked(self, value: Value) -> Value:
+        """With an axis of the steps in front."""
+        return _shifted(value, 1)
+
+    def join(self, value: Value, other: Value, rounds: int = 0) -> Value:
+        """What holds for either; bounds that still move after some rounds are moved as far as they go."""
+        faults, found = value.faults | other.faults, value.mapped(join, other)
+        if faults == value.faults and jax.tree.all(jax.tree.map(np.array_equal, value.ranges(), found.ranges())):
+            return value
+        found = found.mapped(_grown, value) if rounds + 1 >= ROUNDS else found
+        return replace(found, faults=faults, cause=value.cause or other.cause)
+
+    def decided(self, values: list[Value], by: Sequence[Value]) -> list[Value]:
+        """With the faults of those."""
+        return [replace(value, faults=value.faults | all_faults(by)) for value in values]
 
     def value(self, rest: Range, axes: dict[int, Range], values: Sequence[Value], result: int = 0) -> Value:
         """A result. Entries that stay are finite, unless the program writes infinities or NaN: that is assumed."""
@@ -173,6 +201,18 @@ def _computed(equation: Any, operands: Sequence[Value]) -> Any:
     """A value that depends on neither parameters nor inputs: a mask of what comes later, for instance."""
     with jax.ensure_compile_time_eval():
         return jaxprs.bind(equation, [value.known() for value in operands if value.known])[0]
+
+
+def _shifted(value: Value, by: int) -> Value:
+    """What is known of its numbers alone, with its axes at other places."""
+    axes = {i + by: found for i, found in value.axes.items()}
+    gone = {i + by: flags for i, flags in value.gone.items()}
+    return Value(value.rest, axes, gone, value.faults, cause=value.cause)
+
+
+def _grown(after: Range, before: Range) -> Range:
+    low = np.where(after.low < before.low, -np.inf, after.low)
+    return after._replace(low=low, high=np.where(after.high > before.high, np.inf, after.high))
 
 
 def _with(value: Value, faults: frozenset[Fault], step: Step, operands: Sequence[Value]) -> Value:

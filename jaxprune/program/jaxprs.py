@@ -1,8 +1,8 @@
 """Traced programs: how they are made, and one pass over them, with values of any kind: labels, ranges, arrays, data.
 
 A :class:`Reader` says what constants are and what an operation makes of its operands; the pass knows neither.
-Operations that run other programs visit these in their turn, by :meth:`Site.enter` or, along an earlier visit,
-:meth:`Site.follow`. Access to jaxprs reads alike on the versions of JAX that are supported.
+Operations that run other programs visit these in their turn, by :meth:`Site.enter`. Access to jaxprs reads alike on the
+versions of JAX that are supported.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,13 +75,13 @@ class Frame:
       program: the jaxpr.
       reader: what it was visited with.
       values: of each variable.
-      children: for the equations that call programs, by position, the frames of those.
+      children: for the equations that call programs, by position, the frames of those, by their numbers.
     """
 
     program: Any
     reader: "Reader"
     values: dict[Any, Any] = field(default_factory=dict)
-    children: dict[int, list["Frame"]] = field(default_factory=dict)
+    children: dict[int, dict[int, "Frame"]] = field(default_factory=dict)
 
     def read(self, atom: Any) -> Any:
         """The value of an operand."""
@@ -103,7 +103,7 @@ class Site:
       place: where the equation stands, across the calls that lead to it.
       caller: the line of the source from which its program is called.
       guide: the frame of an earlier visit.
-      entered: the frames of the programs that the equation has called in this visit.
+      entered: the frames of the programs that the equation has called, if this is the first visit.
     """
 
     equation: Any
@@ -111,7 +111,7 @@ class Site:
     place: Place = ()
     caller: str = ""
     guide: Frame | None = None
-    entered: list[Frame] = field(default_factory=list)
+    entered: dict[int, Frame] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -129,9 +129,16 @@ class Site:
         return source_info_util.summarize(self.equation.source_info) or self.caller
 
     @property
-    def children(self) -> list[Frame]:
+    def children(self) -> dict[int, Frame]:
         """The frames of the programs that the equation calls, as the earlier visit has them."""
-        return self.guide.children.get(self.place[-1], []) if self.guide else []
+        return self.guide.children.get(self.place[-1], {}) if self.guide else {}
+
+    @property
+    def programs(self) -> Sequence[Program]:
+        """The programs that the equation calls: one, the test and the body of a loop, or the branches of a choice."""
+        if "body_jaxpr" in self.params:
+            return self.params["cond_jaxpr"], self.params["body_jaxpr"]
+        return self.params.get("branches") or [self.params["jaxpr" if "jaxpr" in self.params else "call_jaxpr"]]
 
     def shape(self, operand: int) -> tuple[int, ...]:
         """The shape of an operand."""
@@ -141,15 +148,64 @@ class Site:
         """The shape of a result."""
         return self.equation.outvars[result].aval.shape
 
-    def enter(self, program: Any, ins: Sequence[Any], name: str = "") -> list[Any]:
-        """Visits a program that the equation calls; gives its results."""
-        frame = visit(program, ins, self.reader, (*self.place, name or len(self.entered)), self.line)
-        self.entered.append(frame)
+    def enter(self, number: int, ins: Sequence[Any], derivative: Program = None) -> list[Any]:
+        """Visits a program that the equation calls, or a derivative, along an earlier visit; gives the results."""
+        child = self.children.get(number)
+        program = child.program if child else derivative or self.programs[number]
+        place = (*self.place, number, "derivative" if derivative else self.name)
+        frame = visit(program, ins, self.reader, place, self.line, child)
+        if not child:
+            self.entered[number] = frame
         return frame.results
 
-    def follow(self, child: Frame, ins: Sequence[Any]) -> list[Any]:
-        """Visits a program that the equation calls as an earlier visit did; gives its results."""
-        return visit(child.program, ins, self.reader, caller=self.line, guide=child).results
+
+class Abstract(Site):
+    """An equation in a visit that says what is known of values: of any kind, by methods that each kind brings."""
+
+    def shared(self, value: Any) -> Any:
+        """What is known of a value that all steps of a loop take."""
+        return value
+
+    def carried(self, value: Any) -> Any:
+        """What is known of a value, to be joined with others: that a loop carries, or a branch gives."""
+        return value
+
+    def unstacked(self, value: Any) -> Any:
+        """What is known of a part of a value, for each step of a scan."""
+
+    def stacked(self, value: Any) -> Any:
+        """What is known of the stack of the values of all steps."""
+
+    def join(self, value: Any, other: Any, rounds: int = 0) -> Any:
+        """What is known of either of two values, after so many rounds; the first itself, if that is all."""
+
+    def decided(self, values: list[Any], by: Sequence[Any]) -> list[Any]:
+        """What is known of values, given those that decided which they are."""
+        return values
+
+
+class Concrete(Site):
+    """An equation in a visit that runs the program, and may collect things on the way, by name: in loops too."""
+
+    def inner(self, number: int, values: Sequence[Any], each: Any = None) -> tuple[list[Any], dict[str, Any]]:
+        """The results of a program that the equation calls, and what is collected there; ``each``: for this step."""
+        return self.enter(number, values), {}
+
+    @property
+    def zeros(self) -> dict[str, Any]:
+        """Nothing yet, of all that programs that the equation calls collect and add up."""
+        return {}
+
+    @property
+    def each(self) -> dict[str, Any]:
+        """What each step of a scan is given a part of."""
+        return {}
+
+    def add(self, total: Any, found: Any) -> Any:
+        """What was collected before, and what is found in one more step."""
+
+    def leave(self, total: dict[str, Any], stacked: dict[str, Any] | None = None) -> None:
+        """Takes what was collected: in all, and apart for each step."""
 
 
 class Reader(Protocol):
@@ -159,11 +215,9 @@ class Reader(Protocol):
 
     def constant(self, variable: Any, value: Any, guide: Frame | None) -> Any:
         """The value of a variable that holds a constant of the program."""
-        ...
 
     def literal(self, atom: Any) -> Any:
         """The value of a number that is written into the program."""
-        ...
 
     def apply(self, site: Any, operands: Sequence[Any], /) -> Sequence[Any]:
         """The values of an equation's results."""

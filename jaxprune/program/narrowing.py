@@ -14,7 +14,7 @@ from jaxprune.program.labels import Axes, Labels
 Kept = tuple[np.ndarray, ...]
 
 
-class Call(jaxprs.Site):
+class Call(jaxprs.Abstract):
     """What a rule sees of the equation at hand, besides its operands' labels."""
 
     @property
@@ -47,6 +47,25 @@ class Call(jaxprs.Site):
             for a, b in zip(one, other, strict=True):
                 self.labels.tie(a, b, by)
 
+    def shared(self, value: Axes) -> Axes:
+        """Noted, as units that all steps have in common are told by it."""
+        self.labels.repeated |= {self.labels.origin(labels) for labels in value if labels.size}
+        return value
+
+    def unstacked(self, value: Axes) -> Axes:
+        """All steps stay."""
+        self.pin(value[0], "the steps of a scan")
+        return value[1:]
+
+    def stacked(self, value: Axes) -> Axes:
+        """All steps stay."""
+        return (self.fixed(self.params["length"], "the steps of a scan"), *value)
+
+    def join(self, value: Axes, other: Axes, rounds: int = 0) -> Axes:
+        """Both are tied, once for all rounds."""
+        self.tie_all([value], [other], "" if self.name == "cond" else "step")
+        return value
+
     def unknown(self, ins: Sequence[Axes], reason: str) -> list[Axes]:
         """Pins all operands and results."""
         for axes in ins:
@@ -56,7 +75,7 @@ class Call(jaxprs.Site):
         return [tuple(self.fixed(size, reason) for size in shape) for shape in shapes]
 
 
-class Narrow(jaxprs.Site):
+class Narrow(jaxprs.Concrete):
     """An equation about to run on smaller operands."""
 
     @cached_property
@@ -83,7 +102,8 @@ class Rule(NamedTuple):
       bound: ``(step, what is known of the operands) -> what is known of the results``; ``None``: they may be anything.
       flops: ``(equation, shapes of the operands, shape of the first result) -> floating-point operations``.
       entrywise: whether each entry of the results is of the entries at the same place alone.
-      calls: whether it runs other programs, whose equations answer for themselves.
+      calls: whether it runs other programs, whose equations answer for themselves: then ``bound`` serves for whatever
+        is known of values, and ``run`` for whatever they are.
     """
 
     tie: Callable[[Call, Sequence[Axes]], Sequence[Axes]]
@@ -150,7 +170,7 @@ class _Narrowed:
 
     def apply(self, site: Narrow, operands: Sequence[Any]) -> Sequence[Any]:
         complete = all(flags.all() for kept in (*site.ins, *site.outs) for flags in kept)
-        if complete and not any(removes(child, self.removed) for child in site.children):
+        if complete and not any(removes(child, self.removed) for child in site.children.values()):
             return site.bind(operands)
         return self.rules[site.name].run(site, operands)
 
@@ -158,7 +178,7 @@ class _Narrowed:
 def removes(frame: jaxprs.Frame, removed: np.ndarray) -> bool:
     """Whether something is gone from any value of a labelled program, or of those it calls."""
     values = (labels for axes in frame.values.values() for labels in axes)
-    inner = (child for children in frame.children.values() for child in children)
+    inner = (child for children in frame.children.values() for child in children.values())
     return any(removed[labels].any() for labels in values) or any(removes(child, removed) for child in inner)
 
 
@@ -184,7 +204,7 @@ def operations(frame: jaxprs.Frame, removed: np.ndarray, rules: Mapping[str, Rul
             operands = [shape(frame.read(atom)) for atom in equation.invars]
             total += count(equation, operands, shape(frame.values[equation.outvars[0]]))
         elif children := frame.children.get(position):
-            inner = [operations(child, removed, rules) for child in children]
+            inner = [operations(child, removed, rules) for child in children.values()]
             if name == "cond":
                 total += max(inner)
             elif name == "while":

@@ -12,7 +12,7 @@ import jax
 from jaxprune.program import jaxprs
 from jaxprune.program.labels import Axes
 from jaxprune.program.narrowing import Call, Narrow, Rule
-from jaxprune.program.primitives.calls import follow_first
+from jaxprune.program.primitives.calls import know_first, run_first
 
 #: Derivatives up to this order use custom rules.
 DERIVATIVES = 2
@@ -39,7 +39,7 @@ def _plain(call: Call) -> bool:
 
 
 def _tie_custom_jvp(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    outs = call.enter(call.params["call_jaxpr"], ins)
+    outs = call.enter(0, ins)
     if _plain(call):
         return outs
     moving = _moving(call.equation)
@@ -50,26 +50,25 @@ def _tie_custom_jvp(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
     avals = [atom.aval for atom in call.equation.invars]
     traced = jaxprs.trace_flat(derivative, [*avals, *(avals[i] for i in moving)])
-    call.tie_all([*outs, *outs], call.enter(traced, [*ins, *(ins[i] for i in moving)], "derivative"))
+    call.tie_all([*outs, *outs], call.enter(1, [*ins, *(ins[i] for i in moving)], traced))
     return outs
 
 
 def _run_custom_jvp(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    function, *derivatives = site.children
-    if not derivatives:
-        return site.follow(function, values)
-    small = jax.custom_jvp(lambda *args: site.follow(function, args))
+    if len(site.children) == 1:
+        return run_first(site, values)
+    small = jax.custom_jvp(lambda *args: site.enter(0, args))
 
     @small.defjvp
     def rule(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        both = site.follow(derivatives[0], [*primals, *(tangents[i] for i in _moving(site.equation))])
+        both = site.enter(1, [*primals, *(tangents[i] for i in _moving(site.equation))])
         return both[: len(both) // 2], both[len(both) // 2 :]
 
     return list(small(*values))
 
 
 def _tie_custom_vjp(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    outs = call.enter(call.params["call_jaxpr"], ins)
+    outs = call.enter(0, ins)
     if _plain(call):
         return outs
     moving, back = _moving(call.equation), []
@@ -81,7 +80,7 @@ def _tie_custom_vjp(call: Call, ins: Sequence[Axes]) -> list[Axes]:
         return [*results, *residuals]
 
     traced = jaxprs.trace_flat(forward, [atom.aval for atom in call.equation.invars])
-    with_residuals = call.enter(traced, ins, "derivative")
+    with_residuals = call.enter(1, ins, traced)
     call.tie_all(outs, with_residuals[: len(outs)])
     residuals = [atom.aval for atom in jaxprs.body(traced).outvars[len(outs) :]]
 
@@ -90,25 +89,23 @@ def _tie_custom_vjp(call: Call, ins: Sequence[Axes]) -> list[Axes]:
         return pullback(list(args[len(residuals) :]))
 
     traced = jaxprs.trace_flat(backward, [*residuals, *(out.aval for out in call.equation.outvars)])
-    gradients = call.enter(traced, [*with_residuals[len(outs) :], *outs], "derivative")
+    gradients = call.enter(2, [*with_residuals[len(outs) :], *outs], traced)
     call.tie_all([ins[i] for i in moving], gradients)
     return outs
 
 
 def _run_custom_vjp(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    function, *derivatives = site.children
-    if not derivatives:
-        return site.follow(function, values)
-    forward, backward = derivatives
+    if len(site.children) == 1:
+        return run_first(site, values)
     count = len(site.outs)
-    small = jax.custom_vjp(lambda *args: site.follow(function, args))
+    small = jax.custom_vjp(lambda *args: site.enter(0, args))
 
     def with_residuals(*args: Any) -> tuple[list[Any], list[Any]]:
-        both = site.follow(forward, args)
+        both = site.enter(1, args)
         return both[:count], both[count:]
 
     def pull_back(residuals: list[Any], cotangents: list[Any]) -> tuple[Any, ...]:
-        gradients = site.follow(backward, [*residuals, *cotangents])
+        gradients = site.enter(2, [*residuals, *cotangents])
         moved = dict(zip(_moving(site.equation), gradients, strict=True))
         return tuple(moved.get(i) for i in range(len(values)))
 
@@ -117,6 +114,6 @@ def _run_custom_vjp(site: Narrow, values: Sequence[Any]) -> list[Any]:
 
 
 RULES = {
-    "custom_jvp_call": Rule(_tie_custom_jvp, _run_custom_jvp, follow_first, calls=True),
-    "custom_vjp_call": Rule(_tie_custom_vjp, _run_custom_vjp, follow_first, calls=True),
+    "custom_jvp_call": Rule(_tie_custom_jvp, _run_custom_jvp, know_first, calls=True),
+    "custom_vjp_call": Rule(_tie_custom_vjp, _run_custom_vjp, know_first, calls=True),
 }

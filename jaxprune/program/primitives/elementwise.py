@@ -23,7 +23,7 @@ one_minus_square polygamma polynomial population_count random_gamma_grad regular
 def label(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Ties each operand's axis to the result's, unless it has size 1 and is repeated, or the operand is a scalar."""
     factors = call.name in ("mul", "div") or "derivative" in call.place
-    out, by = [], "factors" if factors else "step" if "step" in call.place else ""
+    out, by = [], "factors" if factors else "step" if {"scan", "while"} & {*call.place} else ""
     for axis, size in enumerate(call.out_shape()):
         same = [axes[axis] for axes in ins if axes and axes[axis].size == size]
         for other in same[1:]:
