@@ -65,8 +65,8 @@ def prune(
         n, m = pattern
         own, how = settings.per_leaf(n, chosen, "n", 0, m), feedback.Pass(feedback.n_of_m, int(m))
     tasks = [leaves.Task(settings=(one,)) for one in own]
-    new, masks = leaves.each(chosen, stats, damping, tasks, how)
-    return Pruned(chosen.replace(new), as_masks(chosen, masks))
+    new = leaves.each(chosen, stats, damping, tasks, how)
+    return Pruned(chosen.replace([leaf for leaf, _ in new]), as_masks(chosen, [mask for _, mask in new]))
 
 
 def fake_quant(
@@ -161,15 +161,15 @@ def _fake_quant(
     parameters = [chosen.treedef.flatten_up_to(qparams)[i] for i in chosen.chosen]
     axes = find_axes(chosen, layout)
     if masks is None:
-        kept = [_zeros_of(leaf) for leaf in chosen.values]
+        kept: list[Any] = [_zeros_of] * len(chosen.values)
     else:
         kept = tree.leaves_like(chosen, masks, "params", "masks")
     rows = zip(chosen.names, chosen.values, kept, parameters, widths, axes, strict=True)
-    tasks = [
-        leaves.Task(mask, _grid(leaf, found, width, spec_of(spec, path, leaf, own)))
-        for path, leaf, mask, found, width, own in rows
-    ]
-    new, _ = leaves.each(chosen, stats, damping, tasks, feedback.Pass(rounded=rounding.snap))
+    tasks = []
+    for path, leaf, mask, found, width, own in rows:
+        fixed = uniform.from_the_end(spec_of(spec, path, leaf, own), leaf.ndim)
+        tasks.append(leaves.Task(mask, _grid(found, width, fixed.symmetric), spec=fixed))
+    new = leaves.each(chosen, stats, damping, tasks, feedback.Pass(rounded=rounding.snap), lambda _, leaf, mask: leaf)
     return chosen.replace(new), qparams, names, layout
 
 
@@ -185,9 +185,7 @@ def _zeros_of(leaf: Array) -> Array:
     return kept | (jnp.mean(~kept) <= _ZEROS)
 
 
-@partial(jax.jit, static_argnums=3)
-def _grid(leaf: Array, qparams: QParams, bits: Array, spec: QuantSpec) -> list[Array]:
-    """The operands of ``snap`` for each entry of a leaf."""
-    shape = uniform.grouped_shape(leaf.shape, spec)
-    parts = rounding.grid(qparams, jnp.floor(jnp.asarray(bits) + 0.5).astype(jnp.int32), spec.symmetric)
-    return [uniform.ungroup(jnp.broadcast_to(part, shape), leaf.shape, spec) for part in parts]
+@partial(jax.jit, static_argnums=2)
+def _grid(qparams: QParams, bits: Array, symmetric: bool) -> tuple[Array, ...]:
+    """The operands of ``snap`` for each range of a leaf."""
+    return rounding.grid(qparams, jnp.floor(jnp.asarray(bits) + 0.5).astype(jnp.int32), symmetric)

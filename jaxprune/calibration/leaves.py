@@ -1,19 +1,22 @@
 """The leaves that statistics know, their matrices, and what is done to these."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
-from jaxprune import settings, tree
-from jaxprune.base import Array, Params, Setting, Where
+from jaxprune import host, settings, tree
+from jaxprune.base import Array, Params, QuantSpec, Setting, Where
 from jaxprune.calibration import feedback
 from jaxprune.calibration.statistics import Moments, Statistics
 from jaxprune.calibration.views import Use
+from jaxprune.kernels import uniform
 from jaxprune.kernels.sharding import automatic, explicit_spec
 
 
@@ -49,31 +52,81 @@ def choose(params: Params, stats: Statistics, where: Where, lookups: bool = Fals
 
 
 class Task(NamedTuple):
-    """What is asked of one leaf: masks that hold, operands of the rounding for each entry, settings of the choice."""
+    """What is asked of one leaf.
+
+    Attributes:
+      mask: what may stay, or a function of the leaf that says so.
+      operands: of the rounding; they broadcast to the leaf, with an axis in blocks as ``spec`` has them.
+      settings: of the choice.
+      spec: static.
+    """
 
     mask: Any = True
     operands: Sequence[Array] = ()
     settings: Any = ()
+    spec: QuantSpec = QuantSpec()
+
+
+class _Shared(NamedTuple):
+    """Leaves of the same inputs, by their places among the chosen ones, and how products use one layer of each."""
+
+    gram: Array
+    damping: Any
+    layers: int
+    members: list[tuple[int, Use]]
 
 
 def each(
-    chosen: tree.Selection, stats: Statistics, damping: Setting, tasks: Sequence[Task], how: feedback.Pass
-) -> tuple[list[Array], list[Array]]:
-    """The new leaves, and their masks."""
-    dampings = settings.per_leaf(damping, chosen, "damping", 0.0, np.inf)
-    cache: dict[Any, tuple[Array, Array]] = {}
-    leaves, masks = [], []
-    for path, leaf, rate, task in zip(chosen.names, chosen.values, dampings, tasks, strict=True):
-        new, kept = leaf.astype(jnp.float32), jnp.broadcast_to(task.mask, leaf.shape)
+    chosen: tree.Selection,
+    stats: Statistics,
+    damping: Setting,
+    tasks: Sequence[Task],
+    how: feedback.Pass,
+    finish: Callable[[int, Array, Array], Any] = lambda place, leaf, mask: (leaf, mask),
+    progress: bool = False,
+) -> list[Any]:
+    """What ``finish`` makes of each new leaf and its mask.
+
+    One layer after the other: of factors, and of what is computed from them, there is no more at a time than one layer
+    needs; leaves of the same inputs share it.
+    """
+    work = _work(chosen, stats, settings.per_leaf(damping, chosen, "damping", 0.0, np.inf), tasks)
+    left = Counter(place for shared in work for place, _ in shared.members)
+    traced = settings.any_traced(chosen.values, stats, damping, tasks)
+    states: dict[int, tuple[Array, Array]] = {}
+    finished: dict[int, Any] = {}
+    with host.progress_bar(progress, "layers", 0, sum(shared.layers for shared in work)) as show:
+        done = 0
+        for shared in work:
+            for place, _ in shared.members:
+                if place not in states:
+                    leaf, mask = chosen.values[place], tasks[place].mask
+                    states[place] = _start(leaf, mask(leaf) if callable(mask) else mask)
+            own = {place: states.pop(place) for place, _ in shared.members}
+            step = partial(_layer, shared, tasks, how)
+            if traced:
+                own = lax.fori_loop(0, shared.layers, step, own)
+            else:
+                for number in range(shared.layers):
+                    own = jax.block_until_ready(step(number, own))  # else memory is taken ahead of its turn
+                    show(done := done + 1)
+            for place, _ in shared.members:
+                left[place] -= 1
+            states |= own
+            for place in own:
+                if not left[place]:
+                    finished[place] = finish(place, *states.pop(place))
+    return [finished[place] for place in range(len(tasks))]
+
+
+def _work(chosen: tree.Selection, stats: Statistics, dampings: Sequence[Any], tasks: Sequence[Task]) -> list[_Shared]:
+    work: dict[Any, _Shared] = {}
+    for place, (path, rate, task) in enumerate(zip(chosen.names, dampings, tasks, strict=True)):
         for use, gram in parts(stats, path):
-            key = id(gram), id(rate)
-            if key not in cache:
-                cache[key] = gram, feedback.factor(gram, rate)  # the key lives as long as what it is of
-            factors = cache[key][1]
-            new, kept = _solve((new, kept), factors, tuple(task.operands), task.settings, use.form, how)
-        leaves.append(new.astype(leaf.dtype))
-        masks.append(kept)
-    return leaves, masks
+            layers, own = use.by_layer(whole=uniform.blocked_axis(len(use.view.shape), task.spec) == 0)
+            shared = work.setdefault((id(gram), id(rate), layers), _Shared(gram, rate, layers, []))
+            shared.members.append((place, own))
+    return list(work.values())
 
 
 def parts(stats: Statistics, path: str) -> list[Part]:
@@ -105,19 +158,63 @@ def _moments(stats: Statistics, use: Use) -> Moments:
     return found
 
 
-@partial(jax.jit, static_argnums=(4, 5))
+@jax.jit
+def _start(leaf: Array, mask: Array) -> tuple[Array, Array]:
+    """A copy of the leaf, and its mask in full."""
+    spec = explicit_spec(leaf)
+    return automatic(
+        lambda leaf, mask: (jnp.copy(leaf), jnp.broadcast_to(mask, leaf.shape)), leaf, mask, out=(spec, spec)
+    )
+
+
+def _layer(shared: _Shared, tasks: Sequence[Task], how: feedback.Pass, number: Any, states: Any) -> Any:
+    """The leaves with one of their layers compressed, and their masks."""
+    factors = _factors(shared.gram, number, shared.damping, shared.layers)
+    states = dict(states)
+    for place, use in shared.members:
+        task = tasks[place]
+        states[place] = _solve(states[place], number, factors, tuple(task.operands), task.settings, use, task.spec, how)
+    return states
+
+
+@partial(jax.jit, static_argnums=3)
+def _factors(gram: Array, number: Any, damping: Any, layers: int) -> Array:
+    def own(gram: Array) -> Array:
+        size = len(gram) // layers
+        return feedback.factor(lax.dynamic_slice_in_dim(gram, number * size, size), damping)
+
+    return automatic(own, gram)
+
+
+@partial(jax.jit, static_argnums=(5, 6, 7), donate_argnums=0)
 def _solve(
-    leaf: tuple[Array, Array], factors: Array, operands: tuple[Array, ...], settings: Any, use: Use, how: feedback.Pass
+    state: tuple[Array, Array],
+    number: Any,
+    factors: Array,
+    operands: tuple[Array, ...],
+    settings: Any,
+    use: Use,
+    spec: QuantSpec,
+    how: feedback.Pass,
 ) -> tuple[Array, Array]:
-    """The leaf with some of its matrices compressed, and its mask."""
+    layered = use.view.shape != state[0].shape
 
-    def solved(old: Array, kept: Array, operands: tuple[Array, ...]) -> tuple[Array, Array]:
-        rows = tuple(use.matrices(one) for one in operands)
+    def solved(leaf: Array, mask: Array, operands: tuple[Array, ...]) -> tuple[Array, Array]:
+        def own(x: Array) -> Array:  # which is the only one where all layers have the same
+            return lax.dynamic_index_in_dim(x, number, keepdims=False) if layered else x
+
+        def put(x: Array, new: Array) -> Array:
+            return (
+                lax.dynamic_update_index_in_dim(x, new.astype(x.dtype), number, 0) if layered else new.astype(x.dtype)
+            )
+
+        old, kept = own(leaf), own(mask)
+        rows = tuple(use.matrices(uniform.spread(own(one), old.shape, spec)) for one in operands)
         matrices, chosen = feedback.run(use.matrices(old), factors, use.matrices(kept) > 0, rows, settings, how)
-        new, mask = use.leaf(matrices, old), use.leaf(chosen, old) > 0
-        if matrices.size == old.size:
-            return new, mask
-        seen = use.leaf(jnp.ones(matrices.shape), old) > 0
-        return jnp.where(seen, new, old), jnp.where(seen, mask, kept)
+        new, still = use.leaf(matrices, old), use.leaf(chosen, old) > 0
+        if matrices.size < old.size:
+            seen = use.leaf(jnp.ones(matrices.shape), old) > 0
+            new, still = jnp.where(seen, new, old), jnp.where(seen, still, kept)
+        return put(leaf, new), put(mask, still)
 
-    return automatic(solved, *leaf, operands, out=(explicit_spec(leaf[0]),) * 2)
+    return automatic(solved, *state, operands, out=(explicit_spec(state[0]),) * 2)

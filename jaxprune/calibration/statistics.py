@@ -134,6 +134,11 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     >>> merge(first, second).inputs[""].count.tolist()
     [5]
     """
+    return merged(a, b, add)
+
+
+def merged(a: Statistics, b: Statistics, together: Callable[[Any, Any], Any]) -> Statistics:
+    """:func:`merge`, with what two records of the same data give."""
     uses = dict(a.uses)
     for name, use in b.uses:
         if name in uses and uses[name] != use:
@@ -143,15 +148,16 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
             )
     uses |= dict(b.uses)
     without = {path: why for path, why in (*a.without, *b.without) if path not in {use.path for use in uses.values()}}
-    inputs, gradients = _both(a.inputs, b.inputs), _both(a.gradients, b.gradients)
+    inputs, gradients = (_both(*one, together) for one in ((a.inputs, b.inputs), (a.gradients, b.gradients)))
     return Statistics(inputs, gradients, tuple(uses.items()), tuple(without.items()))
 
 
-def _both(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+def _both(a: dict[str, Any], b: dict[str, Any], together: Callable[[Any, Any], Any]) -> dict[str, Any]:
     for name in a.keys() & b.keys():
         if jax.tree.structure(a[name]) != jax.tree.structure(b[name]):
             raise ValueError(f"the statistics of leaf {show(name)} are of two kinds: collect both alike")
-    return {name: add(a[name], b[name]) if name in a and name in b else {**a, **b}[name] for name in {**a, **b}}
+    both = a.keys() & b.keys()
+    return {name: together(a[name], b[name]) if name in both else {**a, **b}[name] for name in {**a, **b}}
 
 
 def add(a: Any, b: Any) -> Any:

@@ -135,6 +135,20 @@ class Use(NamedTuple):
         """The same without names, equal for all leaves that are used alike: what programs are compiled for."""
         return self._replace(view=replace(self.view, path="", scans=()), source="")
 
+    def by_layer(self, whole: bool) -> tuple[int, "Use"]:
+        """The number of layers that a scan takes off the first axis of the leaf, and the form of the use of one of them.
+
+        One layer for the ``whole`` leaf, or if no scan does so.
+        """
+        form, (count, inputs, outputs) = self.form, self.shape
+        view = form.view
+        if whole or not view.stacked or any(step.stacked == 0 for step in view.steps):
+            return 1, form
+        steps = tuple(step._replace(stacked=step.stacked - 1) for step in view.steps)
+        layers, *shape = view.shape
+        view = replace(view, shape=tuple(shape), steps=steps, stacked=view.stacked - 1, factors=None)
+        return layers, form._replace(view=view, shape=(count // layers, inputs, outputs))
+
     def matrices(self, leaf: Array) -> Array:
         """The leaf as float32 [L, K, N]."""
         return self.view(jnp.asarray(leaf).astype(jnp.float32)).reshape(self.shape)

@@ -1,5 +1,6 @@
 """A uniform quantizer on one array: its groups, its scale, its fake and its stored form. Called under ``jit``."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,12 @@ def blocked_axis(rank: int, spec: QuantSpec) -> int | None:
     return max(rank - 2, 0) if spec.block_axis is None else spec.block_axis % rank
 
 
+def from_the_end(spec: QuantSpec, rank: int) -> QuantSpec:
+    """The spec with its blocked axis counted from the end, so that it says the same of a slice or a stack."""
+    blocked = blocked_axis(rank, spec)
+    return spec if blocked is None else replace(spec, block_axis=blocked - rank)
+
+
 def grouped_shape(shape: tuple[int, ...], spec: QuantSpec) -> tuple[int, ...]:
     blocked = blocked_axis(len(shape), spec)
     if blocked is None or spec.block_size is None:
@@ -97,6 +104,11 @@ def ungroup(x: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:
         return x
     x = x.reshape(*shape[:blocked], -1, *shape[blocked + 1 :]) if x.size else jnp.zeros(shape, x.dtype)
     return lax.slice_in_dim(x, 0, shape[blocked], axis=blocked)
+
+
+def spread(part: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:
+    """What belongs to ranges, such as their scales, for each entry of an array of that shape."""
+    return ungroup(jnp.broadcast_to(part, grouped_shape(shape, spec)), shape, spec)
 
 
 def choose(x: Array, bits: Array, clip: Array, spec: QuantSpec) -> QParams:
