@@ -136,7 +136,7 @@ class Use(NamedTuple):
         return self._replace(view=replace(self.view, path="", scans=()), source="")
 
     def by_layer(self, whole: bool) -> tuple[int, "Use"]:
-        """The number of layers that a scan takes off the first axis of the leaf, and the form of the use of one of them.
+        """The number of layers that a scan takes off the first axis of the leaf, and the form in which it uses one.
 
         One layer for the ``whole`` leaf, or if no scan does so.
         """
