@@ -93,7 +93,8 @@ def decode(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
         ends = np.cumsum([_area(*block) for block in blocks])
         for block, part in zip(blocks, np.split(values, ends[:-1]), strict=True):
             placed[block] = part.reshape(placed[block].shape)
-    return _restored(placed, order)
+    rows, columns = (np.argsort(side, kind="stable") for side in (order.rows, order.columns))  # back to their places
+    return np.take(placed[rows], columns, axis=1, mode="clip")
 
 
 def _classes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,10 +103,9 @@ def _classes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sample = np.abs(codes[:: -(-rows // _SAMPLE)].astype(np.float32))
     first = _levels(sample @ np.ones(columns, np.float32))
     b = _levels(_weights(first) @ sample)
-    weights, sums = _weights(b), np.empty(rows, np.float32)
-    for part in _chunks(rows, columns):
-        sums[part] = np.abs(codes[part].astype(np.float32)) @ weights
-    return _paying(_levels(sums), columns), _paying(b, rows)
+    weights, height = _weights(b), max(1, _AT_ONCE // columns)
+    sums = [np.abs(codes[at : at + height].astype(np.float32)) @ weights for at in range(0, rows, height)]
+    return _paying(_levels(np.concatenate(sums)), columns), _paying(b, rows)
 
 
 def _levels(sums: np.ndarray) -> np.ndarray:
@@ -154,25 +154,11 @@ def _runs(levels: np.ndarray) -> list[tuple[int, slice]]:
 
 def _parts(codes: np.ndarray, order: _Order) -> Iterator[np.ndarray]:
     """The entries of each sum, from the last to the first."""
-    placed = np.empty_like(codes)
-    for part in _chunks(*codes.shape):
-        np.take(codes[order.rows[part]], order.columns, axis=1, out=placed[part], mode="clip")
+    placed = np.take(codes[order.rows], order.columns, axis=1, mode="clip")
     for blocks in reversed(order.groups):
         yield np.concatenate([placed[block].reshape(-1) for block in blocks])
 
 
-def _restored(placed: np.ndarray, order: _Order) -> np.ndarray:
-    """The entries back in the places that they had."""
-    codes = np.empty_like(placed)
-    columns = np.argsort(order.columns, kind="stable")
-    for part in _chunks(*placed.shape):
-        codes[order.rows[part]] = np.take(placed[part], columns, axis=1, mode="clip")
-    return codes
-
-
-def _chunks(rows: int, columns: int) -> Iterator[slice]:
-    height = max(1, _AT_ONCE // columns)
-    return (slice(at, min(at + height, rows)) for at in range(0, rows, height))
 
 
 def _area(down: slice, across: slice) -> int:
