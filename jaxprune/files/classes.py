@@ -159,8 +159,6 @@ def _parts(codes: np.ndarray, order: _Order) -> Iterator[np.ndarray]:
         yield np.concatenate([placed[block].reshape(-1) for block in blocks])
 
 
-
-
 def _area(down: slice, across: slice) -> int:
     return (down.stop - down.start) * (across.stop - across.start)
 

@@ -129,19 +129,16 @@ def _begins(model: _Model) -> Any:
 
 def _written(table: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """States, uint32 [64], and the words of each lane, uint16, in the order of reading."""
-    states, pieces, table = _put(np.full(LANES, _START, np.uint32)), [[] for _ in range(LANES)], _put(table)
+    states, pieces, table = _put(np.full(LANES, _START, np.uint32)), [], _put(table)
     for some in reversed(list(_calls(len(slots)))):
         number = some.stop - some.start
         rows = np.zeros(_STEPS * LANES, np.uint8)
         rows[:number] = slots[some]
         with jax.ensure_compile_time_eval(), jax.enable_x64(False):
             states, *found = _encode(table, rows.reshape(-1, LANES), np.int32(number), states)
-        words, given = (np.ascontiguousarray(np.asarray(array)[: -(-number // LANES)].T) for array in found)
-        ends = np.cumsum(np.count_nonzero(given, axis=1)).tolist()
-        words = words[given]
-        for piece, at, end in zip(pieces, [0, *ends], ends, strict=False):
-            piece.append(words[at:end])
-    return np.asarray(states), [np.concatenate(piece[::-1]) for piece in pieces]
+        words, given = (np.asarray(array)[: -(-number // LANES)].T for array in found)
+        pieces.append([word[more] for word, more in zip(words, given, strict=True)])
+    return np.asarray(states), [np.concatenate(lane[::-1]) for lane in zip(*pieces, strict=True)]
 
 
 def _read(

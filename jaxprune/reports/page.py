@@ -24,30 +24,18 @@ _FINE = 1000  # units of a drawing that is stretched to the width there is
 def render(report: "Report", title: str, found: "Frontier | None") -> str:
     """The whole document."""
     drawn = [row for row in report.rows if row.histogram and row.histogram.before]
-    return _template().render(
-        report=report,
-        total=report.total,
-        title=title,
-        found=found,
-        chart=found and _chart(found),
-        changed=[row for row in drawn if row.max_error != 0],
-        same=[row for row in drawn if row.max_error == 0],
-        fine=_FINE,
-    )
+    changed, same = ([row for row in drawn if (row.max_error == 0) == alike] for alike in (False, True))
+    leaves = {"report": report, "total": report.total, "changed": changed, "same": same}
+    return _template().render(**leaves, title=title, found=found, chart=found and _chart(found), fine=_FINE)
 
 
 @cache
 def _template() -> Any:
     jinja = library("jinja2", "jaxprune[plots]")
     markup = library("markupsafe", "jaxprune[plots]").Markup
-    made = jinja.Environment(
-        loader=jinja.FunctionLoader(asset),
-        autoescape=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,  # what is Markup is escaped already
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja.StrictUndefined,
-    )
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja.StrictUndefined}
+    made = jinja.Environment(loader=jinja.FunctionLoader(asset), autoescape=True, **blocks)
+    made.finalize = lambda value: visible(value) if type(value) is str else value  # what is Markup is escaped already
     html = {"leaf_table": leaves, "breakable": breakable}
     made.globals |= {name: lambda *args, make=make: markup(make(*args)) for name, make in html.items()}
     made.globals |= {"number": number, "brief": brief, "visible": visible}
@@ -62,7 +50,9 @@ def _chart(found: "Frontier") -> dict[str, Any]:
     places = {i: (x.share(found.cost[i]), 1 - y.share(found.metric[i])) for i in shown.tolist()}
     fine = {i: (round(_FINE * across), round(_FINE * down)) for i, (across, down) in places.items()}
     front = [i for i in found.front.tolist() if i in places]
-    return {"x": x, "y": y, "places": places, "fine": fine, "dots": list(dict.fromkeys(fine.values())), "front": front}
+    columns = {**found.settings, found.cost_name: found.cost, found.metric_name: found.metric}
+    drawn = {"places": places, "fine": fine, "dots": list(dict.fromkeys(fine.values())), "front": front}
+    return {"x": x, "y": y, "columns": columns, **drawn}
 
 
 def leaves(report: "Report", most: int | None = None) -> str:
@@ -91,10 +81,8 @@ def leaves(report: "Report", most: int | None = None) -> str:
     heads += "".join(f'<th scope="col" class="number">{column.title}</th>' for column in report.columns)
     foot = f'<th scope="row">{total.path}</th>' + "<td></td>" * axes
     foot += "".join(_cell(column, total) for column in report.columns)
-    return (
-        f"<table><caption>{len(rows):,} leaves</caption><thead><tr>{heads}</tr></thead>\n"
-        f"<tbody>{''.join(map(cells, rows))}</tbody>\n<tfoot><tr>{foot}</tr></tfoot></table>"
-    )
+    body = f"<tbody>{''.join(map(cells, rows))}</tbody>\n<tfoot><tr>{foot}</tr></tfoot>"
+    return f"<table><caption>{len(rows):,} leaves</caption><thead><tr>{heads}</tr></thead>\n{body}</table>"
 
 
 def fragment(report: "Report", said: str, most: int = 60) -> str:

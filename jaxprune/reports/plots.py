@@ -2,8 +2,7 @@
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,17 +19,20 @@ _BEFORE, _AFTER, _CHOSEN = "#c3c8ce", "#0072b2", "#d55e00"
 _LONGEST = 44  # characters of a path
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """Attributes:
-    cost: float64 [N], lower is better.
-    metric: float64 [N], higher is better.
-    front: indices [K] of the settings that no other beats, by ascending cost.
-    cost_name: what the cost is called.
-    metric_name: what the metric is called.
-    settings: for each name the values [N].
-    chosen: index of one setting, or None.
-    baseline: the metric before compression, or None.
+class Frontier(NamedTuple):
+    """What a sweep has found.
+
+    Attributes:
+      cost: float64 [N], lower is better.
+      metric: float64 [N], higher is better.
+      front: indices [K] of the settings that no other beats, by ascending cost.
+      cost_name: what the cost is called.
+      metric_name: what the metric is called.
+      settings: for each name the values [N].
+      chosen: index of one setting, or None.
+      baseline: the metric before compression, or None.
+      drawn: which settings are drawn, bool [N]: those that have lost nearly everything would fill the picture.
+      left_out: which are not, in words.
     """
 
     cost: np.ndarray
@@ -41,40 +43,8 @@ class Frontier:
     settings: dict[str, np.ndarray]
     chosen: int | None
     baseline: float | None
-
-    @property
-    def finite(self) -> np.ndarray:
-        """Which settings can be drawn: bool [N]."""
-        return np.isfinite(self.cost) & np.isfinite(self.metric)
-
-    @property
-    def lowest(self) -> float:
-        """The metric from which on settings are drawn: those that have lost nearly everything would fill the picture.
-
-        Four times as far below the best as the median is; what was chosen is always in.
-        """
-        metrics = self.metric[self.finite]
-        lowest = max(float(metrics.min()), float(metrics.max() - 4 * (metrics.max() - np.median(metrics))))
-        if self.chosen is not None and self.finite[self.chosen]:
-            lowest = min(lowest, float(self.metric[self.chosen]))
-        return lowest
-
-    @property
-    def drawn(self) -> np.ndarray:
-        """Which settings are drawn: bool [N]."""
-        return self.finite & (self.metric >= self.lowest)
-
-    @property
-    def left_out(self) -> list[str]:
-        """Which settings are not drawn, in words."""
-        below, without = int((self.finite & ~self.drawn).sum()), int((~self.finite).sum())
-        said = {f"below {self.lowest:.4g}": below, "without a finite cost and metric": without}
-        return [f"{count:,} {what}" for what, count in said.items() if count]
-
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        """Settings, cost and metric, by name."""
-        return {**self.settings, self.cost_name: self.cost, self.metric_name: self.metric}
+    drawn: np.ndarray
+    left_out: list[str]
 
     def describe(self, index: int) -> str:
         """The setting in words: ``sparsity 0.5, bits 4``."""
@@ -88,12 +58,20 @@ def find(sweep: Any, *, cost: Any, metric: Any, settings: Any, chosen: int | Non
     costs, metrics = column(sweep, "cost", cost), column(sweep, "metric", metric)
     front = pareto_front(None, cost=costs, metric=metrics)
     names = cost if isinstance(cost, str) else "cost", metric if isinstance(metric, str) else "metric"
-    found = Frontier(costs, metrics, front, *names, _named(settings, costs.size), chosen, baseline)
-    if not found.finite.any():
+    named, finite = _named(settings, costs.size), np.isfinite(costs) & np.isfinite(metrics)
+    if not finite.any():
         raise ValueError("no setting of the sweep has a finite cost and metric")
     if chosen is not None and not 0 <= operator.index(chosen) < costs.size:
         raise ValueError(f"chosen must be an index in [0, {costs.size - 1}], got {chosen}")
-    return found
+    # Four times as far below the best as the median is; what was chosen is always in.
+    shown = metrics[finite]
+    lowest = max(float(shown.min()), float(shown.max() - 4 * (shown.max() - np.median(shown))))
+    if chosen is not None and finite[chosen]:
+        lowest = min(lowest, float(metrics[chosen]))
+    drawn = finite & (metrics >= lowest)
+    said = {f"below {lowest:.4g}": finite & ~drawn, "without a finite cost and metric": ~finite}
+    left_out = [f"{which.sum():,} {what}" for what, which in said.items() if which.any()]
+    return Frontier(costs, metrics, front, *names, named, chosen, baseline, drawn, left_out)
 
 
 def _named(settings: Any, count: int) -> dict[str, np.ndarray]:

@@ -57,7 +57,7 @@ def coded_bytes(
     >>> int(coded_bytes(params)), int(coded_bytes(params, bits=4))  # 40 floats; 32 codes, a scale, 8 floats
     (160, 52)
     """
-    found, plan, most = [], [], 0
+    plan, most = [], 0
     stored = describe(params, masks, bits, spec, where, layout)
     for one in stored:
         (size, own), scales = _footprint(one.leaf), one.scales * one.each
@@ -66,9 +66,8 @@ def coded_bytes(
             raise ValueError(f"leaf {tree.show(one.path)} may need {bound} bytes, too many to count in 32 bits")
         most += bound
         plan.append((size, one.mask.size, own, one.bits is not None, scales))
-        found.append(_kept(jnp.asarray(one.mask), one.within))
-    given = [one.bits for one in stored if one.bits is not None]
-    return _total(found, given, tuple(plan), jnp.int32 if most < 2**31 else jnp.float32)
+    kept = [_kept(jnp.asarray(one.mask), one.within) for one in stored]
+    return _total(kept, [one.bits for one in stored], tuple(plan), jnp.int32 if most < 2**31 else jnp.float32)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -86,11 +85,9 @@ def _total(found: list[Array], bits: list[Any], plan: tuple[tuple[int, ...], ...
     kept, stored = jnp.stack(found).T
     size, entries, own, quantized, scales = np.array(plan, np.uint32).T
     kept = kept * (size // np.maximum(entries, 1))
-    stored = jnp.where(kept == size, 0, stored)
-    coded = jnp.asarray(own)
-    if bits:
-        coded = coded.at[np.flatnonzero(quantized)].set(uniform.width(jnp.stack(bits)).astype(jnp.uint32))
-    return jnp.sum(leaf_bytes(kept, coded, stored, scales).astype(dtype), dtype=dtype)
+    widths = uniform.width(jnp.stack([0.0 if width is None else width for width in bits])).astype(jnp.uint32)
+    coded = jnp.where(quantized, widths, own)
+    return jnp.sum(leaf_bytes(kept, coded, jnp.where(kept == size, 0, stored), scales).astype(dtype), dtype=dtype)
 
 
 def leaf_bytes(kept: Any, bits: Any, mask_entries: Any, scales: Any) -> Any:
