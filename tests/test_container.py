@@ -13,7 +13,7 @@ import safetensors.numpy
 from test_compress import assert_same, lenet
 
 import jaxprune as jp
-from jaxprune.files import FormatError, codec, read, tree_json
+from jaxprune.files import FormatError, read, tree_json
 
 
 def big(seed=0):
@@ -120,7 +120,7 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch, ste
     if step == "write":
         monkeypatch.setattr(jp.Compressed, "pieces", lambda self: map(fail, [b""]))
     else:
-        monkeypatch.setattr(codec.os, step, fail)
+        monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="no space left"):
         jp.save(path, lenet(1))
     monkeypatch.undo()

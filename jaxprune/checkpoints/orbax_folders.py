@@ -89,14 +89,12 @@ def _write(path: Path, content: Content) -> None:
 def _quiet() -> Iterator[None]:
     """Without what threads of Orbax print of faults that are raised here as well."""
     logger = logging.getLogger("absl")
-    before = logger.level, sys.unraisablehook
-    logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda *_: None
-    try:
+    with contextlib.ExitStack() as afterwards:
+        afterwards.callback(logger.setLevel, logger.level)
+        afterwards.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+        logger.setLevel(logging.CRITICAL)
+        sys.unraisablehook = lambda *_: None
         yield
-    finally:
-        logger.setLevel(before[0])
-        sys.unraisablehook = before[1]
 
 
 def _clear(path: Path) -> None:

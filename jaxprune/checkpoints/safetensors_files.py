@@ -10,7 +10,7 @@ import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,15 +27,6 @@ _NAMES = {
 }  # fmt: skip
 _CODES = {name: code for code, name in _NAMES.items()}
 _MAP = "weight_map"  # of an index
-
-
-class _Entry(NamedTuple):
-    """Where the header says that an entry is, from the end of the header on."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    first: int
-    last: int
 
 
 def _recognizes(path: Path, start: bytes) -> bool:
@@ -57,14 +48,18 @@ def _read(path: Path, limit: float) -> Content:
     named = _parsed(metadata.pop(_KEY, "{}"), "metadata")
     leaves, others = {}, {}
     entries = {name: _entry(name, told, size - length - 8) for name, told in header.items()}
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].first):
-        place = 8 + length + entry.first
-        if entry.dtype in _NAMES:
-            leaves[name] = _leaf(path, name, entry, named.get(name), place)
-        else:
-            number = entry.last - entry.first
-            read = partial(_bytes, path, place, number)
-            others[name] = Other(FORMAT.name, f"dtype {entry.dtype}", number, read, entry)
+    for name, (code, shape, first, last) in sorted(entries.items(), key=lambda item: item[1][2]):
+        place, number = 8 + length + first, last - first
+        if code not in _NAMES:
+            others[name] = Other(
+                FORMAT.name, f"dtype {code}", number, partial(_bytes, path, place, number), (code, shape)
+            )
+            continue
+        dtype, width = dtype_of(named.get(name) or _NAMES[code]), dtype_of(_NAMES[code]).itemsize
+        wanted = math.prod(shape) * width
+        if dtype.itemsize != width or number != wanted:
+            raise CheckpointError(f"damaged: leaf {name[:80]!r} has {number} bytes, not {wanted}, as {dtype}")
+        leaves[name] = Leaf(name, shape, dtype, partial(from_file, path, dtype, shape, place))
     return Content(leaves, metadata, others)
 
 
@@ -78,25 +73,16 @@ def _parsed(text: str | bytes, what: str) -> dict[str, Any]:
     return found
 
 
-def _entry(name: str, told: Any, size: int) -> _Entry:
-    """Of the header, checked; ``size`` is that of all arrays."""
+def _entry(name: str, told: Any, size: int) -> tuple[str, tuple[int, ...], int, int]:
+    """Of the header, checked: dtype, shape, and where it begins and ends; ``size`` is that of all arrays."""
     match told:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [first, last]} if all(
             type(n) is int and n >= 0 for n in (*shape, first, last)
         ):
             if last > size:
                 raise CheckpointError(f"cut short: leaf {name[:80]!r} lacks {last - size:,} bytes; copy it again")
-            return _Entry(dtype, tuple(shape), first, last)
+            return dtype, tuple(shape), first, last
     raise CheckpointError(f"damaged: leaf {name[:80]!r} is {str(told)[:80]}")
-
-
-def _leaf(path: Path, name: str, entry: _Entry, other: str | None, place: int) -> Leaf:
-    stored = dtype_of(_NAMES[entry.dtype])
-    dtype = dtype_of(other) if other else stored
-    bytes_here, wanted = entry.last - entry.first, math.prod(entry.shape) * stored.itemsize
-    if dtype.itemsize != stored.itemsize or bytes_here != wanted:
-        raise CheckpointError(f"damaged: leaf {name[:80]!r} has {bytes_here} bytes, not {wanted}, as {dtype}")
-    return Leaf(name, entry.shape, dtype, partial(from_file, path, dtype, entry.shape, place))
 
 
 def _bytes(path: Path, place: int, number: int) -> bytes:
@@ -105,22 +91,20 @@ def _bytes(path: Path, place: int, number: int) -> bytes:
 
 def _write(path: Path, content: Content) -> None:
     """One leaf after the other."""
-    header: dict[str, Any] = {}
-    named, offset = {}, 0
+    named, rows = {}, []
     for name, leaf in content.leaves.items():
         stored = leaf.dtype.name if leaf.dtype.name in _CODES else f"uint{8 * leaf.dtype.itemsize}"
         if stored not in _CODES:
             raise CheckpointError(f"leaf {name!r}: {leaf.dtype} does not go into safetensors; write .npz")
         if stored != leaf.dtype.name:
             named[name] = leaf.dtype.name
-        header[name] = _Entry(_CODES[stored], leaf.shape, offset, offset + leaf.nbytes)
-        offset += leaf.nbytes
-    for name, other in content.others.items():
-        header[name] = other.described._replace(first=offset, last=offset + other.nbytes)
-        offset += other.nbytes
+        rows.append((name, _CODES[stored], leaf.shape, leaf.nbytes))
+    rows += [(name, *other.described, other.nbytes) for name, other in content.others.items()]
     metadata = dict(content.metadata or {"format": "np"}) | ({_KEY: json.dumps(named)} if named else {})
-    told = {name: {"dtype": e.dtype, "shape": e.shape, "data_offsets": e[2:]} for name, e in header.items()}
-    text = json.dumps({"__metadata__": metadata, **told}, separators=(",", ":")).encode()
+    header, end = dict[str, Any](__metadata__=metadata), 0
+    for name, dtype, shape, nbytes in rows:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (end, end := end + nbytes)}
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

@@ -2,14 +2,13 @@
 
 import argparse
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jaxprune import checkpoints, files, host
-from jaxprune.checkpoints import Checkpoint, CheckpointError, Leaf, compressed
+from jaxprune.checkpoints import Checkpoint, CheckpointError, compressed
 from jaxprune.cli import diff, recipe, shared
 from jaxprune.cli.recipe import Recipe
 
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
     checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
-    made = replace(coded(opened.leaves, wanted, args.progress), metadata=dict(opened.metadata))
+    made = replace(coded(wanted, args.progress), metadata=dict(opened.metadata))
     output = checkpoints.check_output(args.output, force=args.force)
     with host.written_whole(output, over_folder=args.force) as beside:
         compressed.write_compressed(beside, made)
@@ -58,13 +57,12 @@ def run(args: argparse.Namespace) -> None:
     shared.show(args, found, _text(found), opened)
 
 
-def coded(leaves: Mapping[str, Leaf], wanted: Recipe, progress: bool) -> files.Compressed:
+def coded(wanted: Recipe, progress: bool) -> files.Compressed:
     """All leaves, those of the recipe with its losses, coded one by one; their arrays are never in memory together."""
-    cuts = wanted.cuts(leaves)
 
     def array_of(name: str) -> np.ndarray:
-        array = leaves[name].read()
-        mask = wanted.mask(name, array, cuts.get(name))
+        array = wanted.leaves[name].read()
+        mask = wanted.mask(name, array)
         return array if mask.all() else np.where(mask, array, np.zeros((), array.dtype))
 
     def code(group: tuple[bool, dict[str, Any], list[str]]) -> dict[str, files.Compressed]:
@@ -73,12 +71,11 @@ def coded(leaves: Mapping[str, Leaf], wanted: Recipe, progress: bool) -> files.C
         return compressed.code(arrays, side=wanted.side, where=lambda *_: meant, **codes)
 
     def batches(names: list[str]) -> list[list[str]]:  # many small leaves take no longer than one of their size
-        return host.batches(names, lambda name: leaves[name].nbytes, _BATCH)
+        return host.batches(names, lambda name: wanted.leaves[name].nbytes, _BATCH)
 
     alike: dict[Any, list[str]] = {}  # leaves of one treatment are coded together
-    for name, leaf in leaves.items():
-        key = name in wanted.treatments, tuple(wanted.codes(name, leaf).items())
-        alike.setdefault(key, []).append(name)
+    for name in wanted.leaves:
+        alike.setdefault((name in wanted.treatments, tuple(wanted.codes(name).items())), []).append(name)
     groups = [
         (meant, dict(codes), group)
         for (meant, codes), names in alike.items()
@@ -121,11 +118,8 @@ def _text(found: dict[str, Any]) -> str:
         lines += [recipe.LEFT_OUT.format(shared.few(found["left_out"])), ""]
     lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
     if lost:
-        lines += [
-            f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {shared.few(lost)}",
-            "Try a scale for each unit (--axis units), --scope leaf, more bits, or --exclude.",
-            "",
-        ]
+        lines += [f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {shared.few(lost)}"]
+        lines += ["Try a scale for each unit (--axis units), --scope leaf, more bits, or --exclude.", ""]
     smaller = shared.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join([*lines, f"{found['path']}: {smaller}. Read back: every leaf is as it was coded."])
 

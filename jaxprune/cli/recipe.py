@@ -12,6 +12,8 @@ import argparse
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,34 +72,37 @@ class Shared(NamedTuple):
         return codebook.encode(params, k, axis=self.axis, where=where)
 
 
-class Recipe(NamedTuple):
+@dataclass(frozen=True)
+class Recipe:
     """The treatment of each chosen leaf, by name, what is said once for all, and the axes of all leaves.
 
     ``left_out`` are leaves that N of M does not take, since they are not contracted along an axis: embeddings and
     depthwise kernels, unless they were named.
     """
 
+    leaves: Mapping[str, Leaf]
     treatments: dict[str, Treatment]
     scope: str
     side: str | None
     axes: dict[str, Axes | None]
     left_out: list[str]
 
-    def cuts(self, leaves: Mapping[str, Leaf]) -> dict[str, ranking.Cut]:
+    @cached_property
+    def cuts(self) -> dict[str, ranking.Cut]:
         """Where each leaf is cut that has a sparsity; leaves of a section are ranked together in the scope global."""
         groups: dict[tuple[Any, float], dict[str, Leaf]] = {}
         for name in compressed.tree_order(self.treatments):
             treatment = self.treatments[name]
             if "sparsity" in treatment:
                 key = treatment["section"] if self.scope == "global" else name
-                groups.setdefault((key, treatment["sparsity"]), {})[name] = leaves[name]
+                groups.setdefault((key, treatment["sparsity"]), {})[name] = self.leaves[name]
         parts = [ranking.cuts(group, sparsity) for (_, sparsity), group in groups.items()]
         return {name: cut for part in parts for name, cut in part.items()}
 
-    def mask(self, name: str, array: np.ndarray, cut: ranking.Cut | None) -> np.ndarray:
+    def mask(self, name: str, array: np.ndarray) -> np.ndarray:
         """Which weights stay: in the shape of the array, or a single True."""
-        if cut is not None:
-            return ranking.mask(array, cut)
+        if name in self.cuts:
+            return ranking.mask(array, self.cuts[name])
         treatment = self.treatments.get(name, {})
         if "n_of_m" not in treatment:
             return np.ones((), bool)
@@ -106,20 +111,21 @@ class Recipe(NamedTuple):
         scores = {name: np.abs(array.astype(np.float32))}
         return np.asarray(masks.n_of_m(scores, *treatment["n_of_m"], axis=axis, where=lambda *_: True)[name])
 
-    def spec(self, name: str, leaf: Leaf) -> QuantSpec:
+    def spec(self, name: str) -> QuantSpec:
         """The spec of a uniform quantizer, with the axes of the leaf."""
         said = {key: value for key, value in self.treatments[name].items() if key in ("axis", "block_size")}
-        return spec_of(QuantSpec(**said), name, leaf, self.axes[name])
+        return spec_of(QuantSpec(**said), name, self.leaves[name], self.axes[name])
 
-    def codes(self, name: str, leaf: Leaf) -> dict[str, Any]:
+    def codes(self, name: str) -> dict[str, Any]:
         """What :func:`jaxprune.compress` is told of the codes of a leaf; nothing if it has none."""
         treatment = self.treatments.get(name, {})
         if "codebook" in treatment:
-            return {"bits": treatment["codebook"], "quantizer": Shared(kept_axes(None, name, leaf, self.axes[name]))}
+            tables = kept_axes(None, name, self.leaves[name], self.axes[name])
+            return {"bits": treatment["codebook"], "quantizer": Shared(tables)}
         if "bits" not in treatment:
             return {}
         quantizer = treatment.get("quantizer")
-        return {"bits": treatment["bits"], "quantizer": quantizer if quantizer in TOGETHER else self.spec(name, leaf)}
+        return {"bits": treatment["bits"], "quantizer": quantizer if quantizer in TOGETHER else self.spec(name)}
 
 
 def add_options(parser: Any, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> None:
@@ -180,7 +186,7 @@ def resolve(said: Mapping[str, Any], leaves: Mapping[str, Leaf]) -> Recipe:
     for keys in treatments.values():
         keys |= {"n_of_m": _ratio(keys["n_of_m"])} if "n_of_m" in keys else {}
     left_out = [name for name in left_out if name in treatments and "n_of_m" not in treatments[name]]
-    return Recipe(treatments, top.get("scope", "leaf"), top.get("side"), axes, left_out)
+    return Recipe(leaves, treatments, top.get("scope", "leaf"), top.get("side"), axes, left_out)
 
 
 def _ratio(text: Any) -> tuple[int, int]:

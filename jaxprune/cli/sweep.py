@@ -2,16 +2,16 @@
 
 import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
 from jaxprune import checkpoints, host
-from jaxprune.checkpoints import Leaf, nested, ranking
+from jaxprune.checkpoints import nested
 from jaxprune.cli import recipe, shared
 from jaxprune.reports import measures, sizes
 
@@ -22,12 +22,8 @@ jaxprune compress are smaller. rel. error: L2 norm of the change over that of th
 _OPTIONS = ("scope", "axis", "block_size", *shared.CHOICES)
 
 
-class Pruning(NamedTuple):
-    """One of the sparsities: how it is said, what it means for the leaves, and where they are cut."""
-
-    said: dict[str, Any]
-    wanted: recipe.Recipe
-    cuts: dict[str, ranking.Cut]
+#: One of the sparsities: how it is said, and what it means for the leaves.
+Pruning = tuple[dict[str, Any], recipe.Recipe]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,19 +54,17 @@ def run(args: argparse.Namespace) -> None:
         host.library("matplotlib", "jaxprune[plots]")
     evaluate = shared.function(args.eval) if args.eval else None
     opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
-    prunings = []
-    for said in sparsities:
-        wanted = recipe.resolve(recipe.from_options(args, _OPTIONS) | said, opened.leaves)
-        prunings.append(Pruning(said, wanted, wanted.cuts(opened.leaves)))
-    rows = curves(opened.leaves, prunings, widths, args.progress)
+    options = recipe.from_options(args, _OPTIONS)
+    prunings = [(said, recipe.resolve(options | said, opened.leaves)) for said in sparsities]
+    rows = curves(prunings, widths, args.progress)
     metric = "rel. error"
     if evaluate is not None:
         metric = args.eval.partition(":")[2]
-        tried = [(pruning, bits) for pruning in prunings for bits in widths]
-        for row, (pruning, bits) in zip(rows, shared.tracked(tried, "settings", args.progress), strict=True):
-            row["metric"] = evaluated(opened.leaves, pruning, bits, evaluate)
+        tried = [(wanted, bits) for _, wanted in prunings for bits in widths]
+        for row, (wanted, bits) in zip(rows, shared.tracked(tried, "settings", args.progress), strict=True):
+            row["metric"] = evaluated(wanted, bits, evaluate)
     _mark_front(rows)
-    wanted, left_out = prunings[0].wanted, max((pruning.wanted.left_out for pruning in prunings), key=len)
+    wanted, left_out = prunings[0][1], max((wanted.left_out for _, wanted in prunings), key=len)
     size = sum(leaf.nbytes for leaf in opened.leaves.values())
     found = {"path": args.checkpoint, "scope": wanted.scope, "bytes": size, "chosen": list(wanted.treatments)}
     found |= {"left_out": left_out, "settings": rows}
@@ -146,17 +140,15 @@ def _draw(path: Path, rows: list[dict[str, Any]], metric: str, force: bool) -> N
         figure.savefig(beside, format=path.suffix[1:] or "png", dpi=150)
 
 
-def curves(
-    leaves: Mapping[str, Leaf], prunings: Sequence[Pruning], widths: Sequence[float | None], progress: bool
-) -> list[dict[str, Any]]:
+def curves(prunings: Sequence[Pruning], widths: Sequence[float | None], progress: bool) -> list[dict[str, Any]]:
     """Relative error and bytes of every combination; each leaf is read by itself, and a shape compiles once."""
-    first = prunings[0].wanted
-    rest = sum(leaf.nbytes for name, leaf in leaves.items() if name not in first.treatments)
-    rows: list[dict[str, Any]] = [p.said | {"bits": bits, "bytes": rest} for p in prunings for bits in widths]
+    first = prunings[0][1]
+    rest = sum(leaf.nbytes for name, leaf in first.leaves.items() if name not in first.treatments)
+    rows: list[dict[str, Any]] = [said | {"bits": bits, "bytes": rest} for said, _ in prunings for bits in widths]
     sums = np.zeros((len(rows), 2))
     for name in shared.tracked(list(first.treatments), "leaves", progress):
-        array, axes, spec = leaves[name].read(), first.axes[name], first.spec(name, leaves[name])
-        masks = [pruning.wanted.mask(name, array, pruning.cuts.get(name)) for pruning in prunings]
+        array, axes, spec = first.leaves[name].read(), first.axes[name], first.spec(name)
+        masks = [wanted.mask(name, array) for _, wanted in prunings]
         for i, row in enumerate(rows):
             bits, mask = row["bits"], masks[i // len(widths)]
             found = measures.compare(array, np.asarray(_changed(array, mask, bits, spec)))
@@ -168,17 +160,12 @@ def curves(
     return [row | {"relative_error": measures.relative(*both)} for row, both in zip(rows, sums.tolist(), strict=True)]
 
 
-def evaluated(leaves: Mapping[str, Leaf], pruning: Pruning, bits: float | None, evaluate: Callable[..., Any]) -> float:
+def evaluated(wanted: recipe.Recipe, bits: float | None, evaluate: Callable[..., Any]) -> float:
     """The metric of a setting, on the whole tree."""
-
-    def value(name: str, leaf: Leaf) -> Any:
-        array, wanted = leaf.read(), pruning.wanted
-        if name not in wanted.treatments:
-            return jnp.asarray(array)
-        mask = wanted.mask(name, array, pruning.cuts.get(name))
-        return jnp.asarray(_changed(array, mask, bits, wanted.spec(name, leaf)))
-
-    found = evaluate(nested({name: value(name, leaf) for name, leaf in leaves.items()}))
+    arrays = {name: leaf.read() for name, leaf in wanted.leaves.items()}
+    for name in wanted.treatments:
+        arrays[name] = _changed(arrays[name], wanted.mask(name, arrays[name]), bits, wanted.spec(name))
+    found = evaluate(nested({name: jnp.asarray(array) for name, array in arrays.items()}))
     try:
         return float(found)
     except (TypeError, ValueError) as error:

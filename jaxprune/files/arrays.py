@@ -12,6 +12,7 @@ entries are. A coded plane is a coder's number, a count of bytes, and those byte
 last axis.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -66,10 +67,9 @@ def encode(leaf: Any, effort: coders.Effort = "fast") -> bytes:
         return bytes([GRID]) + _start(JAX, leaf) + forms.step_bytes(leaf.scale) + _put(coders.encode(codes, effort))
     origin, generator, array = _plain(leaf)
     head = _start(origin, array) + (bytes([len(generator)]) + generator if origin == KEY else b"")
+    raw = RAW, array.reshape(-1).view(np.uint8).data
     ways = _coded(array, effort) if array.nbytes > _TINY else ()
-    form, body = min(ways, key=lambda way: len(way[1]), default=(RAW, None))
-    if body is None or len(body) >= array.nbytes:
-        form, body = RAW, array.tobytes()
+    form, body = min(itertools.chain([raw], ways), key=lambda way: len(way[1]))
     return b"".join([bytes([form]), head, body])
 
 
@@ -126,16 +126,12 @@ class Parts(NamedTuple):
 
 def parts(found: Head) -> Parts:
     """Decodes the planes of an array, whose size has been found bearable."""
-    reader, rows, width, table = found.body, forms.rows(found.shape), found.dtype.itemsize, memoryview(b"")
-    planes, offset, digits = list[Plane](), 0, forms.exponent_bits(found.dtype)
-    if found.form == RAW:
-        table = reader.rest()
-    elif found.form == PALETTE:
-        table = reader.take(reader.unsigned(forms.MOST_DISTINCT) * width)
-    elif found.form == GRID:
-        table = reader.take(4)
-    if found.form in (INTEGERS, PALETTE, SPARSE, GRID):
-        planes.append(_plane(reader, rows))
+    reader, rows, width = found.body, forms.rows(found.shape), found.dtype.itemsize
+    offset, digits, lengths = 0, forms.exponent_bits(found.dtype), {RAW: reader.left, GRID: 4}
+    if found.form == PALETTE:
+        lengths[PALETTE] = reader.unsigned(forms.MOST_DISTINCT) * width
+    table = reader.take(lengths.get(found.form, 0))
+    planes = [] if found.form in (RAW, PLANES) else [_plane(reader, rows)]
     if found.form == SPARSE:
         rows = (1, int(np.count_nonzero(coders.within(planes[0].codes, 0, 1))))
     if found.form in (PLANES, SPARSE):
@@ -150,10 +146,9 @@ def decode(found: Head) -> np.ndarray:
     table, planes, offset = parts(found)
     codes = [plane.codes for plane in planes]
     if found.form == RAW:
-        array = np.frombuffer(table, np.uint8)
-        if array.size != found.entries * found.dtype.itemsize:
-            raise FormatError(f"{array.size} bytes for an array of {found.entries} entries of {found.dtype.name}")
-        array = array.copy().view(found.dtype)
+        if len(table) != found.entries * found.dtype.itemsize:
+            raise FormatError(f"{len(table)} bytes for an array of {found.entries} entries of {found.dtype.name}")
+        array = np.frombuffer(table, np.uint8).copy().view(found.dtype)
     elif found.form == INTEGERS:
         array = forms.from_integers(codes[0], found.dtype)
     elif found.form == PALETTE:

@@ -108,9 +108,8 @@ def plot_leaves(report: "Report", ax: Any, most: int) -> Any:
     ax.invert_yaxis()
     ax.margins(0.3, 0.01)
     ax.set(xlim=(0, None), xlabel="bytes")
-    ticker = library("matplotlib.ticker", "jaxprune[plots]")
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
-    ax.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    ax.locator_params(axis="x", nbins=4)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     return _calm(ax)
 
 
