@@ -42,6 +42,28 @@ def gptq(weights, gram, scale, top):
     return done
 
 
+def table_steps(rows, metric, weighted=None, head=None):
+    """log2 of the steps of a table [V, d]: of its rows and columns.
+
+    Args:
+      rows: how often each is looked up.
+      metric: sum of g g' of what is looked up [d, d].
+      weighted, head: if it is the factor of a product: the gradient-weighted second moments [d, d] of the other factor,
+        and the squared gradients of the products [V].
+    """
+    rows, metric = np.asarray(rows, np.float64), np.asarray(metric, np.float64)
+    once, never = (rows == 1).sum(), (rows == 0).sum()
+    expected = np.maximum(rows * (1 - once / rows.sum()), max(once, 1) / max(never, 1))
+    costs = np.sqrt(expected * expected.mean()) * np.trace(metric) / rows.sum()
+    gram = metric / np.trace(metric) * costs.sum()
+    if head is not None:
+        gram = gram + np.asarray(weighted, np.float64)
+        costs = costs + np.asarray(head, np.float64) / np.sum(head) * np.trace(weighted)
+    left = 1 / np.diag(np.linalg.cholesky(np.linalg.inv(damped(gram))).T) ** 2  # once those that follow make up
+    costs = costs + 0.05 * costs.mean()
+    return -np.log2(np.outer(costs / costs.sum(), left)) / 2
+
+
 def cheapest(x, penalty):
     """The number of least squared error and bits of all near ones, with spreads by rows times columns."""
     rows = np.mean(x**2, 1, keepdims=True)
@@ -54,8 +76,11 @@ def cheapest(x, penalty):
     return np.sign(x) * np.argmin(np.where(allowed, costs, np.inf), 0)
 
 
-def sparsegpt(weights, gram, sparsity, block):
-    """In each block, removes what costs least by the inverse of what is left; then row after row is fitted anew."""
+def sparsegpt(weights, gram, sparsity, block, rounded=lambda row: row):
+    """In each block, removes what costs least by the inverse of what is left; then row after row is fitted anew.
+
+    What stays of a row is rounded, too, before the next one is fitted.
+    """
     weights, gram = np.asarray(weights, np.float64), damped(gram)
     done, (inputs, outputs) = np.zeros_like(weights), weights.shape
     for start in range(0, inputs, block):
@@ -69,5 +94,5 @@ def sparsegpt(weights, gram, sparsity, block):
         gone[np.argsort(score.ravel(), kind="stable")[: after - before]] = True
         keep = ~gone.reshape(score.shape)
         for i in range(start, end):
-            done[i] = np.where(keep[i - start], refitted(weights, done, gram, i)[0], 0)
+            done[i] = np.where(keep[i - start], rounded(refitted(weights, done, gram, i)[0]), 0)
     return done

@@ -1,5 +1,7 @@
 """Statistics of data: what products see, against plain NumPy; and what is compressed with them."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -327,6 +329,27 @@ def test_sparsegpt_against_least_squares(stats, sparsity):
     np.testing.assert_array_equal(pruned["kernel"] != 0, masks["kernel"])
 
 
+def test_pruning_and_rounding_in_one_pass_against_least_squares(stats):
+    small, masks = prune(LAYER, stats, 0.5, bits=3)
+    apart = prune(LAYER, stats, 0.5).params
+    scale = np.asarray(jp.choose_qparams(apart, 3, spec=PLAIN)["kernel"].scale, np.float64)[0]
+    gram = stats.inputs["kernel"].gram[0]
+    want = oracles.sparsegpt(LAYER["kernel"], gram, 0.5, 32, lambda row: np.clip(np.round(row / scale), -3, 3) * scale)
+    assert np.isclose(small["kernel"].dense(), want, rtol=1e-6, atol=1e-6).mean() >= 0.99
+    assert int((~masks["kernel"]).sum()) == 240
+    assert loss(jp.dequantize(small)) < 0.95 * loss(fake_quant(apart, stats, 3))
+
+
+@pytest.mark.parametrize("spec", [PLAIN, jp.QuantSpec(symmetric=False, block_size=15)])
+def test_what_is_pruned_on_the_way_has_the_code_of_zero(stats, spec):
+    small, masks = prune(LAYER, stats, pattern=(2, 4), bits=4, spec=spec)
+    kept = np.asarray(masks["kernel"])
+    assert (kept.reshape(10, 4, 12).sum(1) == 2).all()
+    gone = np.asarray(small["kernel"].dense())[~kept]
+    assert (gone.view(np.uint32) == 0).all()
+    assert small["kernel"].codes.dtype == (jnp.int8 if spec.symmetric else jnp.uint8)
+
+
 def test_n_of_m_with_feedback(stats):
     pruned, masks = prune(LAYER, stats, pattern=(2, 4))
     assert (np.asarray(masks["kernel"]).reshape(10, 4, 12).sum(1) == 2).all()
@@ -528,7 +551,67 @@ def test_it_is_better_than_what_sees_no_data():
     assert loss(jp.dequantize(ours)) < 0.5 * loss(jp.dequantize(plain))
 
 
+class Tied(nn.Module):
+    """Words in, scores of words out, by one table."""
+
+    @nn.compact
+    def __call__(self, ids):
+        table = nn.Embed(50, 24)
+        return table.attend(jnp.tanh(nn.Dense(24)(table(ids))))
+
+
+def test_a_table_that_is_the_head_too_has_both_costs():
+    params = Tied().init(jax.random.key(0), IDS)
+    params["params"]["Embed_0"]["embedding"] = VOCABULARY["table"]
+    stats = collect(Tied().apply, params, IDS, key=jax.random.key(0))
+    path = "params/Embed_0/embedding"
+    small = encode(params, stats, 0.5, where=path)["params"]["Embed_0"]["embedding"]
+    looked_up, head = stats.gradients[path], stats.gradients[f"{path}#1"]
+    want = oracles.table_steps(
+        stats.inputs[path].rows[0], looked_up.weighted[0], head.weighted[0], np.asarray(head.squares[0])
+    )
+    steps = np.log2(np.float64(small.step)) + (np.asarray(small.rows, int) + np.asarray(small.columns, int)) / 8
+    np.testing.assert_allclose(steps + 1, want, atol=0.14)  # each exponent to half an eighth
+    decoded = jp.dequantize(jp.compress({"table": small}).decompress())["table"]
+    np.testing.assert_array_equal(decoded, np.asarray(small.dense()))
+
+    def off(small):
+        """The outputs' error, at equal bits: each divides it by four."""
+        new = {"params": {**params["params"], "Embed_0": {"embedding": small.dense()}}}
+        error = float(jnp.mean((Tied().apply(new, IDS) - Tied().apply(params, IDS)) ** 2))
+        return error * 4 ** (8 * jp.compress({"table": small}).nbytes / small.codes.size)
+
+    for lookup in (True, False):
+        uses = tuple(pair for pair in stats.uses if pair[1].path == path and pair[1].lookup == lookup)
+        one = encode(params, replace(stats, uses=uses), 0.3, where=path)["params"]["Embed_0"]["embedding"]
+        assert off(small) < 0.75 * off(one)
+
+
+def test_parts_of_a_leaf_are_coded_with_its_steps():
+    def fused(p, x):
+        return [x @ part for part in jnp.split(p["kernel"], 2, 1)]
+
+    small = encode(LAYER, collect(fused, LAYER, MIXED, key=jax.random.key(0)), 24.0)
+    plain = jp.quantization.rate_distortion.quantize(LAYER, 0.9, 0.1)
+    assert jp.compress(small).nbytes < jp.compress(plain).nbytes
+    assert loss(jp.dequantize(jp.compress(small).decompress())) < 0.5 * loss(jp.dequantize(plain))
+
+
+def test_groups_of_a_convolution_share_steps():
+    layer = nn.Conv(8, (3, 3), feature_group_count=2, use_bias=False)
+    x = draw(2, 6, 6, 4) * jnp.array([1.0, 1.0, 1e2, 1e2])
+    kernel = layer.init(jax.random.key(0), x)["params"]["kernel"]
+    stats = collect(lambda w, x: layer.apply({"params": {"kernel": w}}, x), kernel, x, key=jax.random.key(0))
+    small = encode(kernel, stats, 1.0, penalty=0.0, damping=np.inf)
+    steps = small.step * 2.0 ** ((small.rows.astype(int) + small.columns.astype(int)) / 8)
+    assert (abs(small.dense() - kernel) <= 0.51 * steps).all()
+
+
 def test_what_cannot_be_coded(of_words):
+    with pytest.raises(ValueError, match="in parts that overlap"):
+        encode(W, collect(lambda w, x: (x @ w, x @ w[:, :2]), W, X, key=jax.random.key(0)), 1.0)
+    with pytest.raises(ValueError, match="or mix its axes"):
+        encode(W, collect(lambda w, x: x @ w @ w.T, W, X, key=jax.random.key(0)), 1.0)
     with pytest.raises(ValueError, match="leaf 'up' have no gradients"):
         encode(VOCABULARY, collect(words, VOCABULARY, IDS), 1.0, where="up")
     with pytest.raises(ValueError, match="leaf 'up' holds NaN"):
@@ -608,7 +691,7 @@ def test_leaves_that_are_used_alike_share_a_program():
         return x
 
     stats = collect(apply, params, jax.random.normal(jax.random.key(3), (40, 11)), key=jax.random.key(4))
-    programs = leaves._solve, coding._codes
+    programs = leaves._solve, coding._numbers
     before = [program._cache_size() for program in programs]
     fake_quant(params, stats, 3)
     encode(params, stats, 0.1)

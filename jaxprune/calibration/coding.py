@@ -1,6 +1,5 @@
 """Rounding for small files: what an error costs at the outputs against what a number costs in bits."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,8 +31,12 @@ def encode(
     With gradient-weighted second moments H of the inputs, inv(H) = U'U, and mean squared gradients g of the outputs, a
     weight of row k and column n has the step ``step * U_kk * sqrt(sum g / g_n)``: so equal errors in steps cost alike
     everywhere, in all leaves, and one number decides how small the file becomes. Rows go in order, and later ones make
-    up for earlier ones, as in GPTQ; ``penalty`` is what a bit is worth, in squared steps. Rows that are looked up have
-    steps by how often they are, to the fourth root, and by g. Steps are rounded to an eighth of an octave.
+    up for earlier ones, as in GPTQ; ``penalty`` is what a bit is worth, in squared steps. Steps are rounded to an
+    eighth of an octave.
+
+    A table that is looked up counts as a product with gradients for inputs: its columns go in order, and its rows have
+    steps by how often they are looked up, to the fourth root. If it is the head as well, costs add up, and if a leaf is
+    used in parts, each is fitted to its own data.
 
     Args:
       params: any pytree; not under ``jit``.
@@ -77,87 +80,120 @@ class _Asked(NamedTuple):
     damping: Any
 
 
-class _Costs(NamedTuple):
-    """What an error costs: 1 over the root of it for rows [L, K] and columns [L, N]; and the factors of feedback."""
+class _Matrices(NamedTuple):
+    """Matrices of a leaf, log2 of the steps [L, K, N] that they should have, and the factors of feedback."""
 
-    rows: Array
-    columns: Array
-    factors: Array | None
+    use: Use
+    steps: Array
+    factors: Array
 
 
 def _encoded(stats: Statistics, path: str, leaf: Array, asked: _Asked) -> ScaledArray:
-    uses = stats.of(path)
-    products = [(name, use) for name, use in uses if not use.lookup]
-    name, use = (products or uses)[0]
-    if len(leaves.parts(stats, path)) > 1 or use.axes is None or np.prod(use.shape) != leaf.size:
-        raise ValueError(f"leaf {tree.show(path)} is used as several matrices, or in parts: leave it out by where=")
-    if use.lookup:
-        costs = _of_lookup(stats, name)
-    else:
-        costs = _of_product(stats, path, use, [n for n, _ in products], asked.damping)
-    exponents = [jnp.round(PARTS * jnp.log2(jnp.maximum(one, 1e-30))) for one in (costs.rows, costs.columns)]
-    whole = jnp.round(jnp.median(exponents[0]))  # so that exponents of rows are small; the step takes it over
-    rows, columns = (jnp.clip(one, -_WIDEST, _WIDEST).astype(jnp.int32) for one in (exponents[0] - whole, exponents[1]))
+    axes, matrices = _matrices(stats, path, leaf, asked.damping)
+    wanted = sum(one.use.leaf(one.steps, leaf) for one in matrices)
+    _, inputs, outputs = axes
+    across = jnp.mean(wanted, outputs, keepdims=True)
+    along = jnp.mean(wanted - across, inputs, keepdims=True)
+    across, along = jnp.round(PARTS * across), jnp.round(PARTS * along)
+    whole = jnp.round(jnp.median(across))  # so that exponents of rows are small; the step takes it over
+    rows, columns = (jnp.clip(one, -_WIDEST, _WIDEST).astype(jnp.int8) for one in (across - whole, along))
     base = jnp.float32(asked.step) * octaves(whole.astype(jnp.int32))
-    codes, (across, along) = _codes(leaf, base, rows, columns, costs.factors, jnp.float32(asked.penalty), use.form)
-    narrow = across.astype(jnp.int8), along.astype(jnp.int8)
-    return ScaledArray(_least(path, codes), base, narrow[0], narrow[1], np.dtype(leaf.dtype))
+    steps = base * octaves(rows.astype(jnp.int32) + columns.astype(jnp.int32))
+    codes = jnp.zeros(leaf.shape)
+    for use, _, factors in matrices:
+        own = use.matrices(leaf), use.matrices(steps)
+        codes += use.leaf(_numbers(*own, factors, jnp.float32(asked.penalty)), leaf)
+    return ScaledArray(_least(path, codes), base, rows, columns, np.dtype(leaf.dtype))
 
 
-def _of_product(stats: Statistics, path: str, use: Use, names: list[str], damping: Any) -> _Costs:
-    if any(name not in stats.gradients for name in names):
+def _matrices(stats: Statistics, path: str, leaf: Array, damping: Any) -> tuple[Any, list[_Matrices]]:
+    """The matrices that a leaf is made of, and its batch, input and output axes.
+
+    If a table that is looked up is the factor of a product as well, an embedding that is the head, the costs add up.
+    """
+    uses = stats.of(path)
+    if any(name not in stats.gradients for name, _ in uses):
         raise ValueError(f"the statistics of leaf {tree.show(path)} have no gradients: collect them with key=")
-    ((_, gram),) = leaves.parts(stats, path)
-    factors = feedback.factor(gram, damping)
-    scale = jnp.mean(jnp.diagonal(gram, axis1=1, axis2=2), 1, keepdims=True)  # factor is of the gram over its mean
-    diagonal = jnp.diagonal(factors, axis1=1, axis2=2) / jnp.sqrt(jnp.where(scale > 0, scale, 1))
-    return _Costs(diagonal, _of_outputs(sum(stats.gradients[name].squares for name in names)), factors)
+    costs = [_of_product(stats, part) for part in leaves.parts(stats, path)]
+    tables = [_of_lookups(stats, name, use) for name, use in uses if use.lookup]
+    costs, tables = (costs, tables) if costs else (tables[:1], tables[1:])
+    axes = {one.use.axes for one in (*costs, *tables)}
+    times = sum(one.use.leaf(jnp.ones(one.use.shape), leaf) for one in costs)
+    if len(axes) > 1 or None in axes or not bool(jnp.all(times == 1)):
+        raise ValueError(
+            f"leaf {tree.show(path)} is used in parts that overlap, leave something out, or mix its axes: give each a "
+            "leaf of its own, or leave it out by where="
+        )
+    found = []
+    for use, metric, outputs in costs:
+        gram = metric * outputs.sum(1)[:, None, None]
+        for table in tables:
+            own = use.matrices(table.use.leaf(jnp.broadcast_to(table.outputs[:, None], table.use.shape), leaf))[:, 0]
+            gram, outputs = gram + table.metric * own.sum(1)[:, None, None], outputs + own
+        found.append(_Matrices(use, *_with_feedback(gram, outputs, damping)))
+    return axes.pop(), found
 
 
-def _of_outputs(squares: Any) -> Array:
-    """1 over the root of each output's share."""
-    weights = squares + _FLOOR * squares.mean(1, keepdims=True)
-    return jnp.sqrt(jnp.where(weights > 0, weights.sum(1, keepdims=True) / jnp.where(weights > 0, weights, 1), 1))
+class _Costs(NamedTuple):
+    """What errors in a matrix [L, K, N] cost: e' metric e, [L, K, K] of trace 1, times the outputs' own [L, N]."""
+
+    use: Use
+    metric: Array
+    outputs: Array
 
 
-def _of_lookup(stats: Statistics, name: str) -> _Costs:
-    """By the root of how often a row is looked up, and the gradient that a lookup has in the mean."""
-    if name not in stats.gradients:
-        raise ValueError(f"the statistics of leaf {tree.show(name)} have no gradients: collect them with key=")
-    found, squares = stats.inputs[name], stats.gradients[name].squares
+def _of_product(stats: Statistics, part: leaves.Part) -> _Costs:
+    use, gram = part
+    alike = [name for name, other in stats.of(use.path) if (other.view, other.shape) == (use.view, use.shape)]
+    squares = jnp.asarray(sum(stats.gradients[name].squares for name in alike))
+    energy = jnp.trace(gram, axis1=1, axis2=2)[:, None]
+    return _Costs(use, _shares(gram, energy[..., None]), _shares(squares, squares.sum(1, keepdims=True)) * energy)
+
+
+def _of_lookups(stats: Statistics, name: str, use: Use) -> _Costs:
+    """A row costs the root of how often it is looked up, times the mean squared gradient; its entries by these."""
+    found, gradients = stats.inputs[name], stats.gradients[name]
     assert isinstance(found, Lookups)
+    if gradients.weighted is None:
+        raise ValueError(f"the statistics of leaf {tree.show(use.path)} hold no Gram matrices: want=['gram']")
     rows = np.asarray(found.rows, np.float64)
     total, once, never = rows.sum(1, keepdims=True), (rows == 1).sum(1, keepdims=True), rows == 0
     # Good and Turing: those that came once say how often one comes that has not yet come.
     unseen = np.maximum(once, 1) / np.maximum(never.sum(1, keepdims=True), 1)
     expected = np.maximum(rows * (1 - once / np.maximum(total, 1)), unseen)
-    often = np.sqrt(expected * expected.mean(1, keepdims=True))
-    energy = np.asarray(squares.sum(1, keepdims=True), np.float64) / np.maximum(total, 1)
-    cost = np.where(energy > 0, often * energy, 1)
-    return _Costs(jnp.asarray(1 / np.sqrt(cost), jnp.float32), _of_outputs(squares), None)
+    often = np.sqrt(expected * expected.mean(1, keepdims=True)) / np.maximum(total, 1)
+    many, size, width = use.shape
+    turned = use.view.then("transpose", (many, width, size), permutation=(0, 2, 1))
+    energy = jnp.trace(gradients.weighted, axis1=1, axis2=2)[:, None]
+    return _Costs(
+        Use(turned, (many, width, size), use.source),
+        _shares(gradients.weighted, energy[..., None]),
+        jnp.asarray(often, jnp.float32) * energy,
+    )
 
 
-@partial(jax.jit, static_argnums=6)
-def _codes(
-    leaf: Array, step: Array, rows: Array, columns: Array, factors: Array | None, penalty: Array, use: Use
-) -> tuple[Array, tuple[Array, Array]]:
-    """Codes in the form of the leaf, and the exponents in forms that broadcast to it."""
-    weights, steps = use.matrices(leaf), step * octaves(rows[..., None] + columns[:, None])
-    spread = rates.spreads(weights / steps)
-    if factors is None:
-        numbers = rates.cheapest(weights / steps, spread, penalty)
-    else:
-        operands = (steps, spread, jnp.full(rows.shape, penalty))
-        kept = jnp.ones(weights.shape, bool)
-        new, _ = feedback.run(weights, factors, kept, operands, (), feedback.Pass(rounded=_rounded))
-        numbers = jnp.round(new / steps)
-    batch, inputs, outputs = use.axes  # type: ignore[misc]
-    across = [(rows[..., None], outputs), (columns[:, None], inputs)]
-    forms = []
-    for exponents, axes in across:
-        form = use.leaf(jnp.broadcast_to(exponents, use.shape).astype(jnp.float32), leaf)
-        forms.append(form[tuple(slice(0, 1) if i in axes else slice(None) for i in range(leaf.ndim))])
-    return use.leaf(numbers, leaf), (forms[0], forms[1])
+def _shares(parts: Array, total: Array) -> Array:
+    return parts / jnp.where(total > 0, total, 1)
+
+
+@jax.jit
+def _with_feedback(gram: Array, outputs: Array, damping: Array) -> tuple[Array, Array]:
+    """log2 of the steps with which errors of as many steps cost alike, and the factors of feedback."""
+    factors = feedback.factor(gram, damping)
+    scale = jnp.mean(jnp.diagonal(gram, axis1=1, axis2=2), 1, keepdims=True)  # factor is of the gram over its mean
+    inputs = jnp.diagonal(factors, axis1=1, axis2=2) ** 2 / jnp.where(scale > 0, scale, 1)
+    weights = outputs + _FLOOR * outputs.mean(1, keepdims=True)
+    weights = jnp.where(weights > 0, _shares(weights, weights.sum(1, keepdims=True)), 1)
+    return (jnp.log2(inputs)[..., None] - jnp.log2(weights)[:, None]) / 2, factors
+
+
+@jax.jit
+def _numbers(weights: Array, steps: Array, factors: Array, penalty: Array) -> Array:
+    """The whole numbers of [L, K, N]."""
+    operands = (steps, rates.spreads(weights / steps), jnp.full(weights.shape[:2], penalty))
+    kept = jnp.ones(weights.shape, bool)
+    new, _ = feedback.run(weights, factors, kept, operands, (), feedback.Pass(rounded=_rounded))
+    return jnp.round(new / steps)
 
 
 def _rounded(row: Array, step: Array, spread: Array, penalty: Array) -> Array:

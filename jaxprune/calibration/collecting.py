@@ -117,7 +117,6 @@ def _collect(
 
 def _zeros(use: Use, gram: bool) -> Gradients:
     many, inputs, outputs = use.shape
-    squares = jnp.zeros((many, outputs))
-    if use.lookup:
-        return Gradients(squares, rows=jnp.zeros((many, inputs)))
-    return Gradients(squares, jnp.zeros((many, inputs, inputs)) if gram else None)
+    size = outputs if use.lookup else inputs
+    weighted = jnp.zeros((many, size, size)) if gram else None
+    return Gradients(jnp.zeros((many, outputs)), weighted, jnp.zeros((many, inputs)) if use.lookup else None)

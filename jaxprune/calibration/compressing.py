@@ -2,7 +2,7 @@
 
 import glob
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxprune.calibration import feedback, leaves
 from jaxprune.calibration.statistics import Statistics
 from jaxprune.kernels import rounding, uniform
 from jaxprune.layout import find_axes
+from jaxprune.masks.application import mask_each
 from jaxprune.masks.selection import as_masks
 from jaxprune.pruning import Pruned
 from jaxprune.quantization import integers, mean_squared_error
@@ -28,6 +29,8 @@ def prune(
     sparsity: Setting = 0.0,
     *,
     pattern: tuple[int, int] | None = None,
+    bits: int | None = None,
+    spec: QuantSpec = _CHANNELS,
     damping: Setting = 0.01,
     where: Where = None,
 ) -> Pruned:
@@ -36,6 +39,8 @@ def prune(
     SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774): rows of inputs go in order, in blocks of 32. In each block
     the weights of the lowest abs(w) / U_kk become 0, where inv(H) = U'U for the second moments H of the inputs
     (weighted by the outputs' gradients, if the statistics have these), and the rows that follow make up for the loss.
+    With ``bits`` that is done twice: for the ranges of what stays, and with what stays rounded on the way, so that rows
+    make up for both losses at once.
 
     Args:
       params: any pytree.
@@ -43,11 +48,15 @@ def prune(
       sparsity: traced fraction to remove of each leaf; a tree of them serves too. After each block of inputs, exactly
         ``round_half_up`` of that fraction of its entries so far is gone.
       pattern: (n, m): keeps n of every m inputs of each output instead; m is static.
+      bits: static width of codes in [1, 16]; ``None`` rounds nothing.
+      spec: static, of the codes, see :class:`jaxprune.QuantSpec`; by default one scale a unit, of the least squared
+        error.
       damping: traced; added to the diagonal of H, as a fraction of its mean. Infinite: no feedback.
       where: whose leaves; by default all that the statistics know as factors of products.
 
     Returns:
-      ``Pruned(params, masks)``, in the structure and dtypes of ``params``.
+      ``Pruned(params, masks)``, in the structure and dtypes of ``params``; with ``bits``, ``QArray`` leaves that are 0
+      where a mask is False.
 
     Raises:
       ValueError: no statistics of a chosen leaf, with the reason; statistics of no data, or of other parameters.
@@ -66,7 +75,14 @@ def prune(
         own, how = settings.per_leaf(n, chosen, "n", 0, m), feedback.Pass(feedback.n_of_m, int(m))
     tasks = [leaves.Task(settings=(one,)) for one in own]
     new = leaves.each(chosen, stats, damping, tasks, how)
-    return Pruned(chosen.replace([leaf for leaf, _ in new]), as_masks(chosen, [mask for _, mask in new]))
+    if bits is None:
+        return Pruned(chosen.replace([leaf for leaf, _ in new]), as_masks(chosen, [mask for _, mask in new]))
+    grids = _grids(chosen.replace([leaf for leaf, _ in new]), chosen, stats, bits, spec, None)
+    tasks = [leaves.Task(True, operands, (one,), fixed) for (operands, fixed), one in zip(grids.each, own, strict=True)]
+    new = leaves.each(chosen, stats, damping, tasks, how._replace(rounded=rounding.snap))
+    return Pruned(
+        grids.codes(chosen.replace([leaf for leaf, _ in new]), bits), as_masks(chosen, [mask for _, mask in new])
+    )
 
 
 def fake_quant(
@@ -137,10 +153,40 @@ def quantize(
     >>> quantize(jnp.eye(2), collect(lambda w, x: x @ w, jnp.eye(2), jnp.ones((3, 2))), 4).codes.tolist()
     [[7, 0], [0, 7]]
     """
-    small, qparams, names, layout = _fake_quant(params, stats, bits, spec, masks, damping, where, layout)
-    return integers.quantize(
-        small, bits, spec=spec, qparams=qparams, where=lambda path, _: path in names, layout=layout
-    )
+    small, grids = _fake_quant(params, stats, bits, spec, masks, damping, where, layout)
+    return grids.codes(small, bits)
+
+
+class _Grids(NamedTuple):
+    """What the chosen leaves are rounded to; for each of them the operands of ``snap``, and the spec of its own."""
+
+    names: list[str]
+    spec: QuantSpec
+    layout: Layout
+    qparams: Params
+    each: list[tuple[tuple[Array, ...], QuantSpec]]
+
+    def codes(self, small: Params, bits: int) -> Params:
+        """The codes of what is rounded already."""
+        where = lambda path, _: path in self.names  # noqa: E731
+        return integers.quantize(small, bits, spec=self.spec, qparams=self.qparams, where=where, layout=self.layout)
+
+
+def _grids(
+    params: Params, chosen: tree.Selection, stats: Statistics, bits: Setting, spec: QuantSpec, layout: Layout
+) -> _Grids:
+    """Of ranges found from ``params``, which may be pruned already."""
+    layout, names = _layout(chosen, stats) if layout is None else layout, chosen.names
+    qparams = integers.choose_qparams(params, bits, spec=spec, where=lambda path, _: path in names, layout=layout)
+    widths = settings.per_leaf(bits, chosen, "bits", 1, 16)
+    parameters = [chosen.treedef.flatten_up_to(qparams)[i] for i in chosen.chosen]
+    each = []
+    for path, leaf, found, width, own in zip(
+        names, chosen.values, parameters, widths, find_axes(chosen, layout), strict=True
+    ):
+        fixed = uniform.from_the_end(spec_of(spec, path, leaf, own), leaf.ndim)
+        each.append((_grid(found, width, fixed.symmetric), fixed))
+    return _Grids(names, spec, layout, qparams, each)
 
 
 def _fake_quant(
@@ -152,25 +198,17 @@ def _fake_quant(
     damping: Setting,
     where: Where,
     layout: Layout,
-) -> tuple[Params, Params, set[str], Layout]:
+) -> tuple[Params, _Grids]:
     chosen = leaves.choose(params, stats, where)
-    names = set(chosen.names)
-    layout = _layout(chosen, stats) if layout is None else layout
-    qparams = integers.choose_qparams(params, bits, spec=spec, where=lambda path, _: path in names, layout=layout)
-    widths = settings.per_leaf(bits, chosen, "bits", 1, 16)
-    parameters = [chosen.treedef.flatten_up_to(qparams)[i] for i in chosen.chosen]
-    axes = find_axes(chosen, layout)
     if masks is None:
         kept: list[Any] = [_zeros_of] * len(chosen.values)
     else:
         kept = tree.leaves_like(chosen, masks, "params", "masks")
-    rows = zip(chosen.names, chosen.values, kept, parameters, widths, axes, strict=True)
-    tasks = []
-    for path, leaf, mask, found, width, own in rows:
-        fixed = uniform.from_the_end(spec_of(spec, path, leaf, own), leaf.ndim)
-        tasks.append(leaves.Task(mask, _grid(found, width, fixed.symmetric), spec=fixed))
+        params = chosen.replace(mask_each(chosen.values, kept))
+    grids = _grids(params, chosen, stats, bits, spec, layout)
+    tasks = [leaves.Task(mask, operands, (), own) for mask, (operands, own) in zip(kept, grids.each, strict=True)]
     new = leaves.each(chosen, stats, damping, tasks, feedback.Pass(rounded=rounding.snap), lambda _, leaf, mask: leaf)
-    return chosen.replace(new), qparams, names, layout
+    return chosen.replace(new), grids
 
 
 def _layout(chosen: tree.Selection, stats: Statistics) -> Layout:

@@ -138,9 +138,11 @@ class Reading:
         """What is found of the gradient of a product."""
         data, sizes, valid = given
         if isinstance(product, Lookup):
-            places, squares = _places(product, data, valid), product.out_rows(g) ** 2
-            rows = jnp.zeros(product.shape[1]).at[places].add(squares.sum(-1), mode="drop")
-            return statistics.Gradients(squares.sum(0)[None], rows=rows[None])
+            places, out = _places(product, data, valid), product.out_rows(g)
+            rows = jnp.zeros(product.shape[1]).at[places].add((out**2).sum(-1), mode="drop")
+            return statistics.Gradients(
+                (out**2).sum(0)[None], (out.T @ out)[None] if self.wanted.gram else None, rows[None]
+            )
 
         def of(data: Array, g: Array) -> Any:
             rows, out = product.rows(data), product.out_rows(g)

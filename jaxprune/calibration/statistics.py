@@ -63,7 +63,8 @@ class Gradients:
 
     Attributes:
       squares: sum of g**2, float32 [L, N].
-      weighted: sum of |g|**2 x x', float32 [L, K, K], if Gram matrices are asked for; of a lookup None.
+      weighted: if Gram matrices are asked for, the sum of |g|**2 x x', float32 [L, K, K]; of a lookup that of g g',
+        [L, N, N].
       rows: of a lookup, the sum of |g|**2 of each row, float32 [L, K].
     """
 
