@@ -140,9 +140,8 @@ class Reading:
         if isinstance(product, Lookup):
             places, out = _places(product, data, valid), product.out_rows(g)
             rows = jnp.zeros(product.shape[1]).at[places].add((out**2).sum(-1), mode="drop")
-            return statistics.Gradients(
-                (out**2).sum(0)[None], (out.T @ out)[None] if self.wanted.gram else None, rows[None]
-            )
+            weighted = automatic(lambda out: out.T @ out, out)[None] if self.wanted.gram else None
+            return statistics.Gradients((out**2).sum(0)[None], weighted, rows[None])
 
         def of(data: Array, g: Array) -> Any:
             rows, out = product.rows(data), product.out_rows(g)
