@@ -19,9 +19,7 @@ from jaxprune.program.ranges import (
     Range,
     Value,
     all_faults,
-    choose,
     join,
-    many,
     of_array,
     pick,
     settle,
@@ -94,29 +92,33 @@ class Step(jaxprs.Abstract):
         """With the faults of those."""
         return [replace(value, faults=value.faults | all_faults(by)) for value in values]
 
-    def value(self, rest: Range, axes: dict[int, Range], values: Sequence[Value], result: int = 0) -> Value:
-        """A result. Entries that stay are finite, unless the program writes infinities or NaN: that is assumed."""
+    def value(
+        self, rest: Range, at: Callable[[int, np.ndarray], Range], values: Sequence[Value], result: int = 0
+    ) -> Value:
+        """A result, by its range, and the ranges ``at`` each index of an axis of which some go, from ``values``.
+
+        Entries that stay are finite, unless the program writes infinities or NaN: that is assumed.
+        """
         dtype, gone = self.equation.outvars[result].aval.dtype, self.outs[result]
         nan = any(value.rest.nan.any() for value in values)
         infinite = any(value.rest.infinite.any() for value in values)
 
         def trust(range_: Range, stays: Any) -> Range:
             low, high, may_nan, may_infinite = settle(range_, dtype)
-            return Range(low, high, may_nan & (nan | ~stays), may_infinite & (infinite | ~stays))
+            bad = may_nan & (nan | ~stays), may_infinite & (infinite | ~stays)
+            return Range(*np.broadcast_arrays(low, high, *bad))
 
-        return Value(trust(rest, np.bool_(True)), {i: trust(axes[i], ~gone[i]) for i in gone}, gone)
+        axes = {i: trust(at(i, flags), ~flags) for i, flags in gone.items()}
+        return Value(trust(rest, np.bool_(True)), axes, gone)
 
     def each(self, values: Sequence[Value], function: Callable[..., Range]) -> list[Value]:
         """Applies a function of ranges to what is known of all entries, and at each index that goes."""
         rest = function(*(value.rest for value in values))
-        found = []
-        for result, outs in enumerate(self.outs):
-            axes = {}
-            for axis, gone in outs.items():
-                ranges = function(*(value.along(axis, gone) for value in values))
-                axes[axis] = many(ranges, gone.size) if ranges.low.ndim == 0 else ranges
-            found.append(self.value(rest, axes, values, result))
-        return found
+
+        def at(axis: int, gone: np.ndarray) -> Range:
+            return function(*(value.along(axis, gone) for value in values))
+
+        return [self.value(rest, at, values, result) for result in range(len(self.outs))]
 
     def moved(self, value: Value, sources: Sequence[tuple[int | None, Any]], result: int = 0) -> Value:
         """A result each of whose axes is one of the operand's, or new: entries along new ones may be any.
@@ -126,12 +128,12 @@ class Step(jaxprs.Abstract):
           sources: for each axis of the result, the axis of the operand or ``None``, and which of its entries.
           result: which of the results.
         """
-        axes = {}
-        for axis, gone in self.outs[result].items():
+
+        def at(axis: int, gone: np.ndarray) -> Range:
             source, index = sources[axis]
-            found = None if source is None else value.axes.get(source)
-            axes[axis] = choose(gone, value.anywhere(), value.rest) if found is None else pick(found, index)
-        return self.value(value.rest, axes, [value], result)
+            return pick(value.axes[source], index) if source in value.axes else value.along(None, gone)
+
+        return self.value(value.rest, at, [value], result)
 
 
 #: What is known of the results, by what is known of the operands.

@@ -190,8 +190,8 @@ class Value:
         parts = [hull(pick(self.axes[i], gone)) for i, gone in self.gone.items() if i not in but]
         return join(self.rest, *parts)
 
-    def along(self, axis: int, gone: np.ndarray, but: Sequence[int] = ()) -> Range:
-        """Ranges for each index of an axis that loses entries, even if this value is repeated along it."""
+    def along(self, axis: int | None, gone: np.ndarray, but: Sequence[int] = ()) -> Range:
+        """Ranges for each index of an axis that loses entries; ``None``: along which this value is repeated."""
         return self.axes[axis] if axis in self.axes else choose(gone, self.anywhere(but), self.rest)
 
     def mapped(self, function: Callable[..., Range], *others: "Value") -> "Value":

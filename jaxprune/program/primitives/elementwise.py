@@ -11,7 +11,7 @@ from jaxprune.program.bounding import Bound, Step, by_ranges, unknown
 from jaxprune.program.labels import Axes
 from jaxprune.program.narrowing import Call, Rule, run_whole
 from jaxprune.program.primitives.arithmetic import BOUNDS, unchanged
-from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, Value, between, choose, join, many
+from jaxprune.program.ranges import ANYTHING, UNBOUNDED, Range, Value, between, choose, join
 
 #: Operations of which no bounds are known.
 UNBOUND = """
@@ -61,8 +61,7 @@ def _always(range_: Range) -> Bound:
 def _bound_iota(step: Step, values: Sequence[Value]) -> list[Value]:
     along, size = step.params["dimension"], step.params["shape"][step.params["dimension"]]
     rest, places = between(0.0, max(size - 1, 0)), np.arange(size)
-    axes = {i: between(places, places) if i == along else many(rest, gone.size) for i, gone in step.outs[0].items()}
-    return [step.value(rest, axes, [])]
+    return [step.value(rest, lambda axis, _: between(places, places) if axis == along else rest, [])]
 
 
 def _selected(which: Range, *cases: Range) -> Range:

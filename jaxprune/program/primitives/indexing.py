@@ -127,31 +127,33 @@ def _tie_scatter(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _bound_concatenate(step: Step, values: Sequence[Value]) -> list[Value]:
-    along, axes = step.params["dimension"], {}
-    for axis, gone in step.outs[0].items():
-        if axis != along:
-            axes[axis] = join(*(value.along(axis, gone) for value in values))
-            continue
-        ends = np.cumsum([step.shape(i)[axis] for i in range(len(values))])
-        flags = np.split(gone, ends[:-1])
-        axes[axis] = chain(*(value.along(axis, own) for value, own in zip(values, flags, strict=True)))
-    return [step.value(join(*(value.rest for value in values)), axes, values)]
+    along = step.params["dimension"]
+    ends = np.cumsum([step.shape(i)[along] for i in range(len(values))])
+
+    def at(axis: int, gone: np.ndarray) -> Range:
+        flags = np.split(gone, ends[:-1]) if axis == along else [gone] * len(values)
+        parts = (value.along(axis, own) for value, own in zip(values, flags, strict=True))
+        return (chain if axis == along else join)(*parts)
+
+    return [step.value(join(*(value.rest for value in values)), at, values)]
 
 
 def _bound_stack(step: Step, values: Sequence[Value]) -> list[Value]:
-    along = step.params["axis"]
-    axes = {i: join(*(value.along(i - (i > along), gone) for value in values)) for i, gone in step.outs[0].items()}
-    return [step.value(join(*(value.rest for value in values)), axes, values)]
+    def at(axis: int, gone: np.ndarray) -> Range:
+        return join(*(value.along(axis - (axis > step.params["axis"]), gone) for value in values))
+
+    return [step.value(join(*(value.rest for value in values)), at, values)]
 
 
 def _bound_pad(step: Step, values: Sequence[Value]) -> list[Value]:
-    value, filler = values
-    axes, fill = {}, filler.anywhere()
-    for axis, gone in step.outs[0].items():
+    value, fill = values[0], values[1].anywhere()
+
+    def at(axis: int, gone: np.ndarray) -> Range:
         low, high, inside = step.params["padding_config"][axis]
         own = value.along(axis, gone[low : gone.size - high] if not inside else gone)
-        axes[axis] = chain(many(fill, low), join(own, fill), many(fill, high))
-    return [step.value(join(value.rest, fill), axes, values)]
+        return chain(many(fill, low), join(own, fill), many(fill, high))
+
+    return [step.value(join(value.rest, fill), at, values)]
 
 
 def _bound_gather(step: Step, values: Sequence[Value]) -> list[Value]:

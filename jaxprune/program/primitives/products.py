@@ -117,13 +117,13 @@ def _bound_product(step: Step, values: Sequence[Value]) -> list[Value]:
     free = dims.free(step.shape(0), step.shape(1))
     sources: list[tuple[int | None, int | None]] = [(None, None)] if dims.apart else []
     sources += [*zip(*dims.batch, strict=True), *((i, None) for i in free[0]), *((None, j) for j in free[1])]
-    axes = {}
-    for axis, gone in step.outs[0].items():
+
+    def at(axis: int, gone: np.ndarray) -> Range:
         i, j = sources[axis]
-        a = left.along(-1 if i is None else i, gone, dims.contracted[0])
-        b = right.along(-1 if j is None else j, gone, dims.contracted[1])
-        axes[axis] = on.total(on.mul(a, b), fewest, most)
-    return [step.value(on.total(on.mul(left.rest, right.rest), fewest, most), axes, values)]
+        a, b = left.along(i, gone, dims.contracted[0]), right.along(j, gone, dims.contracted[1])
+        return on.total(on.mul(a, b), fewest, most)
+
+    return [step.value(on.total(on.mul(left.rest, right.rest), fewest, most), at, values)]
 
 
 def _contract(step: Step, left: Value, i: int, right: Value, j: int, gone: np.ndarray) -> None:
@@ -149,18 +149,16 @@ def _bound_convolution(step: Step, values: Sequence[Value]) -> list[Value]:
         _contract(step, image, channel, kernel, per_group, gone)
     summed = [channel] if groups == 1 else []
     most = math.prod(shape[i] for i in (per_group, *window))
-    axes = {}
-    for axis, flags in step.outs[0].items():
-        if axis == numbers.out_spec[0]:
-            a, b = image.along(batch, flags, summed), kernel.along(-1, flags, [per_group])
-        else:
-            b = kernel.along(outs, flags, [per_group])
-            a = image.along(-1, flags, summed)
-            if groups > 1 and channel in image.axes:
-                blocks = Range(*(part.reshape(groups, -1) for part in image.axes[channel]))
-                a = Range(*(np.repeat(part, flags.size // groups) for part in hull(blocks, 1)))
-        axes[axis] = on.total(on.mul(a, b), 0, most)
-    return [step.value(on.total(on.mul(image.rest, kernel.rest), 0, most), axes, values)]
+
+    def at(axis: int, flags: np.ndarray) -> Range:
+        source, into = (batch, None) if axis == numbers.out_spec[0] else (None, outs)
+        a, b = image.along(source, flags, summed), kernel.along(into, flags, [per_group])
+        if into is not None and groups > 1 and channel in image.axes:
+            blocks = Range(*(part.reshape(groups, -1) for part in image.axes[channel]))
+            a = Range(*(np.repeat(part, flags.size // groups) for part in hull(blocks, 1)))
+        return on.total(on.mul(a, b), 0, most)
+
+    return [step.value(on.total(on.mul(image.rest, kernel.rest), 0, most), at, values)]
 
 
 def _count_product(equation: Any, operands: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:

@@ -84,8 +84,7 @@ def _reduced(step: Step, value: Value, function: Callable[[Range], Range], opera
     What goes along reduced axes contributes nothing, which has been seen to: the others remain.
     """
     left = _others(step, operand)
-    axes = {axis: function(value.axes[left[axis]]) for axis in step.outs[operand]}
-    return step.value(function(value.rest), axes, [value], operand)
+    return step.value(function(value.rest), lambda axis, _: function(value.axes[left[axis]]), [value], operand)
 
 
 def _each(rule: Callable[[Step, Value, int], Value]) -> Bound:

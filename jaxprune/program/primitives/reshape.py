@@ -103,7 +103,7 @@ def _bound_reshape(step: Step, values: Sequence[Value]) -> list[Value]:
     (value,) = values
     before, after = step.shape(0), step.out_shape()
     if 0 in after or step.params.get("dimensions") is not None:
-        return [step.value(value.anywhere(), {i: many(value.anywhere(), after[i]) for i in step.outs[0]}, values)]
+        return [step.value(value.anywhere(), lambda axis, gone: value.anywhere(), values)]
     sources, axes = {}, {}
     for old, new in runs(before, after):
         if len(old) == len(new) == 1:
@@ -113,7 +113,7 @@ def _bound_reshape(step: Step, values: Sequence[Value]) -> list[Value]:
             grid = Range(*(part.reshape([after[i] for i in new]) for part in flat))
             axes |= {axis: hull(grid, tuple(k for k, i in enumerate(new) if i != axis)) for axis in lost}
     found = place(step, value, [(sources.get(axis), ALL) for axis in range(len(after))])
-    exact = step.value(value.rest, {i: axes.get(i, found.axes[i]) for i in step.outs[0]}, values)
+    exact = step.value(value.rest, lambda axis, gone: axes.get(axis, found.axes[axis]), values)
     exact.largest = found.largest
     return [exact]
 
