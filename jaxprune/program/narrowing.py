@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +27,10 @@ class Call(jaxprs.Abstract):
         """A reason, with the operation and its line."""
         return f"{reason}: `{self.name}`" + (f" at {self.line}" if self.line else "")
 
-    def pin(self, labels: np.ndarray, reason: str, passed_over: bool = False) -> None:
-        """These entries stay, because of this equation."""
-        self.labels.pin(labels, self.here(reason), passed_over)
+    def pin(self, reason: str, *axes: np.ndarray) -> None:
+        """The entries of these axes stay, because of this equation."""
+        for labels in axes:
+            self.labels.pin(labels, self.here(reason))
 
     def fixed(self, size: int, reason: str) -> np.ndarray:
         """An axis of this equation's result whose entries stay."""
@@ -36,8 +38,7 @@ class Call(jaxprs.Abstract):
 
     def whole(self, axes: Axes, which: Collection[int], reason: str) -> Axes:
         """The axes of a result, those of an operand; some stay, in both, in whatever size the result has them."""
-        for axis in which:
-            self.pin(axes[axis], reason)
+        self.pin(reason, *(axes[axis] for axis in which))
         sides = enumerate(zip(axes, self.out_shape(), strict=True))
         return tuple(self.fixed(size, reason) if i in which else labels for i, (labels, size) in sides)
 
@@ -54,7 +55,7 @@ class Call(jaxprs.Abstract):
 
     def unstacked(self, value: Axes) -> Axes:
         """All steps stay."""
-        self.pin(value[0], "the steps of a scan")
+        self.pin("the steps of a scan", value[0])
         return value[1:]
 
     def stacked(self, value: Axes) -> Axes:
@@ -68,9 +69,7 @@ class Call(jaxprs.Abstract):
 
     def unknown(self, ins: Sequence[Axes], reason: str) -> list[Axes]:
         """Pins all operands and results."""
-        for axes in ins:
-            for labels in axes:
-                self.pin(labels, reason)
+        self.pin(reason, *chain(*ins))
         shapes = (out.aval.shape for out in self.equation.outvars)
         return [tuple(self.fixed(size, reason) for size in shape) for shape in shapes]
 

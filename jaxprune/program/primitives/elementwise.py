@@ -1,6 +1,7 @@
 """Operations on each entry alone: operands and results are tied along every axis that they share."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,7 @@ def _tie_bitcast(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 def _tie_drawn(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Each entry depends on its place alone, so all are made, and those that are gone are cut."""
-    for axes in ins:
-        for labels in axes:
-            call.pin(labels, "the keys of random numbers")
+    call.pin("the keys of random numbers", *chain(*ins))
     return [tuple(map(call.labels.fresh, out.aval.shape)) for out in call.equation.outvars]
 
 

@@ -44,19 +44,14 @@ def _tie_pad(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 def _run_pad(site: Narrow, values: Sequence[Any]) -> list[Any]:
     config = []
     for after, (low, high, inside) in zip(site.outs[0], site.params["padding_config"], strict=True):
-        ends = (int(np.count_nonzero(after[:low])), int(np.count_nonzero(after[after.size - high :])))
-        config.append((low, high, inside) if inside or low < 0 or high < 0 else (*ends, 0))
+        ends = after[: max(low, 0)], after[after.size - max(high, 0) :]  # of negative widths, all axes stay
+        config.append((*(min(n, 0) + np.count_nonzero(own) for n, own in zip((low, high), ends, strict=True)), inside))
     return site.bind(values, padding_config=tuple(config))
 
 
 def _tie_dynamic_slice(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    sides = enumerate(zip(ins[0], call.params["slice_sizes"], strict=True))
-    parts = [axis for axis, (labels, size) in sides if labels.size != size]
+    parts = [axis for axis, size in enumerate(call.out_shape()) if ins[0][axis].size != size]
     return [call.whole(ins[0], parts, "sliced at a position known at run time")]
-
-
-def _run_dynamic_slice(site: Narrow, values: Sequence[Any]) -> list[Any]:
-    return site.bind(values, slice_sizes=sizes(site.outs[0]))
 
 
 def _write(call: Call, labels: np.ndarray, update: np.ndarray, where: str) -> None:
@@ -64,8 +59,7 @@ def _write(call: Call, labels: np.ndarray, update: np.ndarray, where: str) -> No
     if update.size == labels.size:
         call.labels.tie(labels, update)
         return
-    for side in (labels, update):
-        call.pin(side, f"written at {where} known at run time")
+    call.pin(f"written at {where} known at run time", labels, update)
 
 
 def _tie_dynamic_update_slice(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -87,7 +81,7 @@ def _tie_positions(call: Call, operand: Axes, indices: Axes, batching: Sequence[
     """Each entry along axes of a batch has positions of its own."""
     for axis, other in zip(call.params["dimension_numbers"].operand_batching_dims, batching, strict=True):
         call.labels.tie(operand[axis], indices[other])
-    call.pin(indices[-1], "the coordinates of positions")
+    call.pin("the coordinates of positions", indices[-1])
 
 
 def _tie_gather(call: Call, ins: Sequence[Axes]) -> list[Axes]:
@@ -96,7 +90,7 @@ def _tie_gather(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     numbers = call.params["dimension_numbers"]
     for axis, (labels, taken) in enumerate(zip(operand, call.params["slice_sizes"], strict=True)):
         if axis not in numbers.operand_batching_dims and taken != labels.size:
-            call.pin(labels, "indexed by positions known at run time")
+            call.pin("indexed by positions known at run time", labels)
     _tie_positions(call, operand, indices, numbers.start_indices_batching_dims)
     sources = {axis: operand[i] for i, axis in _windows(len(operand), numbers).items()}
     batch, out = iter(indices[:-1]), []
@@ -205,7 +199,9 @@ RULES = {
     "stack": Rule(_tie_stack, bound=_bound_stack),
     "pad": Rule(_tie_pad, _run_pad, _bound_pad),
     "dynamic_slice": Rule(
-        _tie_dynamic_slice, _run_dynamic_slice, lambda step, values: [step.moved(values[0], same(step))]
+        _tie_dynamic_slice,
+        lambda site, values: site.bind(values, slice_sizes=sizes(site.outs[0])),
+        lambda step, values: [step.moved(values[0], same(step))],
     ),
     "dynamic_update_slice": Rule(_tie_dynamic_update_slice, bound=lambda step, values: step.each(values[:2], join)),
     "gather": Rule(_tie_gather, _run_gather, _bound_gather),

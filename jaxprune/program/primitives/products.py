@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,18 +46,16 @@ class _Axes(NamedTuple):
 
 def _tie_product(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     (left, right, *groups), axes, all_ = ins, _Axes.of(call.params), call.labels
-    by_group = [*(left[i] for i in axes.ragged), *(right[j] for j in axes.grouped), *(o for one in groups for o in one)]
-    for labels in by_group:
-        call.pin(labels, "rows of groups whose sizes are known at run time")
+    grouped = [right[j] for j in axes.grouped]
+    by_group = *(left[i] for i in axes.ragged), *grouped, *chain(*groups)
+    call.pin("rows of groups whose sizes are known at run time", *by_group)
     contracted, batch = ([(left[i], right[j]) for i, j in zip(*pair, strict=True)] for pair in axes[:2])
     for pair in (*contracted, *batch):
         all_.tie(*pair, "product")
     free = axes.free(left, right)
     rows, columns = [left[i] for i in free[0]], [right[j] for j in free[1]]
-    all_.notes += [(labels, "in") for pair in contracted for labels in pair]
-    all_.notes += [(labels, "out") for labels in (*rows, *columns)]
-    all_.notes += [(labels, "each") for pair in batch for labels in pair]
-    all_.notes += [(right[j], "each") for j in axes.grouped]
+    roles = {"in": [*chain(*contracted)], "out": [*rows, *columns], "each": [*chain(*batch), *grouped]}
+    all_.notes += [(labels, role) for role, axes_ in roles.items() for labels in axes_]
     one_by_one = [labels for labels, _ in batch]
     data = [own for own in (left, right) if not all_.of_parameters(own)]
     all_.multiplied |= {all_.origin(labels) for own in data for labels in own if labels.size}
@@ -73,15 +72,13 @@ def _tie_convolution(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     if call.params["batch_group_count"] != 1:
         return call.unknown(ins, "a convolution with groups of the batch")
     (batch, channel, *space), (outs, per_group, *window) = numbers.lhs_spec, numbers.rhs_spec
-    for axis in space:
-        call.pin(image[axis], "a spatial axis of a convolution")
-    for axis in window:
-        call.pin(kernel[axis], "the window of a convolution")
+    call.pin("a spatial axis of a convolution", *(image[axis] for axis in space))
+    call.pin("the window of a convolution", *(kernel[axis] for axis in window))
     if groups == 1:
         call.labels.tie(image[channel], kernel[per_group], "product")
     else:
         _tie_groups(call, image[channel], kernel[outs], groups)
-        call.pin(kernel[per_group], "the inputs of one group of a convolution, which is removed as a whole")
+        call.pin("the inputs of one group of a convolution, which is removed as a whole", kernel[per_group])
     call.labels.notes += [(kernel[per_group], "in"), (kernel[outs], "out")]
     shape = call.out_shape()
     spatial = [call.fixed(shape[axis], "a spatial axis of a convolution") for axis in numbers.out_spec[2:]]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -28,8 +27,7 @@ def _tie_collective(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _tie_arg(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    for axis in call.params["axes"]:
-        call.pin(ins[0][axis], "the result is a position along this axis")
+    call.pin("the result is a position along this axis", *(ins[0][axis] for axis in call.params["axes"]))
     return _tie_reduce(call, ins)
 
 
@@ -38,37 +36,21 @@ def _others(site: Site, operand: int) -> list[int]:
     return [axis for axis in range(len(site.shape(operand))) if axis not in site.params["axes"]]
 
 
-def _tie_cumulative(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    call.pin(ins[0][call.params["axis"]], "combined in order along this axis")
-    return [ins[0]]
+def _stays(axes: Callable[[Call], Sequence[int]], reason: str) -> Callable[[Call, Sequence[Axes]], list[Axes]]:
+    """All operands are alike, and so are the results; some axes stay."""
+
+    def tie(call: Call, ins: Sequence[Axes]) -> list[Axes]:
+        call.tie_all([ins[0]] * len(ins), ins)
+        return [call.whole(ins[0], axes(call), f"{reason} along this axis")] * len(call.equation.outvars)
+
+    return tie
 
 
-def _tie_sort(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    call.tie_all([ins[0]] * len(ins), ins)
-    call.pin(ins[0][call.params["dimension"]], "sorted along this axis")
-    return list(ins)
-
-
-def _tie_top_k(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    ordered = call.params.get("axis", len(ins[0]) - 1)
-    return [call.whole(ins[0], [ordered], "sorted along this axis")] * 2
-
-
-def _tie_window(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    """Axes on which the window is a single entry, moved by one, pass on; the others stay."""
+def _wide(call: Call) -> list[int]:
+    """The axes on which the window is more than a single entry, moved by one."""
     names = "window_dimensions window_strides base_dilation window_dilation".split()
     steps = [call.params[name] for name in names if call.params.get(name)]
-    wide = [
-        axis
-        for axis, padding in enumerate(call.params["padding"])
-        if any(padding) or any(one[axis] != 1 for one in steps)
-    ]
-    return [call.whole(ins[0], wide, "combined in windows along this axis")]
-
-
-def _tie_transform(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    last = range(len(ins[0]))[-len(call.params["fft_lengths"]) :]
-    return [call.whole(ins[0], last, "a Fourier transform along this axis")]
+    return [i for i, ends in enumerate(call.params["padding"]) if any(ends) or any(one[i] != 1 for one in steps)]
 
 
 def _removed(step: Step, value: Value) -> Iterator[tuple[Range, Range]]:
@@ -129,22 +111,14 @@ def _bound_extreme(flip: Callable[[Range], Range]) -> Bound:
         found = _reduced(step, value, _terms, operand)
         if step.name in ("reduce_max", "pmax"):
             found.largest = (value, tuple(axes), tuple(_others(step, operand)))
-            everywhere = value.finite_at is not None and _everywhere(step, value.finite_at, axes)
-            if everywhere and not value.is_finite():
-                return found.mapped(_bounded)
+            if value.finite_at is None or value.is_finite():
+                return found
+            if np.any(np.broadcast_to(value.finite_at(), step.shape(0)), axis=tuple(axes)).all():
+                # Of entries of which one is finite, wherever along the other axes, no maximum is -infinity.
+                return found.mapped(lambda a: a._replace(infinite=a.infinite & (a.high == np.inf)))
         return found
 
     return _each(rule)
-
-
-def _everywhere(step: Step, finite_at: Callable[[], Any], axes: Sequence[int]) -> bool:
-    """Whether some entry along the axes is finite for sure, wherever along the others."""
-    return bool(np.any(np.broadcast_to(finite_at(), step.shape(0)), axis=tuple(axes)).all())
-
-
-def _bounded(found: Range) -> Range:
-    """A maximum of entries of which one is finite and none is more than that."""
-    return found._replace(infinite=found.infinite & (found.high == np.inf))
 
 
 def _bound_neutral(number: float, function: Callable[[Range], Range]) -> Bound:
@@ -197,6 +171,10 @@ def _bound_window_extreme(neutral: float) -> Bound:
     return rule
 
 
+_ordered = _stays(lambda call: [call.params["axis"]], "combined in order")
+_windows = _stays(_wide, "combined in windows")
+_transformed = _stays(lambda call: range(len(call.shape(0)))[-len(call.params["fft_lengths"]) :], "a Fourier transform")
+_top = _stays(lambda call: [call.params.get("axis", len(call.shape(0)) - 1)], "sorted")
 _sum, _highest, _lowest = _each(_bound_sum), _bound_extreme(_terms), _bound_extreme(on.negative)
 
 RULES = {
@@ -212,15 +190,15 @@ RULES = {
     "pmin": Rule(_tie_collective, bound=_lowest),
     "argmax": Rule(_tie_arg, bound=_bound_position),
     "argmin": Rule(_tie_arg, bound=_bound_position),
-    "cumsum": Rule(_tie_cumulative, bound=_bound_running),
-    "cummax": Rule(_tie_cumulative, bound=by_ranges(_terms)),
-    "cummin": Rule(_tie_cumulative, bound=by_ranges(_terms)),
-    "cumprod": Rule(_tie_cumulative, bound=finite),
-    "cumlogsumexp": Rule(_tie_cumulative, bound=finite),
-    "sort": Rule(_tie_sort, bound=_bound_ordered),
-    "top_k": Rule(_tie_top_k, bound=_bound_top_k),
-    "reduce_window_sum": Rule(_tie_window, bound=_bound_window_sum),
-    "reduce_window_max": Rule(_tie_window, bound=_bound_window_extreme(-np.inf)),
-    "reduce_window_min": Rule(_tie_window, bound=_bound_window_extreme(np.inf)),
-    "fft": Rule(_tie_transform, bound=linear),
+    "cumsum": Rule(_ordered, bound=_bound_running),
+    "cummax": Rule(_ordered, bound=by_ranges(_terms)),
+    "cummin": Rule(_ordered, bound=by_ranges(_terms)),
+    "cumprod": Rule(_ordered, bound=finite),
+    "cumlogsumexp": Rule(_ordered, bound=finite),
+    "sort": Rule(_stays(lambda call: [call.params["dimension"]], "sorted"), bound=_bound_ordered),
+    "top_k": Rule(_top, bound=_bound_top_k),
+    "reduce_window_sum": Rule(_windows, bound=_bound_window_sum),
+    "reduce_window_max": Rule(_windows, bound=_bound_window_extreme(-np.inf)),
+    "reduce_window_min": Rule(_windows, bound=_bound_window_extreme(np.inf)),
+    "fft": Rule(_transformed, bound=linear),
 }

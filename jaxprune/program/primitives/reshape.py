@@ -50,11 +50,10 @@ def _merge(call: Call, run: int, axes: list[np.ndarray]) -> np.ndarray:
     grid = tuple(labels.size for labels in axes)
     live = {axis: labels for axis, labels in enumerate(axes) if np.any(call.labels.resolve(labels) != STAYS)}
     chosen = _choose(call, (run, "merge"), live, "merges axes that could each be cut")
-    for axis, labels in enumerate(axes):
-        if axis in live and axis != chosen:
-            call.pin(labels, "merged with an axis that is cut", passed_over=True)
-        elif axis != chosen:
-            call.pin(labels, "merged with an axis that can be cut" if live else "merged with other axes that stay")
+    others = "an axis that can be cut" if live else "other axes that stay"
+    call.pin(f"merged with {others}", *(labels for axis, labels in enumerate(axes) if axis not in live))
+    for axis in live.keys() - {chosen}:
+        call.labels.pin(axes[axis], call.here("merged with an axis that is cut"), passed_over=True)
     if chosen is None:
         return call.fixed(math.prod(grid), "merged from axes that stay")
     return _along(axes[chosen], grid, chosen).ravel()
@@ -75,7 +74,7 @@ def _split(call: Call, run: int, labels: np.ndarray, grid: Sequence[int]) -> lis
         return parts
     chosen = alone[0] if len(alone) == 1 else _choose(call, (run, "split"), {}, "")
     if chosen is None:
-        call.pin(labels, "splits an axis of which no part can be cut on its own")
+        call.pin("splits an axis of which no part can be cut on its own", labels)
         return [call.fixed(size, "part of a split axis that stays") for size in grid]
     kept = _edge(labels.reshape(grid), chosen)
     call.labels.tie(_along(kept, grid, chosen).ravel(), labels)

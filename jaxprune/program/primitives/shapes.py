@@ -78,7 +78,7 @@ def _tie_move(call: Call, ins: Sequence[Axes]) -> list[Axes]:
         sides = [*zip(call.out_shape(result), moves, strict=True)]
         alone = [(i, index) for size, (i, index) in sides if i is not None and size == 1 < ins[0][i].size]
         for axis, index in alone:
-            call.pin(ins[0][axis][index], "picks this entry alone")
+            call.pin("picks this entry alone", ins[0][axis][index])
         axes = call.labels.part(ins[0]) if alone or call.name == "unstack" else ins[0]
         out = (call.labels.fresh(size) if i is None or size == 1 else axes[i][index] for size, (i, index) in sides)
         results.append(tuple(out))
@@ -86,7 +86,7 @@ def _tie_move(call: Call, ins: Sequence[Axes]) -> list[Axes]:
 
 
 def _tie_unstack(call: Call, ins: Sequence[Axes]) -> list[Axes]:
-    call.pin(ins[0][call.params["axis"]], "picks each of these entries alone")
+    call.pin("picks each of these entries alone", ins[0][call.params["axis"]])
     return _tie_move(call, ins)
 
 
