@@ -11,10 +11,11 @@ from jaxprune import tree
 from jaxprune.base import Masks, Params
 from jaxprune.program import jaxprs
 from jaxprune.program.labels import STAYS
-from jaxprune.structure import plans, tracing
+from jaxprune.structure import plans
 from jaxprune.structure.groups import Group, Row, find
 from jaxprune.structure.plans import Plan, Units
-from jaxprune.structure.resolved import Origin, Resolved
+from jaxprune.structure.resolved import Resolved
+from jaxprune.structure.tracing import FreeOutput, Origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +85,10 @@ class Graph:
         return Resolved(units, plans.entries(units, self.groups), self._origin)
 
     def _row(self, path: str, axis: int) -> Row:
-        named = [row for row in self._origin.traced.rows if row.path == path]
+        rows = self._origin.traced.rows
+        named = [row for row in rows if row.path == path]
         if not named:
-            raise ValueError(
-                f"there is no parameter {path!r}; there are {[r.path for r in self._origin.traced.rows if not r.axis]}"
-            )
+            raise ValueError(f"there is no parameter {path!r}; there are {[row.path for row in rows if not row.axis]}")
         if not -named[0].rank <= axis < named[0].rank:
             raise ValueError(f"{tree.show(path)} has {named[0].rank} axes and no axis {axis}")
         return named[axis % named[0].rank]
@@ -99,7 +99,7 @@ def trace(
     params: Params,
     *inputs: Any,
     split: Literal["leading", "trailing"] = "leading",
-    free_output: tracing.FreeOutput = None,
+    free_output: FreeOutput = None,
 ) -> Graph:
     """Finds out which entries of the parameters of a function can only be removed together.
 
@@ -141,13 +141,5 @@ def trace(
     if split not in ("leading", "trailing"):
         raise ValueError(f"split must be 'leading' or 'trailing', got {split!r}")
     shapes, given = jax.tree.map(jaxprs.struct, (params, inputs))
-    programs: dict[Any, tracing.Traced] = {}
-
-    def label(inputs: Any) -> tracing.Traced:
-        key = jaxprs.key(inputs)
-        if key not in programs:
-            programs[key] = tracing.label(apply_fn, shapes, inputs, split == "trailing", free_output)
-        return programs[key]
-
-    traced = label(given)
-    return Graph(find(traced.rows, traced.labels), Origin(apply_fn, shapes, traced, label))
+    origin = Origin(apply_fn, shapes, given, split == "trailing", free_output)
+    return Graph(find(origin.traced.rows, origin.traced.labels), origin)

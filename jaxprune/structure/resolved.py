@@ -1,35 +1,19 @@
 """A function under a plan: what is left of it, what it costs, whether that is exact, and how it runs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxprune.base import Masks, Params
 from jaxprune.masks import apply_masks
-from jaxprune.program.narrowing import operations
+from jaxprune.program.narrowing import evaluate, operations
 from jaxprune.program.primitives import RULES
 from jaxprune.structure import cutting, plans
 from jaxprune.structure.plans import Units
-from jaxprune.structure.tracing import Certificate, Traced
-
-
-class Origin(NamedTuple):
-    """The function before anything is removed.
-
-    Attributes:
-      function: as the user gave it.
-      params: shapes of its parameters.
-      traced: its program at the shapes of the example inputs.
-      label: gives the program at the shapes of any inputs.
-    """
-
-    function: Callable[..., Any]
-    params: Params
-    traced: Traced
-    label: Callable[[Any], Traced]
+from jaxprune.structure.tracing import Certificate, Origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +85,9 @@ class Resolved:
           ValueError: parameters of other shapes than cut ones have; inputs at whose shapes the plan is not possible.
         """
         leaves = cutting.check_small(params, self._origin.params, self.shapes)
-        traced = self._origin.label(inputs)
-        return traced.run(leaves, inputs, traced.removed(self.kept))
+        traced = self._origin.at(inputs)
+        values = [*leaves, *jax.tree.leaves(inputs)]
+        return jax.tree.unflatten(traced.out_tree, evaluate(traced.frame, values, traced.removed(self.kept), RULES))
 
     def certify(self, masked: Masks | None = None) -> Certificate:
         """Says, without running anything, whether removal equals masking, and where not.

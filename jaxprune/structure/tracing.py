@@ -19,7 +19,7 @@ from jaxprune.program import jaxprs, ranges
 from jaxprune.program.bounding import Bounding
 from jaxprune.program.jaxprs import Frame, visit
 from jaxprune.program.labels import STAYS, Labels
-from jaxprune.program.narrowing import Labelling, evaluate
+from jaxprune.program.narrowing import Labelling
 from jaxprune.program.primitives import RULES
 from jaxprune.program.ranges import Fault, Value, all_faults
 from jaxprune.structure import groups
@@ -83,11 +83,6 @@ class Traced:
                 )
         return gone[self.labels.resolve(np.arange(self.labels.count))]
 
-    def run(self, leaves: Sequence[Any], inputs: Any, removed: np.ndarray) -> Any:
-        """The outputs for cut parameters."""
-        outs = evaluate(self.frame, [*leaves, *jax.tree.leaves(inputs)], removed, RULES)
-        return jax.tree.unflatten(self.out_tree, outs)
-
     def certify(self, removed: np.ndarray, masks: Sequence[np.ndarray | None]) -> Certificate:
         """Whether the outputs that may not shrink are the same without what is gone as with 0 in its place.
 
@@ -114,38 +109,61 @@ class Traced:
         return max((_difference(_numbers(a), _numbers(b)) for free, a, b in pairs if not free), default=0.0)
 
 
-def label(function: Callable[..., Any], params: Params, inputs: Any, trailing: bool, free: FreeOutput) -> Traced:
-    """Visits the program twice: first to see which parts of split axes can be cut, then for good."""
-    inputs = jax.tree.map(jaxprs.struct, inputs)
-    traced, shape = jaxprs.trace(function, params, *inputs)
-    first = _visit(traced, params, inputs, shape, free, Labels(trailing))
-    decided = first.labels.decide()
-    if not decided:
-        return first
-    second = _visit(traced, params, inputs, shape, free, Labels(trailing, decided))
-    return replace(second, ambiguous=first.labels.ambiguous())  # each visit has labels of its own
+@dataclass(eq=False)
+class Origin:
+    """A function before anything is removed, and its programs at the shapes of its inputs.
 
+    Attributes:
+      function: as the user gave it.
+      params: shapes of its parameters.
+      example: shapes of its inputs.
+      trailing: of several axes that may be cut, take the last instead of the first.
+      free: which outputs may lose entries.
+    """
 
-def _visit(program: Any, params: Params, inputs: Any, shape: Any, free: FreeOutput, labels: Labels) -> Traced:
-    selection = tree.flatten(params)
-    axes = [tuple(map(labels.fresh, leaf.shape)) for leaf in selection.leaves]
-    labels.born = labels.count
-    given = []
-    for path, leaf in tree_util.tree_leaves_with_path(inputs):
-        name = f"input{tree_util.keystr(path)}"
-        given.append(tuple(labels.fixed(size, f"axis {i} of {name}") for i, size in enumerate(leaf.shape)))
-    frame = visit(program, [*axes, *given], Labelling(labels, RULES))
-    outputs, out_tree = jax.tree.flatten(shape)
-    paths = tree.flatten(shape).paths
-    if callable(free):
-        may_shrink = [bool(free(path, out)) for path, out in zip(paths, outputs, strict=True)]
-    else:
-        may_shrink = matching(() if free is None else free, [(path,) for path in paths], "free_output")
-    for path, out_free, out_axes in zip(paths, may_shrink, frame.results, strict=True):
-        if not out_free:
-            for i, one in enumerate(out_axes):
-                labels.pin(one, f"axis {i} of the output {tree.show(path)}" if path else f"axis {i} of the output")
-    return Traced(frame, labels, groups.rows_of(selection.paths, axes, labels), out_tree, may_shrink)
+    function: Callable[..., Any]
+    params: Params
+    example: Any
+    trailing: bool
+    free: FreeOutput
+    _programs: dict[Any, Traced] = field(default_factory=dict)
+
+    @property
+    def traced(self) -> Traced:
+        """The program for the example."""
+        return self.at(self.example)
+
+    def at(self, inputs: Any) -> Traced:
+        """The program for other inputs, visited twice: to see which parts of split axes can be cut, and for good."""
+        inputs = jax.tree.map(jaxprs.struct, inputs)
+        if (key := jaxprs.key(inputs)) not in self._programs:
+            program = jaxprs.trace(self.function, self.params, *inputs)
+            traced = self._visit(program, inputs, Labels(self.trailing))
+            if decided := traced.labels.decide():
+                ambiguous = traced.labels.ambiguous()  # each visit has labels of its own
+                traced = replace(self._visit(program, inputs, Labels(self.trailing, decided)), ambiguous=ambiguous)
+            self._programs[key] = traced
+        return self._programs[key]
+
+    def _visit(self, program: tuple[Any, Any], inputs: Any, labels: Labels) -> Traced:
+        params, outputs = tree.flatten(self.params), tree.flatten(program[1])
+        axes = [tuple(map(labels.fresh, leaf.shape)) for leaf in params.leaves]
+        labels.born = labels.count
+        given = []
+        for path, leaf in tree_util.tree_leaves_with_path(inputs):
+            name = f"input{tree_util.keystr(path)}"
+            given.append(tuple(labels.fixed(size, f"axis {i} of {name}") for i, size in enumerate(leaf.shape)))
+        frame = visit(program[0], [*axes, *given], Labelling(labels, RULES))
+        if callable(self.free):
+            free = [bool(self.free(*pair)) for pair in zip(outputs.paths, jax.tree.leaves(program[1]), strict=True)]
+        else:
+            free = matching(() if self.free is None else self.free, [(path,) for path in outputs.paths], "free_output")
+        for path, out_free, out_axes in zip(outputs.paths, free, frame.results, strict=True):
+            name = f"the output {tree.show(path)}" if path else "the output"
+            for i, one in enumerate(() if out_free else out_axes):
+                labels.pin(one, f"axis {i} of {name}")
+        out_tree = jax.tree.structure(program[1])
+        return Traced(frame, labels, groups.rows_of(params.paths, axes, labels), out_tree, free)
 
 
 def matching(patterns: str | Sequence[str], names: Sequence[Sequence[str]], what: str) -> list[bool]:
