@@ -30,7 +30,9 @@ def negative(a: Range) -> Range:
 
 def mul(a: Range, b: Range) -> Range:
     """a * b, where 0 times a finite number is 0, and 0 times an infinite one is NaN."""
-    products = [_product(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
+    with np.errstate(invalid="ignore", over="ignore"):
+        ends = [(x, y, x * y) for x in (a.low, a.high) for y in (b.low, b.high)]
+    products = [np.where((x == 0) | (y == 0), 0, product) for x, y, product in ends]
     nan = a.nan | b.nan | (a.infinite & _may_be_zero(b)) | (b.infinite & _may_be_zero(a))
     infinite = (a.infinite & ~b.zero) | (b.infinite & ~a.zero)
     return widen(Range(np.minimum.reduce(products), np.maximum.reduce(products), nan, infinite))
@@ -195,11 +197,6 @@ def _rounding(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where((x == 0) | (y == 0), 0, SLACK * np.maximum(np.abs(x), np.abs(y)))
 
 
-def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.where((x == 0) | (y == 0), 0, x * y)
-
-
 def _may_be_zero(a: Range) -> np.ndarray:
     return (a.low <= 0) & (a.high >= 0)
 
@@ -216,21 +213,16 @@ def _down(a: Range) -> np.ndarray:
 
 #: Monotone functions, by the name of the operation.
 MONOTONE: dict[str, Function] = {
-    "exp": monotone(np.exp),
-    "exp2": monotone(np.exp2),
-    "expm1": monotone(np.expm1),
+    **{name: monotone(getattr(np, name)) for name in "exp exp2 expm1 tanh sinh cbrt".split()},
     "log": monotone(np.log, low=0),
     "log1p": monotone(np.log1p, low=-1),
     "logistic": monotone(special.expit),
-    "tanh": monotone(np.tanh),
     "sqrt": monotone(np.sqrt, low=0),
     "rsqrt": monotone(lambda x: 1 / np.sqrt(x), low=0, falling=True),
-    "cbrt": monotone(np.cbrt),
     "erf": monotone(special.erf),
     "erfc": monotone(special.erfc, falling=True),
     "erf_inv": monotone(special.erfinv, low=-1, high=1),
     "atan": monotone(np.arctan),
-    "sinh": monotone(np.sinh),
     "asinh": monotone(np.arcsinh),
     "asin": monotone(np.arcsin, low=-1, high=1),
     "acos": monotone(np.arccos, low=-1, high=1, falling=True),

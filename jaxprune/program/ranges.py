@@ -7,7 +7,6 @@ and widened by more than a rounding of any narrower type, so that they hold for 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -87,11 +86,6 @@ def widen(found: Range) -> Range:
     return Range(low - down, high + up, nan, infinite)
 
 
-@cache
-def _limits(dtype: Any) -> tuple[float, float]:
-    return float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
-
-
 def settle(found: Range, dtype: Any) -> Range:
     """What a range says of numbers of a dtype: they may round to 0, overflow, or wrap around."""
     low, high, nan, infinite = found
@@ -104,7 +98,7 @@ def settle(found: Range, dtype: Any) -> Range:
         return between(np.where(inside, low, float(limits.min)), np.where(inside, high, float(limits.max)))
     if not jnp.issubdtype(dtype, jnp.floating):
         return between(np.where(found.zero, 0, -np.inf), np.where(found.zero, 0, np.inf), nan, infinite)
-    tiny, largest = _limits(dtype)
+    tiny, largest = float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
     over = (np.isfinite(low) & (low < -largest)) | (np.isfinite(high) & (high > largest))
     low, high = np.where(low < -largest, -np.inf, low), np.where(high > largest, np.inf, high)
     low, high = np.where((low > 0) & (low < tiny), 0, low), np.where((high < 0) & (high > -tiny), 0, high)

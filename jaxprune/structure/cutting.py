@@ -72,16 +72,12 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
 
     Leaves elsewhere are known by the end of their path: an optimizer's state for a part of the parameters has holes.
     """
-    selection, found = tree.flatten(params), False
+    selection, found = tree.flatten(params), list[str]()
     owners = [(path, leaf.shape) for path, leaf in zip(selection.paths, selection.leaves, strict=True)]
     parts, named = _parts(params, owners), _named(params, owners)
 
-    def is_part(subtree: Any) -> bool:
-        return jax.tree.structure(subtree) in parts
-
     def of_leaf(leaf: Any, path: str, shape: tuple[int, ...]) -> Any:
-        nonlocal found
-        found = True
+        found.append(path)
         if np.size(leaf) == 1 and np.ndim(leaf) < len(shape):
             return leaf  # stands for what the optimizer does not keep of this parameter
         _check_shape(path, np.shape(leaf), shape)
@@ -104,7 +100,7 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
         leaves = [of_leaf(leaf, *owner) for leaf, owner in zip(jax.tree.leaves(subtree), part, strict=True)]
         return jax.tree.unflatten(structure, leaves)
 
-    changed = tree_util.tree_map_with_path(of_subtree, values, is_leaf=is_part)
+    changed = tree_util.tree_map_with_path(of_subtree, values, is_leaf=lambda node: jax.tree.structure(node) in parts)
     if not found:
         raise ValueError(f"no part of the tree is like the parameters, whose structure is {jax.tree.structure(params)}")
     return changed
@@ -164,11 +160,9 @@ def small_shapes(params: Params, flags: Flags) -> dict[str, tuple[int, ...]]:
 
 def check_small(small: Params, params: Params, shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
     """The leaves of cut parameters; ``ValueError`` if they are not, or have other dtypes than those traced."""
-    leaves = jax.tree.leaves(small)
-    if jax.tree.structure(small) != jax.tree.structure(params):
-        raise ValueError(
-            f"the parameters have the structure {jax.tree.structure(small)}, expected {jax.tree.structure(params)}"
-        )
+    leaves, structure, expected = jax.tree.leaves(small), jax.tree.structure(small), jax.tree.structure(params)
+    if structure != expected:
+        raise ValueError(f"the parameters have the structure {structure}, expected {expected}")
     for leaf, (path, shape), whole in zip(leaves, shapes.items(), jax.tree.leaves(params), strict=True):
         if np.shape(leaf) != shape:
             raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(leaf)}; cut parameters have {shape}")

@@ -1,14 +1,13 @@
 """What can be removed, in words and numbers: units that go as a whole, and groups of like units."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import host, tree
 from jaxprune.program.labels import STAYS, Labels
 
 
@@ -88,17 +87,9 @@ def find(rows: Sequence[Row], labels: Labels) -> tuple[Group, ...]:
         group = _group([rows[i] for i in where], own, describe)
         if group.size > 1:
             found.append(((rows[where[0]].when, where[0], int(np.argmax(group.units[0] >= 0))), group))
-    return _named_apart([group for _, group in sorted(found, key=lambda pair: pair[0])])
-
-
-def _named_apart(groups: Sequence[Group]) -> tuple[Group, ...]:
-    """Several groups may lie along one axis: from the second on, their names get a number."""
-    times = Counter[str]()
-    apart = []
-    for group in groups:
-        times[group.name] += 1
-        apart.append(replace(group, name=f"{group.name}#{times[group.name]}") if times[group.name] > 1 else group)
-    return tuple(apart)
+    ordered = [group for _, group in sorted(found, key=lambda pair: pair[0])]
+    names = host.distinct(group.name for group in ordered)  # several may lie along one axis
+    return tuple(replace(group, name=name) for group, name in zip(ordered, names, strict=True))
 
 
 def _kinds(roots: Sequence[np.ndarray], count: int) -> np.ndarray:

@@ -62,18 +62,20 @@ def merge_batch_norm(variables: Params, pairs: Mapping[str, str], *, epsilon: Se
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables are nested mappings, such as nnx.state(model), not a {type(variables).__name__}")
-    epsilons = _epsilons(epsilon, pairs)
+    if isinstance(epsilon, Mapping) and {*epsilon} != {*pairs.values()}:
+        raise ValueError(f"epsilon is given for {sorted(epsilon)}, the BatchNorms are {sorted({*pairs.values()})}")
     changes: dict[Path, Any] = {}
+    removed = set[Path]()
     for layer_path, norm_path in pairs.items():
         layer, norm = _entries(variables, layer_path), _entries(variables, norm_path)
         _check(layer, norm, layer_path, norm_path)
+        one = epsilon[norm_path] if isinstance(epsilon, Mapping) else epsilon
+        one = settings.check_setting(one, f"epsilon of {norm_path!r}", 0, 3e38)
         kernel, bias = layer["kernel"], layer.get("bias")
-        vectors = {name: leaf.value for name, leaf in norm.items()}
-        weights, offsets = _folded(kernel.value, None if bias is None else bias.value, vectors, epsilons[norm_path])
+        weights, offsets = _folded(kernel.value, bias and bias.value, {k: leaf.value for k, leaf in norm.items()}, one)
         changes[kernel.keys] = _boxed(kernel.node, weights)
-        bias_keys = (*kernel.keys[:-1], "bias")
-        changes[bias_keys] = _new_bias(kernel, norm, offsets) if bias is None else _boxed(bias.node, offsets)
-    removed = {leaf.keys[:-1] for path in pairs.values() for leaf in _entries(variables, path).values()}
+        changes[(*kernel.keys[:-1], "bias")] = _boxed(bias.node, offsets) if bias else _new_bias(kernel, norm, offsets)
+        removed |= {leaf.keys[:-1] for leaf in norm.values()}
     return _rebuilt(variables, (), changes, removed) if changes else variables
 
 
@@ -87,31 +89,23 @@ def _folded(kernel: Array, bias: Array | None, norm: dict[str, Array], epsilon: 
     return (kernel.astype(wide) * factor).astype(kernel.dtype), offset.astype((kernel if bias is None else bias).dtype)
 
 
-def _epsilons(epsilon: Setting, pairs: Mapping[str, str]) -> dict[str, Any]:
-    """The value of each BatchNorm."""
-    if isinstance(epsilon, Mapping) and {*epsilon} != {*pairs.values()}:
-        raise ValueError(f"epsilon is given for {sorted(epsilon)}, the BatchNorms are {sorted({*pairs.values()})}")
-    one = {path: epsilon[path] if isinstance(epsilon, Mapping) else epsilon for path in pairs.values()}
-    return {path: settings.check_setting(value, f"epsilon of {path!r}", 0, 3e38) for path, value in one.items()}
-
-
 def _entries(variables: Mapping[Any, Any], path: str) -> dict[str, _Leaf]:
     """The leaves of a module by name, from all collections."""
     below = 1 if "params" in variables else 0
     nodes = tree_util.tree_leaves_with_path(variables, is_leaf=lambda node: not isinstance(node, Mapping))
     held = [(tuple(key.key for key in keys), node) for keys, node in nodes if node is not None]
-    found = {str(keys[-1]): _leaf(keys, node) for keys, node in held if "/".join(map(str, keys[below:-1])) == path}
+    found = dict[str, _Leaf]()
+    for keys, node in held:
+        if "/".join(map(str, keys[below:-1])) != path:
+            continue
+        values = jax.tree.leaves(node)
+        if len(values) != 1 or not tree.is_floating(values[0]):
+            raise TypeError(f"leaf {'/'.join(map(str, keys))!r} is a {type(node).__name__}, not one floating array")
+        found[str(keys[-1])] = _Leaf(keys, node, jnp.asarray(values[0]))
     if not found:
         top = sorted({str(keys[below]) for keys, _ in held if len(keys) > below})
         raise ValueError(f"there is no module {path!r} with arrays in the variables; at the top are {top}")
     return found
-
-
-def _leaf(keys: Path, node: Any) -> _Leaf:
-    values = jax.tree.leaves(node)
-    if len(values) != 1 or not tree.is_floating(values[0]):
-        raise TypeError(f"leaf {'/'.join(map(str, keys))!r} is a {type(node).__name__}, not one floating array")
-    return _Leaf(keys, node, jnp.asarray(values[0]))
 
 
 def _check(layer: dict[str, _Leaf], norm: dict[str, _Leaf], layer_path: str, norm_path: str) -> None:
@@ -139,9 +133,8 @@ def _boxed(node: Any, value: Array) -> Any:
 
 def _new_bias(kernel: _Leaf, norm: dict[str, _Leaf], value: Array) -> Any:
     """A bias boxed as the vectors of the BatchNorm that are trained, or without those as an NNX kernel is."""
-    for name in ("bias", "scale"):
-        if name in norm:
-            return _boxed(norm[name].node, value)
+    if trained := norm.get("bias") or norm.get("scale"):
+        return _boxed(trained.node, value)
     return type(kernel.node)(value) if hasattr(type(kernel.node), "get_raw_value") else value
 
 

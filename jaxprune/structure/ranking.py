@@ -114,10 +114,8 @@ def together(groups: Sequence[Group], scores: Mapping[str, np.ndarray], spec: Sh
     owner = np.repeat(np.arange(len(groups)), spare)
     lowest = np.argsort(np.concatenate(ranked), kind="stable")[:removed]
     gone = np.bincount(owner[lowest], minlength=len(groups))
-    return {
-        group.name: highest(scores[group.name], spec.stays(group.size, group.size - int(lost)))
-        for group, lost in zip(groups, gone, strict=True)
-    }
+    kept = [spec.stays(group.size, group.size - int(lost)) for group, lost in zip(groups, gone, strict=True)]
+    return {group.name: highest(scores[group.name], keep) for group, keep in zip(groups, kept, strict=True)}
 
 
 def highest(scores: np.ndarray, keep: int) -> np.ndarray:
@@ -133,13 +131,12 @@ def least(cost: Callable[[int], float], most: int, limit: float) -> int:
 
 
 def _of_group(group: Group, leaves: dict[str, Any], sizes: dict[str, tuple[int, ...]], chosen: set[str]) -> np.ndarray:
-    usable = [
-        (leaves[path], axis, units, path in chosen)
-        for (path, axis), units in zip(group.members, group.units, strict=True)
-        if path in leaves and np.ndim(leaves[path]) and leaves[path].shape[axis] == sizes[path][axis]
-    ]
-    first = [entry for entry in usable if entry[3]] or usable
-    parts = [_of_member(leaf, axis, units, group.size) for leaf, axis, units, _ in first]
+    def usable(path: str, axis: int) -> bool:
+        return path in leaves and bool(np.ndim(leaves[path])) and leaves[path].shape[axis] == sizes[path][axis]
+
+    members = [(*own, units) for own, units in zip(group.members, group.units, strict=True) if usable(*own)]
+    members = [member for member in members if member[0] in chosen] or members
+    parts = [_of_member(leaves[path], axis, units, group.size) for path, axis, units in members]
     scores = np.mean(parts, axis=0) if parts else np.zeros(group.size)
     return np.where(np.isnan(scores), np.inf, scores)
 

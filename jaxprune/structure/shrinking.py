@@ -206,7 +206,7 @@ def _count(
 
 def summarize(graph: Graph, params: Params, smaller: Resolved) -> ShrinkReport:
     """The report of a plan."""
-    selection, whole = tree.flatten(params), graph.at({})
+    selection = tree.flatten(params)
     itemsize = {path: leaf.dtype.itemsize for path, leaf in zip(selection.paths, selection.leaves, strict=True)}
 
     def row(group: Any) -> GroupRow:
@@ -215,19 +215,13 @@ def summarize(graph: Graph, params: Params, smaller: Resolved) -> ShrinkReport:
         widths = {f"{path}:{axis}": smaller.shapes[path][axis] for path, axis in cut}
         return GroupRow(group.name, group.description, group.size, kept, widths)
 
-    def size(of: Resolved) -> tuple[int, int]:
+    def sizes(of: Resolved) -> tuple[int, int, int]:
         counts = {path: math.prod(shape) for path, shape in of.shapes.items()}
-        return sum(counts.values()), sum(itemsize[path] * count for path, count in counts.items())
+        return sum(counts.values()), sum(itemsize[path] * count for path, count in counts.items()), of.flops
 
-    (before, bytes_before), (after, bytes_after) = size(whole), size(smaller)
-    return ShrinkReport(
-        tuple(map(row, graph.groups)),
-        (before, after),
-        (bytes_before, bytes_after),
-        (whole.flops, smaller.flops),
-        smaller.certificate,
-        tuple(graph.ambiguous),
-    )
+    parameters, nbytes, flops = zip(sizes(graph.at({})), sizes(smaller), strict=True)
+    rows, ambiguous = tuple(map(row, graph.groups)), tuple(graph.ambiguous)
+    return ShrinkReport(rows, parameters, nbytes, flops, smaller.certificate, ambiguous)
 
 
 def _seconds(function: Callable[..., Any], *args: Any, repeats: int = 15) -> float:

@@ -21,22 +21,17 @@ def _mul(step: Step, values: Sequence[Value]) -> list[Value]:
 
 def _sub(step: Step, values: Sequence[Value]) -> list[Value]:
     """A value less its own maximum is not above 0, and reaches it."""
-    found = step.each(values, on.sub)
-    value, other = values
-    if other.largest is None or other.largest[0] is not value:
-        return found
-    _, over, sources = other.largest
-    for axis, size in enumerate(step.shape(0)):
-        source = sources[axis] if axis < len(sources) else None
-        if size > 1 and axis not in over and source != axis:
-            return found
+    (found,), (value, other) = step.each(values, on.sub), values
+    of, over, sources = other.largest or (None, (), ())
+    moved = (size > 1 and i not in over and sources[i : i + 1] != (i,) for i, size in enumerate(step.shape(0)))
+    if of is not value or any(moved):
+        return [found]
 
     def cap(a: Range, x: Range) -> Range:
         return Range(np.minimum(a.low, 0), np.minimum(a.high, 0), a.nan & ~x.finite, a.infinite)
 
-    rest = cap(found[0].rest, value.rest)
-    axes = {i: cap(found[0].axes[i], value.along(i, gone)) for i, gone in found[0].gone.items()}
-    return [Value(rest, axes, found[0].gone, peak=(over, 0.0))]
+    axes = {i: cap(found.axes[i], value.along(i, gone)) for i, gone in found.gone.items()}
+    return [Value(cap(found.rest, value.rest), axes, found.gone, peak=(over, 0.0))]
 
 
 def _exp(step: Step, values: Sequence[Value]) -> list[Value]:
