@@ -107,8 +107,10 @@ def each(
             if traced:
                 own = lax.fori_loop(0, shared.layers, step, own)
             else:
+                lying = {place: (chosen.values[place].sharding,) * 2 for place in own}
                 for number in range(shared.layers):
-                    own = jax.block_until_ready(step(number, own))  # else memory is taken ahead of its turn
+                    own = jax.device_put(step(number, own), lying)
+                    jax.block_until_ready(own)  # else memory is taken ahead of its turn
                     show(done := done + 1)
             for place, _ in shared.members:
                 left[place] -= 1
@@ -199,7 +201,7 @@ def _solve(
 ) -> tuple[Array, Array]:
     layered = use.view.shape != state[0].shape
 
-    def solved(leaf: Array, mask: Array, operands: tuple[Array, ...]) -> tuple[Array, Array]:
+    def solved(leaf: Array, mask: Array, number: Any, factors: Array, operands: Any, settings: Any) -> Any:
         def own(x: Array) -> Array:  # which is the only one where all layers have the same
             return lax.dynamic_index_in_dim(x, number, keepdims=False) if layered else x
 
@@ -217,4 +219,4 @@ def _solve(
             new, still = jnp.where(seen, new, old), jnp.where(seen, still, kept)
         return put(leaf, new), put(mask, still)
 
-    return automatic(solved, *state, operands, out=(explicit_spec(state[0]),) * 2)
+    return automatic(solved, *state, number, factors, operands, settings, out=(explicit_spec(state[0]),) * 2)
