@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES = (
-    *("command_line", "compile_time", "data", "fake_quant", "global_prune", "limits", "n_of_m", "scaling", "select"),
+    *(
+        "command_line",
+        "compile_time",
+        "data",
+        "fake_quant",
+        "global_prune",
+        "large_data",
+        "limits",
+        "n_of_m",
+        "scaling",
+        "select",
+    ),
     *("shrink", "small_files", "sweep", "thresholds", "training_methods", "training_speed"),
 )
 
