@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pickle
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -165,9 +167,15 @@ def test_lookups_are_counted():
     np.testing.assert_allclose(stats.gradients[name].rows.sum(), stats.gradients[name].squares.sum(), rtol=1e-5)
 
 
-def test_each_expert_sees_its_rows():
+def in_groups(w, x, sizes):
+    numbers = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0])
+    return jax.lax.ragged_dot_general(x, w, sizes, numbers)
+
+
+@pytest.mark.parametrize("product", [lambda w, x, sizes: jax.lax.ragged_dot(x, w, sizes), in_groups])
+def test_each_expert_sees_its_rows(product):
     sizes, experts = jnp.array([2, 0, 3]), draw(3, 8, 6)
-    stats = collect(lambda w, x, sizes: jax.lax.ragged_dot(x, w, sizes), experts, X, sizes)
+    stats = collect(product, experts, X, sizes)
     found = stats.inputs[""]
     assert found.count.tolist() == [2, 0, 3]
     check(found, X[:2], 0)
@@ -214,6 +222,16 @@ def test_modules_of_flax():
     check(collect(lambda s, x: nnx.merge(graph, s)(x), state, X).inputs["kernel"], X)
 
 
+def test_modules_of_equinox():
+    eqx = pytest.importorskip("equinox", reason="Equinox is installed in development only")
+    params, rest = eqx.partition(eqx.nn.MLP(8, 4, 6, 1, key=jax.random.key(0)), eqx.is_inexact_array)
+    stats = collect(lambda p, x: jax.vmap(eqx.combine(p, rest))(x), params, X)
+    first, second = params.layers
+    check(stats.inputs["layers/0/weight"], X)
+    check(stats.inputs["layers/1/weight"], jax.nn.relu(X @ first.weight.T + first.bias))
+    assert [use.shape for _, use in stats.uses] == [(1, 8, 6), (1, 6, 4)], "weights are [outputs, inputs]"
+
+
 def test_what_no_product_uses_is_named_with_the_reason():
     def normed(p, x):
         return x @ (p["v"] / jnp.linalg.norm(p["v"])) + x @ p["w"]
@@ -254,6 +272,16 @@ def test_merging_is_associative_and_needs_one_function():
         merge(a, collect(DENSE["transposed"][0], W.T, X))
     with pytest.raises(ValueError, match="of two kinds"):
         merge(a, collect(DENSE["product"][0], W, X, want=()))
+
+
+def test_statistics_can_be_kept():
+    stats = collect(DENSE["product"][0], W, X, want=["gram", "histogram"], key=jax.random.key(0))
+    for kept in (pickle.loads(pickle.dumps(stats)), jax.device_get(stats), jax.device_put(stats)):
+        assert jax.tree.structure(kept) == jax.tree.structure(stats)
+        np.testing.assert_array_equal(kept.inputs[""].gram, stats.inputs[""].gram)
+        np.testing.assert_array_equal(fake_quant(W, kept, 3), fake_quant(W, stats, 3))
+    both = collect(DENSE["product"][0], W, X, want=["gram", "histogram"], key=jax.random.key(1), stats=kept)
+    assert both.inputs[""].count.tolist() == [10] and stats.inputs[""].count.tolist() == [5], "nothing was used up"
 
 
 def test_one_program_for_batches_of_one_shape():
@@ -396,6 +424,30 @@ def test_convolutions_and_stacked_layers_keep_their_form():
     assert off(small) < 0.8 * off(jp.fake_quant(params, 3, spec=PLAIN))
     codes = quantize(STACKED, collect(scanned, STACKED, X), 8, where=["up", "down"])
     assert codes["up"].codes.shape == (3, 8, 6) and codes["up"].scale.shape == (3, 1, 6)
+
+
+def test_layers_of_a_scan_are_solved_one_after_the_other():
+    layers, x = {"up": draw(2, 40, 12), "down": draw(2, 12, 40)}, MIXED[:60]
+
+    def block(x, own):
+        return x + jnp.tanh(x @ own["up"]) @ own["down"], None
+
+    def through(p, x):
+        return block(block(x, p[0])[0], p[1])[0]
+
+    apart = [jax.tree.map(lambda leaf: leaf[i], layers) for i in range(2)]
+    stats = collect(lambda p, x: jax.lax.scan(block, x, p)[0], layers, x)
+    groups = jp.QuantSpec(block_size=8, symmetric=False)
+    solved = (prune(layers, stats, 0.5).params, fake_quant(layers, stats, 4, spec=groups))
+    of_apart = collect(through, apart, x)
+    wanted = (prune(apart, of_apart, 0.5).params, fake_quant(apart, of_apart, 4, spec=groups))
+    for together, alone in zip(solved, wanted, strict=True):
+        for name in layers:
+            for i in range(2):
+                assert np.isclose(together[name][i], alone[i][name], rtol=1e-4, atol=1e-4).mean() >= 0.99
+    traced = jax.jit(lambda p, s: prune(p, s, 0.5).params)(layers, stats)
+    for name in layers:
+        assert np.isclose(traced[name], solved[0][name], rtol=1e-4, atol=1e-4).mean() >= 0.99
 
 
 def test_statistics_that_do_not_belong(stats):
