@@ -1,8 +1,7 @@
 """Statistics of data: what products see, against plain NumPy; and what is compressed with them."""
 
-from dataclasses import replace
-
 import pickle
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -435,7 +434,7 @@ def test_layers_of_a_scan_are_solved_one_after_the_other():
     def through(p, x):
         return block(block(x, p[0])[0], p[1])[0]
 
-    apart = [jax.tree.map(lambda leaf: leaf[i], layers) for i in range(2)]
+    apart = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(2)]
     stats = collect(lambda p, x: jax.lax.scan(block, x, p)[0], layers, x)
     groups = jp.QuantSpec(block_size=8, symmetric=False)
     solved = (prune(layers, stats, 0.5).params, fake_quant(layers, stats, 4, spec=groups))
