@@ -171,6 +171,7 @@ def in_groups(w, x, sizes):
     return jax.lax.ragged_dot_general(x, w, sizes, numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("product", [lambda w, x, sizes: jax.lax.ragged_dot(x, w, sizes), in_groups])
 def test_each_expert_sees_its_rows(product):
     sizes, experts = jnp.array([2, 0, 3]), draw(3, 8, 6)
@@ -562,6 +563,7 @@ def off_words(p):
     return float(jnp.mean((words(p, IDS) - words(VOCABULARY, IDS)) ** 2))
 
 
+@pytest.mark.slow
 def test_one_step_decides_size_and_error(of_words):
     files = {step: jp.compress(encode(VOCABULARY, of_words, step), side="int8") for step in (1.0, 4.0)}
     assert files[4.0].nbytes < 0.8 * files[1.0].nbytes
@@ -690,6 +692,7 @@ class Attending(nn.Module):
         return nn.Dense(2)((x * kept[..., None]).sum(1) / kept.sum(1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_padding_is_left_out():
     ids = jnp.asarray(RNG.integers(0, 11, (3, 5)))
     params = Attending().init(jax.random.key(0), ids, KEPT)

@@ -72,6 +72,7 @@ _starts = jax.jit(
 )
 
 
+@pytest.mark.slow
 @given(w=weights)
 def test_no_worse_than_the_linear_start(w):
     encoded = encode(w, K, keep_zeros=False)
@@ -205,6 +206,7 @@ def _jitted(w, steps):
     return encode(w, K, iterations=steps)
 
 
+@pytest.mark.slow
 def test_every_way_to_run_it_gives_the_same():
     batch = np.stack([normal(), pruned(), normal(seed=2) * 1e20, np.round(normal(seed=3))])
     eager = [encode(w, K) for w in batch]

@@ -139,6 +139,7 @@ class Network(nnx.Module):
         self.drop = nnx.Dropout(0.5, rngs=rngs)
 
 
+@pytest.mark.slow
 def test_trees_come_back_as_they_were():
     w = jnp.arange(6.0).reshape(2, 3)
     trees = [

@@ -485,6 +485,7 @@ DEBUGGED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, mode", DEBUGGED)
 def test_what_people_debug_with(name, mode):
     """Traced alone: no promotion that was not asked for, nothing kept of a trace, no float64 of float32 weights."""

@@ -72,6 +72,7 @@ def test_entropy_curve_is_by_unit_entropy_at_every_point():
     assert 0 < float(curve.sparsities[10]) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "curve", [curves.sparsity_curve, curves.quantization_error_curve, lambda p, s, **k: curves.entropy_curve(p, s, **k)]
 )

@@ -199,6 +199,7 @@ def all_together(*args, **kwargs):
 prune = jax.jit(all_together, static_argnums=2, static_argnames="rounds")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.0, 0.37, 0.46022728, 0.9, 1.0])  # the third as 1 - (1 - s) counts one less
 @pytest.mark.parametrize("rounds", [1, 7])
 def test_rounds_equal_the_oracle(rounds, sparsity):
@@ -271,6 +272,7 @@ def test_scopes_units_and_selection():
     assert training.prune_at_start({}, 0.5, magnitude) == {}
 
 
+@pytest.mark.slow
 def test_ways_to_run():
     """Eager, jit and vmap give the same bits; the criterion is traced as often for many rounds as for one."""
     kernels, sparsities = chain(6, 8, 5), np.float32([0.0, 0.3, 0.8])

@@ -253,6 +253,7 @@ def test_embeddings_and_depthwise_kernels_are_left_out_of_n_of_m():
     np.testing.assert_array_equal(stored.dense(), np.where(chosen, params["embed"]["embedding"], 0))
 
 
+@pytest.mark.slow
 def test_blocks_and_scales_follow_the_layout():
     w = normal(6, 8)  # out, in
     blocks = jp.QuantSpec(block_size=4)
@@ -287,6 +288,7 @@ SPECS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec", [pytest.param(spec, id=str(i), marks=[slow] if i in (2, 4, 5) else []) for i, spec in enumerate(SPECS)]
 )
@@ -402,6 +404,7 @@ def test_codebooks_of_a_stack_come_apart_train_and_go_into_files(tmp_path):
         jp.codebook.kmeans(params, 3, axis=3)
 
 
+@pytest.mark.slow
 @in_each_form
 def test_reports_count_units_of_the_layout_and_show_its_axes(form):
     flat = normal(8, 6)
@@ -423,6 +426,7 @@ def test_reports_count_units_of_the_layout_and_show_its_axes(form):
     assert not any(row.axes for row in plain.rows) and "axes" not in str(plain)
 
 
+@pytest.mark.slow
 @in_each_form
 def test_penalties_of_units(form):
     """The units of all forms are the columns of the flat kernel."""

@@ -118,6 +118,7 @@ def test_by_sparsity_global(min_keep, data):
         assert_mask(mask, expected)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_by_sparsity_of_units(data):
     """Scores of units: one of each leaf stays, by default."""
@@ -292,6 +293,7 @@ def test_thresholds_reach_their_sparsities():
         assert_mask(masks.by_threshold(scores, limit), np.asarray(masks.by_sparsity(scores, sparsity)))
 
 
+@pytest.mark.slow
 def test_thresholds_of_a_tree():
     tree, sparsities = params(), np.float32([0.0, 0.5, 1.0])
     of_leaves = masks.thresholds(tree, sparsities)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from jaxprune.files import learning, mixing, wavefront
 from jaxprune.files.bytestream import FormatError, unsigned
 
+pytestmark = pytest.mark.slow
+
 LEAST, MOST = -(2**31), 2**31 - 1
 values = st.one_of(st.sampled_from((0, 0, 0, 1, -1, 2, LEAST, MOST)), st.integers(-20, 20), st.integers(LEAST, MOST))
 

@@ -251,6 +251,7 @@ SAMPLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=slow if c in ("half zeros", "one value", "ascending") else []) for c in SAMPLED]
 )
@@ -503,6 +504,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=slow)])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_jaxprs(name, dtype):

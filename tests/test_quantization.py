@@ -549,6 +549,7 @@ class Pair(NamedTuple):
     bias: jax.Array
 
 
+@pytest.mark.slow
 def test_trees_come_back_as_they_were():
     params = {"a": Pair(normal(4, 3, dtype=jnp.bfloat16), jnp.ones(3)), "b": [normal(2, 2), jnp.arange(3)], "c": ()}
     for y in (fake_quant(params, 4), dequantize(quantize(params, {"a": 4, "b": 12})), fixed_point(params, -2)):

@@ -140,6 +140,7 @@ SMALL_GRADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=slow)])
 def test_the_gradient_of_a_centroid_is_the_sum_or_the_mean(dtype):
     params, grads = (jax.tree.map(lambda leaf: leaf.astype(dtype), leaves) for leaves in (SMALL, SMALL_GRADS))
@@ -170,6 +171,7 @@ def test_zeros_may_train():
     np.testing.assert_array_equal(updates["kernel"], np.array([9 * 26, 4, 3.5])[PLACES])
 
 
+@pytest.mark.slow
 def test_the_inner_optimizer_sees_centroids():
     """Its state is of k entries, norms count each shared value once, and extra arguments reach it."""
     seen = {}

@@ -461,6 +461,7 @@ def test_the_check_counts_what_only_one_of_both_computes():
     np.testing.assert_allclose(plain.at(PLAN).check(DENSE, X, masked=everything), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function",
     [

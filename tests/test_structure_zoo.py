@@ -14,6 +14,8 @@ import zoo
 from jaxprune.program import labels
 from jaxprune.structure import trace
 
+pytestmark = pytest.mark.slow
+
 # What can be removed, as "number of units: layers that make them > layers that use them". A layer that makes them loses
 # entries along the last axis of all that it holds; one that uses them along the second to last axis of its kernel;
 # "path:axis" stands for itself. Collections are left out. {A} is a layer's attention.

@@ -253,6 +253,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rows(*WRAPPED))
 def test_inside_and_around_the_wrappers_of_optax(name):
     before = params()
@@ -325,6 +326,7 @@ def test_nnx_optimizer(name):
     assert (model.first.kernel[...] == 0).mean() >= 0.75 and (model.norm.scale[...] != 1).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rows("gradual_pruning", "in phases", "rigl", slow=["in phases", "rigl"]))
 def test_vmap_over_sparsities_equals_a_loop(name):
     """One program, in which making masks stays a branch and nothing is sorted."""

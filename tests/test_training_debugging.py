@@ -12,6 +12,8 @@ from test_training import KEY, LATENT, SLOW, TABLE, params
 import jaxprune as jp
 from jaxprune import schedules, training
 
+pytestmark = pytest.mark.slow
+
 slow = pytest.mark.slow
 X = jax.ShapeDtypeStruct((2, 8), jnp.float32)
 GATES = jax.ShapeDtypeStruct((8, 4), jnp.float32)

@@ -100,6 +100,7 @@ def correlated(rows=4096, columns=16):
     return mixed.astype(np.float32)
 
 
+@pytest.mark.slow
 def test_rotation_saves_bits_at_the_same_error():
     w = correlated()
     plain, rotated = (trellis.quantize(jnp.asarray(w), 0.05, rotate=flag) for flag in (False, True))

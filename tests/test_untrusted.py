@@ -17,6 +17,8 @@ import jaxprune as jp
 from jaxprune.files import FormatError, arrays
 from jaxprune.files.bytestream import signed, unsigned
 
+pytestmark = pytest.mark.slow
+
 slow = pytest.mark.slow
 
 
