@@ -21,6 +21,7 @@ from jaxprune.calibration import (
     leaves,
     merge,
     obd,
+    obs,
     prune,
     quantize,
     refit,
@@ -483,6 +484,18 @@ def test_scores_of_data():
     assert np.isfinite(obd(params, stats)["table"]).all()
     with pytest.raises(ValueError, match="no gradients"):
         obd(params, collect(network, params, ids))
+
+
+def test_scores_of_the_brain_surgeon():
+    """What least squares lose when one weight of an output goes and the others are fitted again."""
+    w, x = draw(5, 2), draw(30, 5) @ draw(5, 5)
+    scores = obs(w, collect(lambda w, x: x @ w, w, x), damping=0.1)
+    h = oracles.damped(np.asarray(x, np.float64).T @ np.asarray(x, np.float64), 0.1)
+    for k in range(5):
+        others = np.delete(np.arange(5), k)
+        rest = np.linalg.solve(h[np.ix_(others, others)], h[others, k])
+        lost = h[k, k] - h[k, others] @ rest
+        np.testing.assert_allclose(scores[k], np.asarray(w[k], np.float64) ** 2 * lost, rtol=1e-4)
 
 
 def test_what_is_left_makes_up_for_inputs_that_are_gone(stats):

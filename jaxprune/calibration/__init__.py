@@ -5,7 +5,7 @@ from jaxprune.calibration.coding import encode
 from jaxprune.calibration.collecting import collect
 from jaxprune.calibration.compressing import fake_quant, prune, quantize
 from jaxprune.calibration.refitting import refit
-from jaxprune.calibration.scores import obd, wanda
+from jaxprune.calibration.scores import obd, obs, wanda
 from jaxprune.calibration.statistics import Statistics, merge
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "fake_quant",
     "merge",
     "obd",
+    "obs",
     "prune",
     "quantize",
     "refit",

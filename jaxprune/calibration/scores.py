@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
-from jaxprune.base import Array, Params, Scores, Where
-from jaxprune.calibration import leaves
+from jaxprune import settings, tree
+from jaxprune.base import Array, Params, Scores, Setting, Where
+from jaxprune.calibration import feedback, leaves
 from jaxprune.calibration.statistics import Moments, Statistics
 from jaxprune.calibration.views import Use
 from jaxprune.kernels.rounding import divide
@@ -65,6 +65,44 @@ def obd(params: Params, stats: Statistics, *, where: Where = None) -> Scores:
     11.111
     """
     return _scores(params, stats, where, _curvatures, lambda w, curvature: w * w * curvature)
+
+
+def obs(params: Params, stats: Statistics, *, damping: Setting = 0.01, where: Where = None) -> Scores:
+    """``w**2 / inv(H)_kk``: what the outputs lose with a weight, once the others have made up for it.
+
+    Optimal brain surgeon, Hassibi & Stork 1992, equation 5, for each output alone, with the second moments H of the
+    inputs (weighted by the outputs' gradients, if the statistics have these). Averaged over the outputs it says which
+    inputs of a layer can go, if :func:`refit` follows.
+
+    Args:
+      params: any pytree.
+      stats: of :func:`collect`, with Gram matrices.
+      damping: traced; added to the diagonal of H, as a fraction of its mean.
+      where: whose scores; by default all leaves that the statistics know as factors of products.
+
+    Returns:
+      As :func:`wanda`.
+
+    Raises:
+      ValueError: as :func:`wanda`, or statistics without Gram matrices.
+
+    >>> from jaxprune.calibration import collect
+    >>> w, x = jnp.ones((3, 1)), jnp.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])  # the second input does as the first
+    >>> scores = obs(w, collect(lambda w, x: x @ w, w, x), damping=1e-6)
+    >>> bool(scores[0, 0] < scores[2, 0] / 100)
+    True
+    """
+    chosen = leaves.choose(params, stats, where)
+    dampings = settings.per_leaf(damping, chosen, "damping", 0.0, np.inf)
+    scores = []
+    for path, leaf, rate in zip(chosen.names, chosen.values, dampings, strict=True):
+        total: Any = 0
+        for use, gram in leaves.parts(stats, path):
+            mean = jnp.mean(jnp.diagonal(gram, axis1=1, axis2=2), 1)[:, None, None]  # what it is factored in units of
+            inverse = jnp.sum(feedback.factor(gram, rate) ** 2, 1)[..., None]
+            total += use.leaf(jnp.broadcast_to(mean / inverse, use.shape), leaf)
+        scores.append(leaf.astype(jnp.float32) ** 2 * total)
+    return chosen.replace(scores, lambda _: jnp.full((), jnp.nan, jnp.float32))
 
 
 def _scores(
