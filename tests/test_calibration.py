@@ -25,6 +25,7 @@ from jaxprune.calibration import (
     prune,
     quantize,
     refit,
+    smooth,
     wanda,
 )
 
@@ -684,6 +685,100 @@ def test_what_cannot_be_coded(of_words):
         encode({**VOCABULARY, "up": VOCABULARY["up"].at[0, 0].set(jnp.nan)}, of_words, 1.0)
     with pytest.raises(TypeError, match="concrete"):
         jax.jit(lambda step: encode(VOCABULARY, of_words, step))(1.0)
+
+
+# What is smoothed
+
+
+class Smoothable(nn.Module):
+    """Norms before what takes them, as in transformers; a layer before a relu, and one before what is no relu."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.LayerNorm(name="first")(x)
+        x = x + nn.MultiHeadDotProductAttention(2, name="attention")(y)
+        y = nn.RMSNorm(name="second")(x)
+        gate, value = nn.Dense(12, name="gate")(y), nn.Dense(12, name="value")(y)
+        x = x + nn.Dense(8, name="gated")(nn.silu(gate) * value)
+        y = nn.relu(nn.Dense(12, name="up")(x))
+        return nn.Dense(4, name="last")(nn.gelu(nn.Dense(8, name="down")(y)))
+
+
+def test_factors_go_where_nothing_changes():
+    x = draw(3, 5, 8)
+    params = Smoothable().init(jax.random.key(0), x)["params"]
+
+    def apply(p, x):
+        return Smoothable().apply({"params": p}, x)
+
+    smoothed, factors, into = smooth(apply, params, collect(apply, params, x, want=()), x)
+    np.testing.assert_allclose(apply(smoothed, x), apply(params, x), rtol=1e-4, atol=1e-5)
+    norm = ("first/scale", "first/bias")
+    assert {path.removesuffix("/kernel"): {*makers} for path, makers in into.items()} == {
+        **{f"attention/{name}": {*norm} for name in ("query", "key", "value")},
+        **{name: {"second/scale"} for name in ("gate", "value")},
+        "gated": {"value/kernel", "value/bias"},
+        "down": {"up/kernel", "up/bias"},
+    }
+    assert {*factors} - {*into} == {"attention/out/kernel", "up/kernel", "last/kernel"}
+    normed = np.asarray(nn.LayerNorm().apply({"params": params["first"]}, x)).reshape(-1, 8)
+    weights = np.max([abs(params["attention"][n]["kernel"]).max((1, 2)) for n in ("query", "key", "value")], 0)
+    want = np.sqrt(abs(normed).max(0) / weights)
+    np.testing.assert_allclose(factors["attention/key/kernel"][0], want, rtol=1e-5)
+    np.testing.assert_allclose(smoothed["first"]["scale"], params["first"]["scale"] / want, rtol=1e-5)
+    wide = want[:, None, None]
+    np.testing.assert_allclose(
+        smoothed["attention"]["key"]["kernel"], params["attention"]["key"]["kernel"] * wide, rtol=1e-5
+    )
+    np.testing.assert_array_equal(smoothed["up"]["bias"] * factors["down/kernel"][0], params["up"]["bias"])
+
+
+def test_what_is_used_elsewhere_is_left_alone():
+    def branches(p, x):
+        hidden = jax.nn.relu(x @ p["up"])
+        return hidden @ p["down"], hidden.mean()
+
+    params = {"up": draw(8, 6), "down": draw(6, 4)}
+    stats = collect(branches, params, X)
+    assert smooth(branches, params, stats, X).into == {}
+
+    def vectors(p, x):
+        return jax.vmap(lambda row: p["down"].T @ jax.nn.relu(p["up"].T @ row))(x)
+
+    assert smooth(vectors, params, collect(vectors, params, X), X, where="down").into == {"down": ("up",)}
+    shared = smooth(lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"] + p["up"].sum(), params, stats, X)
+    assert shared.into == {}
+
+
+def test_inputs_and_weights_of_zero_have_factor_one():
+    def network(p, x):
+        return (x * p["scale"] + p["bias"]) @ p["kernel"]
+
+    x = (X - 3).at[:, 2].set(0)  # of negative mean, and one that is always 0
+    params = {"scale": jnp.ones(8), "bias": jnp.zeros(8), "kernel": W.at[5].set(0).at[:, 1].set(0)}
+    stats = collect(network, params, x)
+    for alpha in (0.0, 0.5, 1.0):
+        smoothed, factors, _ = smooth(network, params, stats, x, alpha=alpha)
+        (factor,) = np.asarray(factors["kernel"])
+        assert np.isfinite(factor).all() and (factor > 0).all() and factor[2] == factor[5] == 1
+        np.testing.assert_allclose(network(smoothed, x), network(params, x), rtol=1e-5, atol=1e-5)
+    traced = jax.jit(lambda alpha: smooth(network, params, stats, x, alpha=alpha).params)(0.5)
+    np.testing.assert_allclose(traced["kernel"], smooth(network, params, stats, x).params["kernel"], rtol=1e-6)
+    with pytest.raises(ValueError, match="alpha"):
+        smooth(network, params, stats, x, alpha=1.5)
+
+
+def test_outliers_cost_less():
+    def network(p, x, small=lambda x: x):
+        return small((x / jnp.linalg.norm(x, axis=1, keepdims=True)) * p["scale"]) @ small(p["kernel"])
+
+    params = {"scale": jnp.ones(40).at[3].set(60.0), "kernel": draw(40, 12)}  # one channel of massive activations
+    smoothed = smooth(network, params, collect(network, params, MIXED), MIXED).params
+    want = network(params, MIXED)
+    errors = [
+        float(jnp.sum((network(p, MIXED, lambda x: jp.fake_quant(x, 8)) - want) ** 2)) for p in (params, smoothed)
+    ]
+    assert errors[1] < 0.3 * errors[0]
 
 
 # Padding

@@ -6,6 +6,7 @@ from jaxprune.calibration.collecting import collect
 from jaxprune.calibration.compressing import fake_quant, prune, quantize
 from jaxprune.calibration.refitting import refit
 from jaxprune.calibration.scores import obd, obs, wanda
+from jaxprune.calibration.smoothing import smooth
 from jaxprune.calibration.statistics import Statistics, merge
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "prune",
     "quantize",
     "refit",
+    "smooth",
     "wanda",
 ]
