@@ -9,22 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.program import jaxprs
+from jaxprune.program import jaxprs, ranges
 from jaxprune.program.labels import Axes
 from jaxprune.program.narrowing import Rule
-from jaxprune.program.ranges import (
-    ANYTHING,
-    Fault,
-    Gone,
-    Range,
-    Value,
-    all_faults,
-    join,
-    of_array,
-    pick,
-    settle,
-    widen,
-)
+from jaxprune.program.ranges import ANYTHING, Fault, Gone, Range, Value, all_faults, join, of_array, pick
 
 #: Values that no parameter and no input takes part in are computed up to this size, where ranges say too little.
 EVALUATED = 2**20
@@ -52,7 +40,7 @@ class Step(jaxprs.Abstract):
         """What is known of a value of this shape, from its numbers where no parameter and no input takes part in it."""
         if value.known is None or math.prod(shape) > EVALUATED:
             return value
-        found = of_array(value.known(), value.gone).mapped(widen)
+        found = of_array(value.known(), value.gone).mapped(ranges.widen)
         return replace(value, rest=found.rest, axes=found.axes)
 
     def alike(self, values: Sequence[Value]) -> frozenset[int]:
@@ -104,7 +92,7 @@ class Step(jaxprs.Abstract):
         infinite = any(value.rest.infinite.any() for value in values)
 
         def trust(range_: Range, stays: Any) -> Range:
-            low, high, may_nan, may_infinite = settle(range_, dtype)
+            low, high, may_nan, may_infinite = ranges.settle(range_, dtype)
             bad = may_nan & (nan | ~stays), may_infinite & (infinite | ~stays)
             return Range(*np.broadcast_arrays(low, high, *bad))
 
