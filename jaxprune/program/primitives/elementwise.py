@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step, by_ranges, unknown
+from jaxprune.program.bounding import Bound, Step, always, by_ranges, unknown
 from jaxprune.program.labels import Axes
 from jaxprune.program.narrowing import Call, Rule, run_whole
 from jaxprune.program.primitives.arithmetic import BOUNDS, unchanged
@@ -50,11 +50,6 @@ def _tie_drawn(call: Call, ins: Sequence[Axes]) -> list[Axes]:
     """Each entry depends on its place alone, so all are made, and those that are gone are cut."""
     call.pin("the keys of random numbers", *chain(*ins))
     return [tuple(map(call.labels.fresh, out.aval.shape)) for out in call.equation.outvars]
-
-
-def _always(range_: Range) -> Bound:
-    """Results of which one thing is known, whatever the operands."""
-    return lambda step, values: step.each([Value(range_)], lambda a: a)
 
 
 def _bound_iota(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -104,7 +99,7 @@ def _bits(function: Callable[..., Range]) -> Bound:
     return rule
 
 
-_drawn = _always(UNBOUNDED)
+_drawn = always(UNBOUNDED)
 _BOUNDS: dict[str, Bound] = {
     **BOUNDS,
     "select_n": _bound_select,
@@ -132,5 +127,5 @@ RULES = {
     "bitcast_convert_type": Rule(_tie_bitcast, bound=unknown),
     **{name: Rule(_tie_drawn, run_whole, _drawn) for name in _RANDOM},
     "iota": Rule(_tie_drawn, run_whole, _bound_iota),
-    "empty": Rule(_tie_drawn, run_whole, _always(ANYTHING)),
+    "empty": Rule(_tie_drawn, run_whole, always(ANYTHING)),
 }

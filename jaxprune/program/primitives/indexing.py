@@ -8,7 +8,7 @@ import numpy as np
 from jaxprune.program.bounding import Step
 from jaxprune.program.labels import Axes
 from jaxprune.program.narrowing import Call, Narrow, Rule, sizes
-from jaxprune.program.primitives.shapes import ALL, same
+from jaxprune.program.primitives.shapes import ALL
 from jaxprune.program.range_arithmetic import negative
 from jaxprune.program.ranges import ANYTHING, Range, Value, between, chain, choose, join, many, pick
 
@@ -201,7 +201,7 @@ RULES = {
     "dynamic_slice": Rule(
         _tie_dynamic_slice,
         lambda site, values: site.bind(values, slice_sizes=sizes(site.outs[0])),
-        lambda step, values: [step.moved(values[0], same(step))],
+        lambda step, values: step.each(values[:1], lambda a: a),
     ),
     "dynamic_update_slice": Rule(_tie_dynamic_update_slice, bound=lambda step, values: step.each(values[:2], join)),
     "gather": Rule(_tie_gather, _run_gather, _bound_gather),

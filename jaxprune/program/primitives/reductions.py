@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from jaxprune.program import range_arithmetic as on
-from jaxprune.program.bounding import Bound, Step, by_ranges
+from jaxprune.program.bounding import Bound, Step, always, by_ranges
 from jaxprune.program.jaxprs import Site
 from jaxprune.program.labels import Axes
 from jaxprune.program.narrowing import Call, Rule
 from jaxprune.program.primitives.arithmetic import finite, linear
-from jaxprune.program.primitives.shapes import ALL, same
 from jaxprune.program.ranges import UNBOUNDED, Range, Value, between, hull, join, not_zero, pick
 
 
@@ -135,7 +134,7 @@ def _bound_neutral(number: float, function: Callable[[Range], Range]) -> Bound:
 
 def _bound_position(step: Step, values: Sequence[Value]) -> list[Value]:
     size = math.prod(step.shape(0)[i] for i in step.params["axes"])
-    return [step.moved(Value(between(0.0, max(size - 1, 0))), [(None, ALL)] * len(step.out_shape()))]
+    return always(between(0.0, max(size - 1, 0)))(step, values)
 
 
 def _bound_running(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -146,12 +145,11 @@ def _bound_running(step: Step, values: Sequence[Value]) -> list[Value]:
 
 def _bound_ordered(step: Step, values: Sequence[Value]) -> list[Value]:
     """Sorted values are the same ones in another order."""
-    return [step.moved(value, same(step), result) for result, value in enumerate(values)]
+    return [step.value(value.rest, value.along, [value], result) for result, value in enumerate(values)]
 
 
 def _bound_top_k(step: Step, values: Sequence[Value]) -> list[Value]:
-    positions = Value(between(0.0, np.inf))
-    return [step.moved(values[0], same(step)), step.moved(positions, [(None, ALL)] * len(step.shape(0)), 1)]
+    return _bound_ordered(step, [*values, Value(between(0.0, np.inf))])  # and positions
 
 
 def _bound_window_sum(step: Step, values: Sequence[Value]) -> list[Value]:
@@ -188,13 +186,10 @@ RULES = {
     "psum": Rule(_tie_collective, bound=_sum),
     "pmax": Rule(_tie_collective, bound=_highest),
     "pmin": Rule(_tie_collective, bound=_lowest),
-    "argmax": Rule(_tie_arg, bound=_bound_position),
-    "argmin": Rule(_tie_arg, bound=_bound_position),
+    **dict.fromkeys(("argmax", "argmin"), Rule(_tie_arg, bound=_bound_position)),
     "cumsum": Rule(_ordered, bound=_bound_running),
-    "cummax": Rule(_ordered, bound=by_ranges(_terms)),
-    "cummin": Rule(_ordered, bound=by_ranges(_terms)),
-    "cumprod": Rule(_ordered, bound=finite),
-    "cumlogsumexp": Rule(_ordered, bound=finite),
+    **dict.fromkeys(("cummax", "cummin"), Rule(_ordered, bound=by_ranges(_terms))),
+    **dict.fromkeys(("cumprod", "cumlogsumexp"), Rule(_ordered, bound=finite)),
     "sort": Rule(_stays(lambda call: [call.params["dimension"]], "sorted"), bound=_bound_ordered),
     "top_k": Rule(_top, bound=_bound_top_k),
     "reduce_window_sum": Rule(_windows, bound=_bound_window_sum),
