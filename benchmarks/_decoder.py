@@ -81,19 +81,22 @@ def measured(sizes: Sizes, stacked: bool, passes: Sequence[Any]) -> dict[str, An
         lambda event, seconds, **_: compiled.append(seconds) if event.endswith("backend_compile_duration") else None
     )
     params = jax.block_until_ready(parameters(sizes, stacked))
-    stages: dict[str, dict[str, float]] = {"before": {"peak_bytes": _peak()}}
+    stages: dict[str, dict[str, float]] = {}
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
         compiled.clear()
+        _forget_peak()
         clock, work = time.perf_counter(), time.process_time()
         yield
-        own = stages.setdefault(name, dict.fromkeys(("seconds", "cpu_seconds", "compilations", "compile_seconds"), 0))
+        own = stages.setdefault(
+            name, dict.fromkeys(("seconds", "cpu_seconds", "compilations", "compile_seconds", "peak_bytes"), 0)
+        )
         own["seconds"] += time.perf_counter() - clock
         own["cpu_seconds"] += time.process_time() - work
         own["compilations"] += len(compiled)
         own["compile_seconds"] += sum(compiled)
-        own["peak_bytes"] = _peak()
+        own["peak_bytes"] = max(own["peak_bytes"], _peak())
 
     statistics = 0
     for where in passes:
@@ -117,8 +120,13 @@ def _bytes(tree: Any) -> int:
 
 
 def _peak() -> int:
-    """Linux counts it in kilobytes."""
+    """Of this process's resident set, which Linux counts in kilobytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _forget_peak() -> None:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 CASES: dict[str, Callable[[Sizes], dict[str, Any]]] = {

@@ -2,7 +2,7 @@
 
 A decoder of 310 million random weights, 24 layers: statistics with Gram matrices of three batches, then GPTQ at 4 bits
 in groups of 128. The layers are stacked under ``lax.scan``, or an array each, or stacked and in two passes: ``down``,
-then the rest. Each way is a process of its own; memory is the peak of its resident set.
+then the rest. Each way is a process of its own; memory is the peak of its resident set (Linux).
 """
 
 import sys
@@ -32,7 +32,8 @@ def main() -> None:
         print(f"\n{name}: model {model / 1e9:.2f} GB, statistics {statistics / 1e9:.2f} GB")
         for stage, one in stages.items():
             print(f"  {stage:9s}", ", ".join(f"{key} {_shown(key, value)}" for key, value in one.items()))
-        targets.append(Target(f"{name}: peak / 8 GB", stages["quantize"]["peak_bytes"] / LIMIT, "<=", 1))
+        peak = max(one["peak_bytes"] for one in stages.values())
+        targets.append(Target(f"{name}: peak / 8 GB", peak / LIMIT, "<=", 1))
     sizes: dict[str, Any] = {**_decoder.SIZES[size]._asdict(), "dtype": "float32"}
     report(arguments, "large_data", sizes, [], targets, results=results)
 
