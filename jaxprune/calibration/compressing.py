@@ -79,10 +79,9 @@ def prune(
         return Pruned(chosen.replace([leaf for leaf, _ in new]), as_masks(chosen, [mask for _, mask in new]))
     grids = _grids(chosen.replace([leaf for leaf, _ in new]), chosen, stats, bits, spec, None)
     tasks = [leaves.Task(True, operands, (one,), fixed) for (operands, fixed), one in zip(grids.each, own, strict=True)]
-    new = leaves.each(chosen, stats, damping, tasks, how._replace(rounded=rounding.snap))
-    return Pruned(
-        grids.codes(chosen.replace([leaf for leaf, _ in new]), bits), as_masks(chosen, [mask for _, mask in new])
-    )
+    how = how._replace(rounded=rounding.snap)
+    new = leaves.each(chosen, stats, damping, tasks, how, lambda place, leaf, mask: (grids.coded(place, leaf), mask))
+    return Pruned(chosen.replace([leaf for leaf, _ in new]), as_masks(chosen, [mask for _, mask in new]))
 
 
 def fake_quant(
@@ -123,7 +122,7 @@ def fake_quant(
     >>> fake_quant(w, collect(lambda w, x: x @ w, w, x), 2, spec=QuantSpec())[:, 0].tolist()  # 0.4 + 0.4 is 1, not 0
     [1.0, 0.0, 1.0]
     """
-    return _fake_quant(params, stats, bits, spec, masks, damping, where, layout)[0]
+    return _quantize(params, stats, bits, spec, masks, damping, where, layout, fake=True)
 
 
 def quantize(
@@ -153,23 +152,25 @@ def quantize(
     >>> quantize(jnp.eye(2), collect(lambda w, x: x @ w, jnp.eye(2), jnp.ones((3, 2))), 4).codes.tolist()
     [[7, 0], [0, 7]]
     """
-    small, grids = _fake_quant(params, stats, bits, spec, masks, damping, where, layout)
-    return grids.codes(small, bits)
+    return _quantize(params, stats, bits, spec, masks, damping, where, layout)
 
 
 class _Grids(NamedTuple):
     """What the chosen leaves are rounded to; for each of them the operands of ``snap``, and the spec of its own."""
 
-    names: list[str]
+    chosen: tree.Selection
+    bits: Setting
     spec: QuantSpec
     layout: Layout
     qparams: Params
     each: list[tuple[tuple[Array, ...], QuantSpec]]
 
-    def codes(self, small: Params, bits: int) -> Params:
-        """The codes of what is rounded already."""
-        where = lambda path, _: path in self.names  # noqa: E731
-        return integers.quantize(small, bits, spec=self.spec, qparams=self.qparams, where=where, layout=self.layout)
+    def coded(self, place: int, leaf: Array) -> Any:
+        """The codes of one leaf, which is rounded already."""
+        alone = self.chosen._replace(chosen=(self.chosen.chosen[place],))
+        how = {"spec": self.spec, "qparams": self.qparams, "layout": self.layout}
+        small = integers.quantize(alone.replace([leaf]), self.bits, where=lambda path, _: path == alone.names[0], **how)
+        return alone.treedef.flatten_up_to(small)[alone.chosen[0]]
 
 
 def _grids(
@@ -186,10 +187,10 @@ def _grids(
     ):
         fixed = uniform.from_the_end(spec_of(spec, path, leaf, own), leaf.ndim)
         each.append((_grid(found, width, fixed.symmetric), fixed))
-    return _Grids(names, spec, layout, qparams, each)
+    return _Grids(chosen, bits, spec, layout, qparams, each)
 
 
-def _fake_quant(
+def _quantize(
     params: Params,
     stats: Statistics,
     bits: Setting,
@@ -198,7 +199,8 @@ def _fake_quant(
     damping: Setting,
     where: Where,
     layout: Layout,
-) -> tuple[Params, _Grids]:
+    fake: bool = False,
+) -> Params:
     chosen = leaves.choose(params, stats, where)
     if masks is None:
         kept: list[Any] = [_zeros_of] * len(chosen.values)
@@ -207,8 +209,11 @@ def _fake_quant(
         params = chosen.replace(mask_each(chosen.values, kept))
     grids = _grids(params, chosen, stats, bits, spec, layout)
     tasks = [leaves.Task(mask, operands, (), own) for mask, (operands, own) in zip(kept, grids.each, strict=True)]
-    new = leaves.each(chosen, stats, damping, tasks, feedback.Pass(rounded=rounding.snap), lambda _, leaf, mask: leaf)
-    return chosen.replace(new), grids
+    how = feedback.Pass(rounded=rounding.snap)
+    new = leaves.each(
+        chosen, stats, damping, tasks, how, lambda place, leaf, _: leaf if fake else grids.coded(place, leaf)
+    )
+    return chosen.replace(new)
 
 
 def _layout(chosen: tree.Selection, stats: Statistics) -> Layout:
