@@ -45,12 +45,13 @@ class Step(jaxprs.Abstract):
 
     def alike(self, values: Sequence[Value]) -> frozenset[int]:
         """Of the axes that lose entries, those along which no operand of an entrywise operation varies."""
-        given = list(enumerate(values))
-        return frozenset(
-            axis
-            for axis in self.outs[0]
-            if given and all(not (s := self.shape(k)) or s[axis] == 1 or axis in v.alike for k, v in given)
-        )
+
+        def repeats(operand: int, axis: int) -> bool:
+            shape = self.shape(operand)
+            return not shape or shape[axis] == 1 or axis in values[operand].alike
+
+        every = range(len(values))
+        return frozenset(axis for axis in self.outs[0] if values and all(repeats(k, axis) for k in every))
 
     def fault(self, reason: str) -> None:
         """Notes that what is removed makes a difference here."""

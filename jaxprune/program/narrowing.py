@@ -141,20 +141,13 @@ class Labelling:
         return rule.tie(call, operands) if rule else call.unknown(operands, "no rule for this operation")
 
 
-def evaluate(frame: jaxprs.Frame, values: Sequence[Any], removed: np.ndarray, rules: Mapping[str, Rule]) -> list[Any]:
-    """The results of a program on what is left of its inputs.
+class Narrowing:
+    """The reader of a visit with what is left of arrays, guided by labels.
 
     Args:
-      frame: the program, labelled.
-      values: small inputs, in the program's order. Traced.
       removed: for each label, whether it is gone.
       rules: by the name of the operation.
     """
-    return jaxprs.visit(frame.program, values, _Narrowed(removed, rules), guide=frame).results
-
-
-class _Narrowed:
-    """The reader of a visit with what is left of arrays."""
 
     site = Narrow
 
@@ -162,12 +155,15 @@ class _Narrowed:
         self.removed, self.rules = removed, rules
 
     def constant(self, variable: Any, value: Any, guide: jaxprs.Frame | None) -> Any:
+        """What is left of it."""
         return cut(value, kept_of(guide.values[variable], self.removed))  # type: ignore[union-attr]
 
     def literal(self, atom: Any) -> Any:
+        """The number."""
         return atom.val
 
     def apply(self, site: Narrow, operands: Sequence[Any]) -> Sequence[Any]:
+        """As it was traced where nothing is gone, else by the rule of the operation."""
         complete = all(flags.all() for kept in (*site.ins, *site.outs) for flags in kept)
         if complete and not any(removes(child, self.removed) for child in site.children.values()):
             return site.bind(operands)

@@ -112,14 +112,9 @@ def _group(rows: Sequence[Row], roots: Sequence[np.ndarray], describe: Callable[
         return np.where(root == STAYS, -1, ordered[at])
 
     entries = [row.labels[root == first[0]] for row, root in zip(rows, roots, strict=True)]
-    return Group(
-        name=f"{rows[0].path}:{rows[0].axis}",
-        size=units.size,
-        members=tuple((row.path, row.axis) for row in rows),
-        description=describe(rows, entries, int(first[0])),
-        roles=tuple(row.role for row in rows),
-        units=tuple(places(root) for root in roots),
-    )
+    members, roles = tuple((row.path, row.axis) for row in rows), tuple(row.role for row in rows)
+    name, description = f"{rows[0].path}:{rows[0].axis}", describe(rows, entries, int(first[0]))
+    return Group(name, units.size, members, description, roles, tuple(map(places, roots)))
 
 
 def _words(labels: Labels) -> Callable[..., str]:

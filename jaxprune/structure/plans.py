@@ -136,6 +136,10 @@ def from_masks(masks: Any, params: Any, groups: Sequence[Group]) -> Units:
 
 def _masked(flags: np.ndarray, group: Group, member: int) -> np.ndarray:
     """Which units of a group a mask removes from one member altogether."""
-    axis, units = group.members[member][1], group.units[member]
-    left = np.any(flags, axis=tuple(i for i in range(flags.ndim) if i != axis))
-    return np.bincount(units[left & (units >= 0)], minlength=group.size) == 0
+    units = group.units[member]
+    return np.bincount(units[any_along(flags, group.members[member][1]) & (units >= 0)], minlength=group.size) == 0
+
+
+def any_along(mask: np.ndarray, axis: int) -> np.ndarray:
+    """At which indices of an axis a mask keeps anything."""
+    return np.any(mask, axis=tuple(i for i in range(mask.ndim) if i != axis))

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxprune.base import Masks, Params
 from jaxprune.masks import apply_masks
-from jaxprune.program.narrowing import evaluate, operations
+from jaxprune.program.jaxprs import visit
+from jaxprune.program.narrowing import Narrowing, operations
 from jaxprune.program.primitives import RULES
 from jaxprune.structure import cutting, plans
 from jaxprune.structure.plans import Units
@@ -86,8 +87,9 @@ class Resolved:
         """
         leaves = cutting.check_small(params, self._origin.params, self.shapes)
         traced = self._origin.at(inputs)
-        values = [*leaves, *jax.tree.leaves(inputs)]
-        return jax.tree.unflatten(traced.out_tree, evaluate(traced.frame, values, traced.removed(self.kept), RULES))
+        values, reader = [*leaves, *jax.tree.leaves(inputs)], Narrowing(traced.removed(self.kept), RULES)
+        small = visit(traced.frame.program, values, reader, guide=traced.frame)
+        return jax.tree.unflatten(traced.out_tree, small.results)
 
     def certify(self, masked: Masks | None = None) -> Certificate:
         """Says, without running anything, whether removal equals masking, and where not.

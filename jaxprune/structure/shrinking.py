@@ -227,10 +227,10 @@ def summarize(graph: Graph, params: Params, smaller: Resolved) -> ShrinkReport:
 def _seconds(function: Callable[..., Any], *args: Any, repeats: int = 15) -> float:
     """The shortest time of a call, compiled, in seconds; the first call does not count."""
     compiled = jax.jit(function)
-    jax.block_until_ready(compiled(*args))
-    times = []
-    for _ in range(repeats):
+
+    def once() -> float:
         start = time.perf_counter()
         jax.block_until_ready(compiled(*args))
-        times.append(time.perf_counter() - start)
-    return min(times)
+        return time.perf_counter() - start
+
+    return min([once() for _ in range(repeats + 1)][1:])

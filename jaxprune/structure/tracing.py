@@ -7,6 +7,7 @@ for the certificate the program is run once on ranges of numbers, and each such 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from jaxprune.program.labels import STAYS, Labels
 from jaxprune.program.narrowing import Labelling
 from jaxprune.program.primitives import RULES
 from jaxprune.program.ranges import Fault, Value, all_faults
-from jaxprune.structure import groups
+from jaxprune.structure import groups, plans
 
 #: Which outputs may lose entries: glob patterns over their paths, or a predicate ``(path, output) -> bool``.
 FreeOutput = str | Sequence[str] | Callable[[str, Any], bool] | None
@@ -91,11 +92,13 @@ class Traced:
           masks: for each parameter the mask that says what is known to be 0; ``None``: all that is gone.
         """
         reader, values = Bounding(removed, RULES), []
-        for position, variable in enumerate(jaxprs.body(self.frame.program).invars):
+        for variable, mask in zip_longest(jaxprs.body(self.frame.program).invars, masks):  # behind parameters, inputs
+            anything, axes = ranges.settle(ranges.UNBOUNDED, variable.aval.dtype), {}
             gone = reader.gone(self.frame.values[variable])
-            anything = ranges.settle(ranges.UNBOUNDED, variable.aval.dtype)
-            value = Value(anything, {i: ranges.many(anything, flags.size) for i, flags in gone.items()}, gone)
-            values.append(_parameter(value, masks[position]) if position < len(masks) else value)
+            for axis, flags in gone.items():
+                zero = flags if mask is None else flags & ~plans.any_along(mask, axis)
+                axes[axis] = ranges.choose(zero, ranges.ZERO, anything)
+            values.append(Value(anything, axes, gone))
         with np.errstate(all="ignore"):
             outs = visit(self.frame.program, values, reader, guide=self.frame).results
         found = all_faults(out for out, free in zip(outs, self.free, strict=True) if not free)
@@ -174,16 +177,6 @@ def matching(patterns: str | Sequence[str], names: Sequence[Sequence[str]], what
     """
     listed = [patterns] if isinstance(patterns, str) else patterns
     return tree.matching(listed, names, lambda p: f"{what} {p!r} matches none of {[' or '.join(own) for own in names]}")
-
-
-def _parameter(value: Value, mask: np.ndarray | None) -> Value:
-    """A parameter: 0 where it is known to be, else any finite numbers."""
-    for axis, flags in value.gone.items():
-        zero = flags
-        if mask is not None:
-            zero = flags & ~np.any(mask, axis=tuple(i for i in range(mask.ndim) if i != axis))
-        value.axes[axis] = ranges.choose(zero, ranges.ZERO, value.axes[axis])
-    return value
 
 
 def _numbers(output: Any) -> np.ndarray:
