@@ -24,6 +24,7 @@ from jaxprune.calibration import (
     obs,
     prune,
     quantize,
+    reading,
     refit,
     smooth,
     wanda,
@@ -102,6 +103,21 @@ def test_convolutions_see_windows(strides, padding, dilation, groups):
         products = rows @ np.asarray(use.matrices(kernel)[group])
         np.testing.assert_allclose(products, outputs.reshape(products.shape), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(use.leaf(use.matrices(kernel), kernel), kernel)
+
+
+def test_windows_of_some_images_at_once(monkeypatch):
+    def network(p, x):
+        return jax.lax.conv_general_dilated(jnp.tanh(x), p, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    kernel, x, kept = draw(3, 3, 2, 4), draw(6, 4, 4, 2).at[1, 0, 0, 0].set(jnp.nan), jnp.arange(6) != 2
+    how = {"key": jax.random.key(0), "rows": kept, "want": ["gram", "histogram"]}
+    whole = collect(network, kernel, x, **how)
+    monkeypatch.setattr(reading, "_WINDOWS", 4 * 4 * 18 * 2)  # two images
+    again = lambda p, x: network(p, x)  # noqa: E731  another program
+    parts = collect(again, kernel, x, **how)
+    assert "scan" in str(jax.make_jaxpr(lambda x: collect(again, kernel, x, **how).inputs)(x))
+    for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 STACKED = {"up": draw(3, 8, 6), "down": draw(3, 6, 8), "shared": draw(8, 8)}

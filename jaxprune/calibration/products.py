@@ -25,6 +25,7 @@ class Product(NamedTuple):
       out_rows: ``gradient of the product -> [L, T, N]``, float32.
       kind: what besides the data itself decides on ``rows``.
       groups: which operand holds the sizes of the groups of rows that each matrix has, if they differ.
+      batch: the axes of the data and of the gradient that come first among rows, if there are more rows than data.
     """
 
     view: View
@@ -34,6 +35,7 @@ class Product(NamedTuple):
     out_rows: Callable[[Array], Array]
     kind: Any
     groups: int | None = None
+    batch: tuple[int, int] | None = None
 
 
 def _dot(equation: Any, side: int, view: View) -> Product | None:
@@ -95,7 +97,9 @@ def _convolution(equation: Any, side: int, view: View) -> Product | None:
 
     kind = tuple(str(params[name]) for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation"))
     kind = (*kind, tuple(sizes), groups, str(numbers))
-    return Product(view, (groups, inputs, outputs), 0, rows, lambda g: by_group(g, outputs), kind)
+    first, _, *places = numbers.out_spec
+    batch = None if min(places, default=first) < first else (numbers.lhs_spec[0], first)
+    return Product(view, (groups, inputs, outputs), 0, rows, lambda g: by_group(g, outputs), kind, batch=batch)
 
 
 def _ragged(equation: Any, side: int, view: View) -> Product | None:

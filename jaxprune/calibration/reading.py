@@ -17,11 +17,13 @@ import numpy as np
 from jaxprune.base import Array
 from jaxprune.calibration import statistics
 from jaxprune.calibration.following import Noted, rows_of
-from jaxprune.calibration.products import Lookup
+from jaxprune.calibration.products import Lookup, Product
 from jaxprune.kernels.sharding import automatic
 from jaxprune.program import jaxprs
 from jaxprune.program.jaxprs import Place
 from jaxprune.program.primitives import RULES
+
+_WINDOWS = 2**22  # numbers in windows at once: each number of the data is in several
 
 
 class Wanted(NamedTuple):
@@ -128,11 +130,11 @@ class Reading:
             rows = jnp.zeros(size, jnp.uint32).at[places].add(jnp.uint32(1), mode="drop")
             return statistics.Lookups(rows.sum(dtype=jnp.uint32)[None], rows[None])
 
-        def of(data: Array) -> Any:
+        def of(valid: Array | None, data: Array) -> Any:
             rows = product.rows(data)
             return _by_group(lambda valid: statistics.moments(rows, *self.wanted, valid), rows, sizes, valid)
 
-        return automatic(of, data)
+        return automatic(partial(_in_parts, product, of, valid), data)
 
     def gradients(self, product: Any, given: Any, g: Array) -> statistics.Gradients:
         """What is found of the gradient of a product."""
@@ -143,7 +145,7 @@ class Reading:
             weighted = automatic(lambda out: out.T @ out, out)[None] if self.wanted.gram else None
             return statistics.Gradients((out**2).sum(0)[None], weighted, rows[None])
 
-        def of(data: Array, g: Array) -> Any:
+        def of(valid: Array | None, data: Array, g: Array) -> Any:
             rows, out = product.rows(data), product.out_rows(g)
 
             def of_group(valid: Array | None) -> Any:
@@ -152,7 +154,7 @@ class Reading:
 
             return _by_group(of_group, rows, sizes, valid)
 
-        return automatic(of, data, g)
+        return automatic(partial(_in_parts, product, of, valid), data, g)
 
     def nothing(self, noted: Noted, steps: int) -> Any:
         """The moments of no rows, of so many steps."""
@@ -171,6 +173,29 @@ def _places(table: Lookup, data: Array, valid: Array | None) -> Array:
 
 def _by_group(of: Callable[..., Any], rows: Array, sizes: Array | None, valid: Array | None) -> Any:
     return of(valid) if sizes is None else statistics.by_group(of, rows, sizes, valid)
+
+
+def _in_parts(product: Product, of: Callable[..., Any], valid: Array | None, *arrays: Array) -> Any:
+    """``of(valid, data, and a gradient)``, summed over parts of the batch where windows would take much memory."""
+    size = math.prod(jax.eval_shape(product.rows, arrays[0]).shape)
+    if product.batch is None or size <= _WINDOWS:
+        return of(valid, *arrays)
+    images = arrays[0].shape[product.batch[0]]
+    parts = next(n for n in range(1, images + 1) if images % n == 0 and (size <= n * _WINDOWS or n == images))
+
+    def cut(x: Array, axis: int) -> Array:  # to every so-manieth image, so that each device keeps what it has
+        x = x.reshape(*x.shape[:axis], images // parts, parts, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis + 1, 0)
+
+    each = [cut(x, axis) for x, axis in zip(arrays, product.batch, strict=False)]
+    if valid is not None:
+        valid = cut(valid.reshape(len(valid), images, -1), 1).reshape(parts, len(valid), -1)
+
+    def step(total: Any, part: Any) -> tuple[Any, None]:
+        return statistics.add(total, of(*part)), None
+
+    shapes = jax.eval_shape(of, *jax.tree.map(lambda x: x[0], (valid, *each)))
+    return jax.lax.scan(step, statistics.nothing(shapes), (valid, *each))[0]
 
 
 def _tap(back: Callable[[Any, Array], Any], value: Array, given: Any, zeros: Any) -> Array:
