@@ -1,5 +1,6 @@
 """The leaves that statistics know, their matrices, and what is done to these."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,13 +12,15 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from jaxprune import host, settings, tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Params, QuantSpec, Setting, Where
 from jaxprune.calibration import feedback
 from jaxprune.calibration.statistics import Moments, Statistics
 from jaxprune.calibration.views import Use
 from jaxprune.kernels import uniform
 from jaxprune.kernels.sharding import automatic, explicit_spec
+
+_LOG = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -83,41 +86,38 @@ def each(
     tasks: Sequence[Task],
     how: feedback.Pass,
     finish: Callable[[int, Array, Array], Any] = lambda place, leaf, mask: (leaf, mask),
-    progress: bool = False,
 ) -> list[Any]:
     """What ``finish`` makes of each new leaf and its mask.
 
     One layer after the other: of factors, and of what is computed from them, there is no more at a time than one layer
-    needs; leaves of the same inputs share it.
+    needs; leaves of the same inputs share it. Each layer is logged, as large models take long.
     """
     work = _work(chosen, stats, settings.per_leaf(damping, chosen, "damping", 0.0, np.inf), tasks)
     left = Counter(place for shared in work for place, _ in shared.members)
     traced = settings.any_traced(chosen.values, stats, damping, tasks)
     states: dict[int, tuple[Array, Array]] = {}
     finished: dict[int, Any] = {}
-    with host.progress_bar(progress, "layers", 0, sum(shared.layers for shared in work)) as show:
-        done = 0
-        for shared in work:
-            for place, _ in shared.members:
-                if place not in states:
-                    leaf, mask = chosen.values[place], tasks[place].mask
-                    states[place] = _start(leaf, mask(leaf) if callable(mask) else mask)
-            own = {place: states.pop(place) for place, _ in shared.members}
-            step = partial(_layer, shared, tasks, how)
-            if traced:
-                own = lax.fori_loop(0, shared.layers, step, own)
-            else:
-                lying = {place: (chosen.values[place].sharding,) * 2 for place in own}
-                for number in range(shared.layers):
-                    own = jax.device_put(step(number, own), lying)
-                    jax.block_until_ready(own)  # else memory is taken ahead of its turn
-                    show(done := done + 1)
-            for place, _ in shared.members:
-                left[place] -= 1
-            states |= own
-            for place in own:
-                if not left[place]:
-                    finished[place] = finish(place, *states.pop(place))
+    for shared in work:
+        for place, _ in shared.members:
+            if place not in states:
+                leaf, mask = chosen.values[place], tasks[place].mask
+                states[place] = _start(leaf, mask(leaf) if callable(mask) else mask)
+        own = {place: states.pop(place) for place, _ in shared.members}
+        step = partial(_layer, shared, tasks, how)
+        if traced:
+            own = lax.fori_loop(0, shared.layers, step, own)
+        else:
+            lying = {place: (chosen.values[place].sharding,) * 2 for place in own}
+            for number in range(shared.layers):
+                own = jax.device_put(step(number, own), lying)
+                jax.block_until_ready(own)  # else memory is taken ahead of its turn
+                _LOG.info("layer %d of %d of %s", number + 1, shared.layers, [chosen.names[place] for place in own])
+        for place, _ in shared.members:
+            left[place] -= 1
+        states |= own
+        for place in own:
+            if not left[place]:
+                finished[place] = finish(place, *states.pop(place))
     return [finished[place] for place in range(len(tasks))]
 
 
