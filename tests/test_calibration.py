@@ -22,6 +22,7 @@ from jaxprune.calibration import (
     merge,
     obd,
     obs,
+    output_error,
     prune,
     quantize,
     reading,
@@ -345,6 +346,30 @@ def test_gptq_against_least_squares(stats, bits):
     assert same.mean() >= 0.999
     assert loss(small) < 0.4 * loss(jp.fake_quant(LAYER, bits, spec=PLAIN))
     np.testing.assert_array_equal(small["bias"], LAYER["bias"])
+
+
+def test_ranges_of_the_least_error_of_outputs(stats):
+    spec = jp.QuantSpec(axis="units", calibration=output_error((1.0, 0.8, 0.6)))
+    gram, weights = np.asarray(stats.inputs["kernel"].gram[0], np.float64), np.asarray(LAYER["kernel"], np.float64)
+    full, tried = abs(np.asarray(weights)).max(0) / 3, []
+    for ratio in (1.0, 0.8, 0.6):
+        new = oracles.gptq(weights, gram, full[None] * ratio, 3)
+        tried.append((np.einsum("kn,km,mn->n", new - weights, gram, new - weights), new))
+    best = np.argmin([cost for cost, _ in tried], 0)
+    want = np.take_along_axis(np.stack([new for _, new in tried]), best[None, None], 0)[0]
+    small = quantize(LAYER, stats, 3, spec=spec)
+    assert np.isclose(small["kernel"].dense(), want, rtol=1e-5).mean() >= 0.99
+    np.testing.assert_array_equal(fake_quant(LAYER, stats, 3, spec=spec)["kernel"], small["kernel"].dense())
+    assert len({*best}) > 1 and loss(jp.dequantize(small)) < 0.9 * loss(fake_quant(LAYER, stats, 3))
+
+
+@pytest.mark.parametrize("spec", [PLAIN, jp.QuantSpec(symmetric=False, block_size=15)])
+def test_zero_points_of_ranges_by_outputs_are_codes(stats, spec):
+    negative = {**LAYER, "kernel": LAYER["kernel"].at[:15, 0].set(-1 - abs(LAYER["kernel"][:15, 0]))}
+    for calibration in (spec.calibration, output_error((1.0, 0.7))):
+        small = quantize(negative, stats, 4, spec=replace(spec, calibration=calibration))["kernel"]
+        assert (0 <= small.zero_point).all() and (small.zero_point <= (0 if spec.symmetric else 15)).all()
+        assert np.isfinite(small.dense()).all() and np.isfinite(small.scale).all()
 
 
 @pytest.mark.parametrize("spec", [PLAIN, jp.QuantSpec(symmetric=False, block_size=15)])

@@ -1,6 +1,7 @@
 """Compression that looks at data: statistics of what products multiply parameters with, and what to make of them."""
 
 from jaxprune.calibration.biases import correct_biases
+from jaxprune.calibration.clipping import output_error
 from jaxprune.calibration.coding import encode
 from jaxprune.calibration.collecting import collect
 from jaxprune.calibration.compressing import fake_quant, prune, quantize
@@ -18,6 +19,7 @@ __all__ = [
     "merge",
     "obd",
     "obs",
+    "output_error",
     "prune",
     "quantize",
     "refit",
