@@ -25,8 +25,8 @@ def output_error(candidates: Sequence[float] = tuple(i / 20 for i in range(20, 7
     """The range, among fractions of the full one, whose rounding changes the outputs of products least: a calibration.
 
     For :func:`fake_quant`, :func:`quantize` and :func:`prune` of this package: each candidate takes a pass of its own,
-    in which later rows make up for earlier ones, and each range (of a unit, a block) is the one of the least e'He, where
-    e is what its weights change by and H the second moments of their inputs. Elsewhere it is
+    in which later rows make up for earlier ones, and each range (of a unit, a block) is the one of the least e'He,
+    where e is what its weights change by and H the second moments of their inputs. Elsewhere it is
     :func:`jaxprune.quantization.mean_squared_error`.
 
     Args:
