@@ -91,26 +91,23 @@ def open(path: str | os.PathLike[str], *, max_bytes: float | None = None) -> Che
     for mark, kind in _FOREIGN.items():
         if start.startswith(mark):
             raise CheckpointError(f"{found}: {kind}")
-    for candidate in FORMATS:
-        if candidate.recognizes(found, start):
-            break
-    else:
+    known = next((candidate for candidate in FORMATS if candidate.recognizes(found, start)), None)
+    if known is None:
         raise CheckpointError(f"{found}: {_why_not(found, start)}")
     with faults(str(found)):
-        size = _bytes(found, candidate)
+        size = _bytes(found, known)
         limit = max(_LEAST_LIMIT, _LEAST_RATIO * size) if max_bytes is None else max_bytes
-        content = candidate.read(found, limit)
+        content = known.read(found, limit)
     leaves = {name: leaf._replace(read=partial(_read, found, leaf, limit)) for name, leaf in content.leaves.items()}
-    return Checkpoint(found, candidate.name, size, leaves, content.metadata, content.others)
+    return Checkpoint(found, known.name, size, leaves, content.metadata, content.others)
 
 
 def _read(path: Path, leaf: Leaf, limit: float) -> np.ndarray:
     """The array of a leaf, if it is not too large and is what was promised."""
     with faults(str(path), leaf.name):
         if leaf.nbytes > limit:
-            raise CheckpointError(
-                f"{leaf.nbytes:,} bytes, more than {limit:,.0f}; raise max_bytes if you trust the file"
-            )
+            said = f"{leaf.nbytes:,} bytes, more than {limit:,.0f}"
+            raise CheckpointError(f"{said}; raise max_bytes if you trust the file")
         array = leaf.read()
         if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
             raise CheckpointError(f"damaged: it is {array.dtype} of shape {array.shape}, not {leaf.dtype} {leaf.shape}")
@@ -170,10 +167,8 @@ def held(path: str | os.PathLike[str], others: Mapping[str, Other], *, skip: boo
     lost = {name: other for name, other in others.items() if other.format != chosen}
     if lost and not skip:
         name, other = next(iter(lost.items()))
-        raise CheckpointError(
-            f"{path}: {chosen} cannot hold {len(lost)} entries that are not known here, such as {name!r} ({other.kind})"
-            ": --skip-unreadable leaves them out"
-        )
+        said = f"{len(lost)} entries that are not known here, such as {name!r} ({other.kind})"
+        raise CheckpointError(f"{path}: {chosen} cannot hold {said}: --skip-unreadable leaves them out")
     return {name: other for name, other in others.items() if name not in lost}
 
 

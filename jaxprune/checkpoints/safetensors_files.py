@@ -51,9 +51,8 @@ def _read(path: Path, limit: float) -> Content:
     for name, (code, shape, first, last) in sorted(entries.items(), key=lambda item: item[1][2]):
         place, number = 8 + length + first, last - first
         if code not in _NAMES:
-            others[name] = Other(
-                FORMAT.name, f"dtype {code}", number, partial(_bytes, path, place, number), (code, shape)
-            )
+            read = partial(_bytes, path, place, number)
+            others[name] = Other(FORMAT.name, f"dtype {code}", number, read, (code, shape))
             continue
         dtype, width = dtype_of(named.get(name) or _NAMES[code]), dtype_of(_NAMES[code]).itemsize
         wanted = math.prod(shape) * width

@@ -16,7 +16,7 @@ from inspect import cleandoc
 from types import FrameType
 
 from jaxprune.checkpoints.leaf import FULL
-from jaxprune.cli import compress, convert, diff, inspect, shrink, sweep
+from jaxprune.cli import compress, diff, inspect, shrink, sweep
 
 #: What adds the arguments of each command, and what runs it; the docstring of that is its help.
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
@@ -24,9 +24,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[a
     "sweep": (sweep.configure, sweep.run),
     "compress": (compress.configure, compress.run),
     "shrink": (shrink.configure, shrink.run),
-    "decompress": (convert.configure_decompress, convert.decompress),
+    "decompress": (compress.configure_decompress, compress.decompress),
     "diff": (diff.configure, diff.run),
-    "convert": (convert.configure, convert.run),
+    "convert": (compress.configure_convert, compress.convert),
 }
 _READS = ("inspect", "diff")  # and writes nothing
 
@@ -101,13 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     firsts = ["examples:"]
     for name, (configure, run) in COMMANDS.items():
         about, _, examples = cleandoc(run.__doc__ or "").partition("\n\n")
-        command = added.add_parser(
-            name,
-            help=about[:1].lower() + about[1:].rstrip("."),
-            description=about,
-            epilog=_END.format(examples=examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        said, end = about[:1].lower() + about[1:].rstrip("."), _END.format(examples=examples)
+        raw = argparse.RawDescriptionHelpFormatter
+        command = added.add_parser(name, help=said, description=about, epilog=end, formatter_class=raw)
         configure(command)
         if name not in _READS:
             command.add_argument("--force", action="store_true", help="replace what exists")

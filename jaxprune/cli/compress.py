@@ -1,4 +1,4 @@
-"""``jaxprune compress``: leaf by leaf, and read back before the file takes its place."""
+"""``jaxprune compress``: leaf by leaf, read back before the file takes its place; ``decompress`` and ``convert``."""
 
 import argparse
 import math
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     output = checkpoints.check_output(args.output, force=args.force)
     with host.written_whole(output, over_folder=args.force) as beside:
         compressed.write_compressed(beside, made)
-        rows = _verified(opened, made, str(beside), wanted, args.progress)
+        rows = _verified(made, str(beside), wanted, args.progress)
         after = beside.stat().st_size
     found = {"path": args.output, "verified": True, "bytes_before": opened.file_bytes, "bytes_after": after}
     total = diff.total(rows) | {key: sum(row[key] for row in rows) for key in ("bytes_before", "bytes_after")}
@@ -85,27 +85,26 @@ def coded(wanted: Recipe, progress: bool) -> files.Compressed:
     return compressed.assemble({name: part for group in parts for name, part in group.items()})
 
 
-def _verified(
-    opened: Checkpoint, made: files.Compressed, path: str, wanted: Recipe, progress: bool
-) -> list[dict[str, Any]]:
+def _verified(made: files.Compressed, path: str, wanted: Recipe, progress: bool) -> list[dict[str, Any]]:
     """Reads the file back: the bytes are those that were made, every leaf decodes, the untouched ones are equal."""
     back, stored = checkpoints.open(path, max_bytes=math.inf), files.read(path)
     if stored.to_bytes() != made.to_bytes():
         raise CheckpointError("the file reads back with other bytes; the disk or the memory is faulty")
     sizes = dict(zip(back.leaves, (leaf.nbytes for leaf in stored.leaves), strict=True))
+    before = wanted.leaves
 
     def row(name: str) -> dict[str, Any]:
-        found = diff.measured(opened.leaves[name], back.leaves[name], wanted.axes[name])
+        found = diff.measured(before[name], back.leaves[name], wanted.axes[name])
         said = wanted.treatments.get(name, {}).items()
         treatment = {key: value for key, value in said if key != "section" and value != "uniform"} or None
         if name not in wanted.treatments and not wanted.side and not found["equal"]:
             raise CheckpointError(f"leaf {name!r} reads back changed, though nothing was to happen to it")
-        sized = {"bytes_before": opened.leaves[name].nbytes, "bytes_after": sizes[name]}
+        sized = {"bytes_before": before[name].nbytes, "bytes_after": sizes[name]}
         by_axes = treatment and (treatment.keys() & {"n_of_m", "block_size"} or treatment.get("axis") == "units")
         axes = {"axes": str(wanted.axes[name] or "?")} if by_axes else {}
         return found | sized | axes | {"treatment": treatment}
 
-    return host.in_parallel(row, list(opened.leaves), "read back", progress, lambda name: opened.leaves[name].nbytes)
+    return host.in_parallel(row, list(before), "read back", progress, lambda name: before[name].nbytes)
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -127,3 +126,58 @@ def _text(found: dict[str, Any]) -> str:
 def _ratios(row: dict[str, Any]) -> dict[str, Any]:
     size, before, after = max(row["size"], 1), row["bytes_before"], row["bytes_after"]
     return row | {"smaller": shared.times(before, after), "zeros": row["zeros_after"] / size, "width": 8 * after / size}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same leaves in another format, one by one
+
+
+def configure_convert(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("checkpoint", help="any format")
+    parser.add_argument("output", help="ends in .safetensors, .npz, .msgpack, .orbax (a folder) or .jp")
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Write the same leaves in another format.
+
+    examples:
+      jaxprune convert model.msgpack model.safetensors
+      jaxprune convert checkpoints/100 model.npz
+      jaxprune convert model.safetensors model.orbax
+    """
+    _copy(args, checkpoints.open(args.checkpoint, max_bytes=args.max_bytes))
+
+
+def configure_decompress(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("checkpoint", help="a file that jaxprune compress, or jaxprune.save, wrote")
+    suffixes = "ends in .safetensors, .npz, .msgpack or .orbax (a folder)"
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=suffixes)
+
+
+def decompress(args: argparse.Namespace) -> None:
+    """Write the dense arrays of a small file, in a format that other programs read.
+
+    examples:
+      jaxprune decompress model.jp -o model.safetensors
+      jaxprune decompress model.jp -o model.npz --force
+    """
+    opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
+    if opened.format != "jaxprune":
+        raise ValueError(f"{opened.path} is dense already ({opened.format}); jaxprune convert changes formats")
+    _copy(args, opened)
+
+
+def _copy(args: argparse.Namespace, opened: Checkpoint) -> None:
+    """Writes the leaves to the output, and prints both sizes."""
+    chosen = checkpoints.format_for(args.output)
+    others = checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
+    written = checkpoints.write(args.output, opened.leaves, metadata=opened.metadata, others=others, force=args.force)
+    found = {"path": args.output, "format": chosen.name, "leaves": len(opened.leaves)}
+    found |= {"bytes_before": opened.file_bytes, "bytes_after": written}
+    found["metadata_lost"] = [] if chosen.keeps_metadata else list(opened.metadata)
+    before = f"{opened.path} ({opened.format}, {opened.file_bytes:,} bytes)"
+    after = f"{args.output} ({chosen.name}, {written:,} bytes): {len(opened.leaves)} leaves"
+    lost = f"; no place for the metadata {shared.few(found['metadata_lost'])}" if found["metadata_lost"] else ""
+    shared.show(args, found, f"{before} -> {after}{lost}", opened)

@@ -88,10 +88,8 @@ def matching(patterns: Sequence[str], among: Sequence[str], leaves: Mapping[str,
     cut = paths(leaves)
 
     def complaint(pattern: str) -> str:
-        return (
-            f"pattern {pattern.removeprefix('!')!r} matches none of the {len(among)} leaves that can be chosen: "
-            f"{few(among)} (jaxprune inspect lists them; * stands for anything)"
-        )
+        said = f"pattern {pattern.removeprefix('!')!r} matches none of the {len(among)} leaves that can be chosen"
+        return f"{said}: {few(among)} (jaxprune inspect lists them; * stands for anything)"
 
     forms = [(name, cut[name], cut[name].removeprefix("params/")) for name in among]
     flags = tree.matching(patterns, forms, complaint)

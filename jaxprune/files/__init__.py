@@ -11,7 +11,7 @@ import jax
 from jax.core import Tracer
 
 from jaxprune import tree
-from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
+from jaxprune.base import Masks, Params, Setting, Where
 from jaxprune.files import arrays, container, lossy, tree_json
 from jaxprune.files.bytestream import FormatError, naming
 from jaxprune.files.coders import Effort
@@ -30,7 +30,7 @@ def compress(
     *,
     masks: Masks | None = None,
     codebook: Setting = None,
-    quantizer: str | QuantSpec | lossy.Quantizer = "uniform",
+    quantizer: lossy.Way = "uniform",
     side: str | None = None,
     effort: Effort = "fast",
     where: Where = None,

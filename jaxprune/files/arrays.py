@@ -14,7 +14,7 @@ last axis.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -237,9 +237,7 @@ def _put(coded: tuple[int, bytes]) -> bytes:
     return bytes([coded[0]]) + unsigned(len(coded[1])) + coded[1]
 
 
-def _plane(
-    reader: Reader, shape: tuple[int, int], decoded: Callable[[int, memoryview, Any], np.ndarray] = coders.decode
-) -> Plane:
-    number = reader.take(1)[0]
-    data = reader.take(reader.unsigned())
-    return Plane(coders.NAMES[number] if number < len(coders.NAMES) else "", len(data), decoded(number, data, shape))
+def _plane(reader: Reader, shape: tuple[int, int], decoded: Any = coders.decode) -> Plane:
+    number, data = reader.take(1)[0], reader.take(reader.unsigned())
+    codes = decoded(number, data, shape)
+    return Plane(coders.NAMES[number], len(data), codes)

@@ -19,7 +19,6 @@ number, with its size and without a checksum. Hardly anything but its Huffman co
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -167,7 +166,7 @@ def with_table(codes: np.ndarray, counted: tables.Counted, in_lanes: bool) -> by
     return None if stream is None else tables.write(table) + stream
 
 
-def _read_with_table(data: bytes | memoryview, shape: tuple[int, int], in_lanes: bool) -> np.ndarray:
+def _read_with_table(data: bytes | memoryview, shape: tuple[int, int], in_lanes: bool = False) -> np.ndarray:
     reader, size = Reader(data), math.prod(shape)
     table = tables.read(reader, size)
     rest = reader.rest()
@@ -215,11 +214,5 @@ def _read_gaps(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     return codes.reshape(shape)
 
 
-_DECODERS: tuple[Callable[[bytes | memoryview, tuple[int, int]], np.ndarray], ...] = (
-    _unpack,
-    partial(_read_with_table, in_lanes=False),
-    partial(_read_with_table, in_lanes=True),
-    classes.decode,
-    mixing.decode,
-    _read_gaps,
-)
+_read_lanes = partial(_read_with_table, in_lanes=True)
+_DECODERS = (_unpack, _read_with_table, _read_lanes, classes.decode, mixing.decode, _read_gaps)  # by number

@@ -14,7 +14,7 @@ from jaxprune.base import Params
 from jaxprune.files import arrays, container, records, tree_json
 from jaxprune.files.bytestream import FormatError, naming
 from jaxprune.files.container import Stored
-from jaxprune.files.report import SizeReport, size_report
+from jaxprune.files.report import SizeReport, leaf_size
 from jaxprune.files.tree_json import Node
 from jaxprune.host import in_parallel
 from jaxprune.quantization.arrays import protocol
@@ -209,7 +209,7 @@ class Compressed:
     def report(self, *, max_bytes: int | None = None) -> SizeReport:
         """What takes how many bytes, leaf by leaf: ``print`` it, or read its rows. ``max_bytes`` as above."""
         check_size(self.leaves, self._stored_bytes, max_bytes)
-        return size_report(self.leaves, self.nbytes)
+        return SizeReport(tuple(map(leaf_size, self.leaves)), self.nbytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = tuple(container.in_memory(bytes(part.data())) for part in self.stored)

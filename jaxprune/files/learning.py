@@ -28,6 +28,9 @@ _FINE = 20  # binary places of a logarithm
 _PATIENCE = 16  # the weights move after every 16th part of what they have seen
 
 
+#: ``(chances, truth) -> bits``: writes the bits ``truth``, or reads as many.
+Ask = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 # What is rounded is at least 1e-4 away from where it would be rounded otherwise: all libraries agree on it.
 # Logarithms of the mantissas (2**11 + k + 1/2) / 2**12, k below 2**11, in 2**-20ths, rounded down, and of 2; and the
 # logistic function of -11 .. 11 in 256ths, in 65536ths.
@@ -60,9 +63,13 @@ class Mixer:
         self.slope = np.zeros(len(weights))
         self.seen = self.waiting = 0
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Of a 1, for features [features, entries]; in 1..65535."""
-        return squash(self.weights @ features)
+    def bits(self, ask: Ask, features: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """The bits of entries with features [features, entries], which are learned from."""
+        features = clip(features, MOST)
+        chances = squash(self.weights @ features)
+        bits = ask(chances, truth)
+        self.learn(features, bits, chances)
+        return bits
 
     def learn(self, features: np.ndarray, bits: np.ndarray, chances: np.ndarray) -> None:
         """``bits`` are what came out where ``chances`` were given. At most 2**11 entries with |features| up to MOST."""
@@ -101,9 +108,6 @@ def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Bits as bytes
-
-#: ``(chances, truth) -> bits``: writes the bits ``truth``, or reads as many.
-Ask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def writing() -> tuple[Ask, Callable[[], bytes]]:

@@ -18,6 +18,7 @@ from jaxprune.quantization import integers, rate_distortion, trellis
 
 #: ``(params, bits, where) -> params`` with a record, such as a ``QArray``, in place of each selected leaf.
 Quantizer = Callable[[Params, Setting, Where], Params]
+Way = str | QuantSpec | Quantizer
 
 _WORTH = 0.115  # of a bit, in squared steps: 2 ln 2 / 12, at high rates
 
@@ -41,7 +42,7 @@ def choose(
     masks: Masks | None,
     bits: Setting,
     codebook: Setting,
-    quantizer: str | QuantSpec | Quantizer,
+    quantizer: Way,
     side: str | None,
     where: Where,
 ) -> Chosen:
@@ -68,7 +69,7 @@ def choose(
     return Chosen(treedef.unflatten([0 if one else node for node, one in zip(new, whole, strict=True)]), leaves, made)
 
 
-def _quantizer(quantizer: str | QuantSpec | Quantizer) -> Quantizer:
+def _quantizer(quantizer: Way) -> Quantizer:
     if callable(quantizer):
         return quantizer
     if quantizer == "uniform" or isinstance(quantizer, QuantSpec):

@@ -29,10 +29,8 @@ class NamedCalibration:
     name: str
 
     def __call__(self, *args: Any) -> Any:
-        raise ValueError(
-            f"the calibration of this spec was {self.name}, of which a file holds the name alone: put the function in "
-            "its place, as in dataclasses.replace(spec, calibration=function)"
-        )
+        said = f"the calibration of this spec was {self.name}, of which a file holds the name alone: put the function"
+        raise ValueError(f"{said} in its place, as in dataclasses.replace(spec, calibration=function)")
 
 
 _DEFAULT = QuantSpec()

@@ -1,7 +1,6 @@
 """What takes how many bytes in compressed parameters, and how near that is to the entropy of the codes."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -82,12 +81,8 @@ class SizeReport(NamedTuple):
         return "\n".join([drawn, "", total, parts])
 
 
-def size_report(leaves: "Sequence[StoredLeaf]", nbytes: int) -> SizeReport:
-    """The report of leaves, which it decodes, in a file of so many bytes."""
-    return SizeReport(tuple(map(_leaf_size, leaves)), nbytes)
-
-
-def _leaf_size(leaf: "StoredLeaf") -> LeafSize:
+def leaf_size(leaf: "StoredLeaf") -> LeafSize:
+    """What a leaf, which is decoded, takes."""
     (_, main), *side = leaf.parts
     found = arrays.head(main.data())
     values, planes, _ = arrays.parts(found)

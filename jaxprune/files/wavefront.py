@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.files.learning import MOST, ONE, Ask, Mixer, clip, log_ratio, squash
+from jaxprune.files.learning import ONE, Ask, Mixer, clip, log_ratio, squash
 
 LEVELS = 16  # magnitudes told apart one by one
 _WHOLE = 1 << 24  # a share of 1
@@ -45,10 +45,7 @@ def kept(ask: Ask, truth: np.ndarray, count: int, lags: list[int]) -> np.ndarray
         x[1:3] = _densities(of_rows, of_columns[:, there], here, lags, share) - usual
         for k, lag in enumerate(lags, 3):
             x[k] = _diagonal(grid, columns, d, low, high, pad - lag)
-        x = clip(x, MOST)
-        chances = mixer.probabilities(x)
-        bits = ask(chances, _diagonal(flat, columns, d, low, high))
-        mixer.learn(x, bits, chances)
+        bits = mixer.bits(ask, x, _diagonal(flat, columns, d, low, high))
         _diagonal(grid, columns, d, low, high, pad)[:] = bits * ONE + zero
         _tally(of_rows, here, bits)
         _tally(of_columns, there, bits[::-1])
@@ -83,11 +80,7 @@ def signs(ask: Ask, truth: np.ndarray, mask: np.ndarray, lags: list[int]) -> np.
         x[0], x[1], x[2] = ONE, _average(of_rows, i), _average(of_columns, j)
         x[3:5], left = foretell(i, j)
         x[5:] = flat[(pad + i) * columns + j - steps].astype(np.float64) * ONE
-        x = clip(x, MOST)
-        chances = mixer.probabilities(x)
-        bits = ask(chances, truth[i, j])
-        mixer.learn(x, bits, chances)
-        sign = np.where(bits, 1, -1).astype(np.int8)
+        sign = np.where(mixer.bits(ask, x, truth[i, j]), 1, -1).astype(np.int8)
         found[pad + i, j] = sign
         note(i, j, left, sign)
         _tally(of_rows, i, sign)

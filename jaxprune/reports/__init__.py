@@ -25,15 +25,8 @@ from jaxprune.reports.plots import plot_frontier
 from jaxprune.reports.sizes import Stored, coded_bytes
 from jaxprune.reports.summary import Report, Row
 
-__all__ = [
-    "Report",
-    "coded_bytes",
-    "entropy_curve",
-    "plot_frontier",
-    "quantization_error_curve",
-    "report",
-    "sparsity_curve",
-]
+__all__ = ["Report", "coded_bytes", "entropy_curve", "plot_frontier", "quantization_error_curve", "report"]
+__all__ += ["sparsity_curve"]
 
 _PLAIN = QuantSpec()
 
@@ -110,21 +103,12 @@ def _row(stored: Stored, before: np.ndarray, after: np.ndarray) -> tuple[Row, fl
         raise ValueError(f"leaf {path} has values under its mask that are not 0; apply_masks(after, masks)")
     width = 8 * after.dtype.itemsize if stored.bits is None else math.floor(stored.bits + 0.5)
     kept, entries = sizes.mask_cost(mask, after.size, stored.within)
-    found = measures.compare(before, after)
-    row = Row(
-        path=stored.path,
-        parameters=after.size,
-        masked=after.size if mask.ndim or not mask else 0,
-        removed=after.size - kept,
-        zeros=found.zeros_after,
-        bits=width,
-        dense_bytes=before.nbytes,
-        coded_bytes=sizes.leaf_bytes(kept, width, entries, stored.scales * stored.each),
-        relative_error=found.relative_error,
-        max_error=found.max_error,
-        axes=str(stored.axes or "?") if 0 < entries < after.size or stored.scales > 1 else "",
-        histogram=measures.histogram(before, after),
-    )
+    found, spread = measures.compare(before, after), measures.histogram(before, after)
+    counts = after.size, after.size if mask.ndim or not mask else 0, after.size - kept, found.zeros_after
+    coded = sizes.leaf_bytes(kept, width, entries, stored.scales * stored.each)
+    axes = str(stored.axes or "?") if 0 < entries < after.size or stored.scales > 1 else ""
+    errors = found.relative_error, found.max_error
+    row = Row(stored.path, *counts, width, before.nbytes, coded, *errors, histogram=spread, axes=axes)
     if not jnp.issubdtype(before.dtype, jnp.inexact):
         return row, 0.0, 0.0  # indices and keys are large numbers, next to which no weight would count
     return row, found.squared_error, found.squared_norm

@@ -118,11 +118,9 @@ def compare(before: np.ndarray, after: np.ndarray, inputs: tuple[int, ...] | Non
         squared_error += float(np.sum(difference**2))
         squared_norm += float(np.sum(np.abs(old[np.isfinite(old)]) ** 2))
         max_error = float(np.maximum(max_error, np.max(difference, initial=0.0)))
-    zeros_before, zeros_after, removed, changed = map(int, numbers)
+    was, now, removed, changed = map(int, numbers)  # zeros first
     units = None if inputs is None else _units_removed(before, after, inputs) if before.ndim >= 2 and removed else 0
-    return Difference(
-        equal, before.size, zeros_before, zeros_after, removed, units, changed, squared_error, squared_norm, max_error
-    )
+    return Difference(equal, before.size, was, now, removed, units, changed, squared_error, squared_norm, max_error)
 
 
 def histogram(before: np.ndarray, after: np.ndarray) -> Histogram | None:

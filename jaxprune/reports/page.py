@@ -66,11 +66,8 @@ def leaves(report: "Report", most: int | None = None) -> str:
     largest = max((max(row.dense_bytes, row.coded_bytes) for row in rows), default=0) or 1
 
     def cells(row: "Row") -> str:
-        bars = {
-            "sparsity": _bar("after", row.mask_sparsity),
-            "bits": _bar("after", row.bits / bits),
-            "coded bytes": _bar("before", row.dense_bytes / largest) + _bar("after", row.coded_bytes / largest),
-        }
+        bars = {"sparsity": _bar("after", row.mask_sparsity), "bits": _bar("after", row.bits / bits)}
+        bars["coded bytes"] = _bar("before", row.dense_bytes / largest) + _bar("after", row.coded_bytes / largest)
         path = visible(row.name)
         head = f'<th scope="row" title="{escape(path)}"><span>{breakable(path)}</span></th>'
         head += f"<td>{escape(row.axes)}</td>" * axes

@@ -20,7 +20,6 @@ from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Masks, Params, QuantSpec, Setting, Where
 from jaxprune.kernels import uniform
 from jaxprune.layout import Axes, find_axes
-from jaxprune.quantization.arrays.coded import QArray
 from jaxprune.quantization.leaves import spec_of
 
 _PLAIN = QuantSpec()
@@ -132,13 +131,7 @@ class Stored(NamedTuple):
 
 
 def describe(
-    params: Params,
-    masks: Masks | None,
-    bits: Setting,
-    spec: QuantSpec,
-    where: Where,
-    layout: Layout,
-    codes: dict[int, QArray] | None = None,
+    params: Params, masks: Masks | None, bits: Setting, spec: QuantSpec, where: Where, layout: Layout, codes: Any = None
 ) -> list[Stored]:
     """What is known of each leaf but callables; ``codes`` are those that are there already, by position."""
     chosen, codes = tree.select(params, where), codes or {}
