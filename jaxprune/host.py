@@ -197,6 +197,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[st
     return "\n".join(line.rstrip() for line in body)
 
 
+def limit(max_bytes: float | None, nbytes: int) -> float:
+    """The most bytes that arrays of a file of ``nbytes`` may take: 1 GiB or 1,000 times as much, unless said."""
+    return max(2**30, 1000 * nbytes) if max_bytes is None else max_bytes
+
+
 def distinct(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
     """The names, with a number behind each that is taken already.
 

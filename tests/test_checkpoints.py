@@ -497,9 +497,7 @@ def test_ranking_is_that_of_prune(monkeypatch, scope):
         groups = [leaves] if scope == "global" else [{name: leaf} for name, leaf in leaves.items()]
         for group in groups:
             for name, cut in ranking.cuts(group, sparsity).items():
-                mask = ranking.mask(tree[name], cut)
-                np.testing.assert_array_equal(mask, wanted[name])
-                assert cut.removed == np.sum(~mask)
+                np.testing.assert_array_equal(ranking.mask(tree[name], cut), wanted[name])
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\], got 1.5"):
         ranking.cuts({}, 1.5)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxprune.checkpoints import compressed, flax_msgpack, npz_files, orbax_folders, safetensors_files
 from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, Other, faults, of_array
 from jaxprune.checkpoints.leaf import nested as nested
-from jaxprune.host import written_whole
+from jaxprune.host import limit, written_whole
 
 #: In the order in which a file is offered to them.
 FORMATS: tuple[Format, ...] = (
@@ -27,8 +27,6 @@ FORMATS: tuple[Format, ...] = (
     flax_msgpack.FORMAT,
 )
 
-_LEAST_LIMIT = 2**30  # bytes that any array may take
-_LEAST_RATIO = 1000  # times the size of its file that any array may take
 _PICKLE = "a pickle, which may run code when it is read: load it where it is from and save it as safetensors"
 _FOREIGN = {  # how some files begin that are not read here
     **{b"\x80" + bytes([protocol]): _PICKLE for protocol in range(2, 6)},
@@ -96,17 +94,17 @@ def open(path: str | os.PathLike[str], *, max_bytes: float | None = None) -> Che
         raise CheckpointError(f"{found}: {_why_not(found, start)}")
     with faults(str(found)):
         size = _bytes(found, known)
-        limit = max(_LEAST_LIMIT, _LEAST_RATIO * size) if max_bytes is None else max_bytes
-        content = known.read(found, limit)
-    leaves = {name: leaf._replace(read=partial(_read, found, leaf, limit)) for name, leaf in content.leaves.items()}
+        most = limit(max_bytes, size)
+        content = known.read(found, most)
+    leaves = {name: leaf._replace(read=partial(_read, found, leaf, most)) for name, leaf in content.leaves.items()}
     return Checkpoint(found, known.name, size, leaves, content.metadata, content.others)
 
 
-def _read(path: Path, leaf: Leaf, limit: float) -> np.ndarray:
+def _read(path: Path, leaf: Leaf, most: float) -> np.ndarray:
     """The array of a leaf, if it is not too large and is what was promised."""
     with faults(str(path), leaf.name):
-        if leaf.nbytes > limit:
-            said = f"{leaf.nbytes:,} bytes, more than {limit:,.0f}"
+        if leaf.nbytes > most:
+            said = f"{leaf.nbytes:,} bytes, more than {most:,.0f}"
             raise CheckpointError(f"{said}; raise max_bytes if you trust the file")
         array = leaf.read()
         if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):

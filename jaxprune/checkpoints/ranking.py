@@ -24,12 +24,10 @@ class Cut(NamedTuple):
     Attributes:
       key: the bits of a float32 magnitude.
       ties: a number of entries.
-      removed: how many go in all.
     """
 
     key: int
     ties: int
-    removed: int
 
 
 def cuts(leaves: Mapping[str, Leaf], sparsity: float) -> dict[str, Cut]:
@@ -52,16 +50,13 @@ def cuts(leaves: Mapping[str, Leaf], sparsity: float) -> dict[str, Cut]:
     none = np.zeros(2**16, np.int64)
     entries = sum(leaf.size for leaf in leaves.values())
     count = math.floor(entries * Fraction(float(np.float32(sparsity))) + Fraction(1, 2))
-    high = {name: _histogram(leaf, None) for name, leaf in leaves.items()}
-    bucket, rest = _bucket(sum(high.values(), none), count)
+    bucket, rest = _bucket(sum((_histogram(leaf, None) for leaf in leaves.values()), none), count)
     low = {name: _histogram(leaf, bucket) for name, leaf in leaves.items()}
     lower, ties = _bucket(sum(low.values(), none), rest)
     found = {}
     for name in leaves:
-        taken = min(ties, int(low[name][lower]))
-        below = int(high[name][:bucket].sum() + low[name][:lower].sum())
-        found[name] = Cut((bucket << 16) + lower, taken, below + taken)
-        ties -= taken
+        found[name] = Cut((bucket << 16) + lower, min(ties, int(low[name][lower])))
+        ties -= found[name].ties
     return found
 
 

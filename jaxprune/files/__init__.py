@@ -80,11 +80,10 @@ def compress(
     if effort not in get_args(Effort):
         raise ValueError(f"effort must be 'fast' or 'best', got {effort!r}")
     _check_leaves(params)
-    chosen = lossy.choose(params, masks, bits, codebook, quantizer, side, where)
-    root = tree_json.outline(chosen.tree, chosen.dense)
+    chosen, leaves, dense = lossy.choose(params, masks, bits, codebook, quantizer, side, where)
     work = partial(arrays.encode, effort=effort)
-    payloads = in_parallel(work, chosen.leaves, nbytes=lambda leaf: getattr(leaf, "nbytes", 8))
-    return Compressed(root, tuple(map(container.in_memory, payloads)))
+    payloads = in_parallel(work, leaves, nbytes=lambda leaf: getattr(leaf, "nbytes", 8))
+    return Compressed(tree_json.outline(chosen, dense), tuple(map(container.in_memory, payloads)))
 
 
 def join(parts: Params) -> Compressed:

@@ -116,16 +116,11 @@ class Plane(NamedTuple):
     codes: np.ndarray
 
 
-class Parts(NamedTuple):
-    """What an array is made of: a table as bytes, planes, and what was added to the exponents in them."""
+def parts(found: Head) -> tuple[memoryview, list[Plane], int]:
+    """What an array, whose size has been found bearable, is made of.
 
-    table: memoryview
-    planes: list[Plane]
-    offset: int
-
-
-def parts(found: Head) -> Parts:
-    """Decodes the planes of an array, whose size has been found bearable."""
+    A table as bytes, the planes, decoded, and what was added to the exponents in them.
+    """
     reader, rows, width = found.body, forms.rows(found.shape), found.dtype.itemsize
     offset, digits, lengths = 0, forms.exponent_bits(found.dtype), {RAW: reader.left, GRID: 4}
     if found.form == PALETTE:
@@ -138,7 +133,7 @@ def parts(found: Head) -> Parts:
         offset = reader.unsigned(2**digits - 1) if digits else 0
         planes += [_plane(reader, rows, coders.decode_bytes) for _ in range(width)]
     reader.end()
-    return Parts(table, planes, offset)
+    return table, planes, offset
 
 
 def decode(found: Head) -> np.ndarray:
@@ -213,9 +208,9 @@ def _coded(array: np.ndarray, effort: coders.Effort) -> Iterator[tuple[int, byte
     few = forms.few_values(bits, array.dtype)
     rows = forms.rows(array.shape)
     if few is not None:
-        table = few.table if few.is_grid else unsigned(len(few.table) // array.dtype.itemsize) + few.table
-        yield GRID if few.is_grid else PALETTE, table + _put(coders.encode(few.codes.reshape(rows), effort))
-        del few  # as much memory as what comes next
+        is_grid, table, codes = few
+        yield GRID if is_grid else PALETTE, table + _put(coders.encode(codes.reshape(rows), effort))
+        del few, codes  # as much memory as what comes next
     kept: Any = bits[:, 0] != 0 if bits.shape[1] == 1 else bits.any(axis=1)
     zeros = array.size - int(np.count_nonzero(kept))
     if zeros > (array.size * _MANY_ZEROS if effort == "fast" else 0):

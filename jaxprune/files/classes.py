@@ -16,7 +16,6 @@ Bamberger 1997, "Comparison of different methods of classification in subband co
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -35,17 +34,8 @@ _BETWEEN = (0.5452538663326288, 0.6484197773255048, 0.7711054127039704, 0.917004
 _NOISE = 0.72  # bits that each of many things alike seems to gain by a class of its own
 
 
-class _Order(NamedTuple):
-    """Rows and columns by class.
-
-    Attributes:
-      rows, columns: the order, int64.
-      groups: for each sum of classes, ascending, its rectangles in that order: pairs of slices.
-    """
-
-    rows: np.ndarray
-    columns: np.ndarray
-    groups: list[list[tuple[slice, slice]]]
+#: Rows and columns by class: their order, and for each sum of classes, ascending, its rectangles in that order.
+_Order = tuple[np.ndarray, np.ndarray, list[list[tuple[slice, slice]]]]
 
 
 def encode(codes: np.ndarray, fraction: int | None = None) -> bytes | None:
@@ -84,16 +74,16 @@ def decode(data: bytes | memoryview, shape: tuple[int, int]) -> np.ndarray:
     sides = reader.unsigned(3)
     if not sides or any(sides & bit and length < _SHORTEST for bit, length in ((1, shape[1]), (2, shape[0]))):
         raise FormatError(f"classes of sides {sides} do not go with {shape[0]} rows and {shape[1]} columns")
-    order = _order(*(_read_side(reader, n, sides & bit) for n, bit in zip(shape, (1, 2), strict=True)))
-    counts = [sum(_area(*block) for block in blocks) for blocks in order.groups]
+    rows, columns, groups = _order(*(_read_side(reader, n, sides & bit) for n, bit in zip(shape, (1, 2), strict=True)))
+    counts = [sum(_area(*block) for block in blocks) for blocks in groups]
     found = [tables.read(reader, count) for count in counts]
     entries = tables.read_stream(reader.rest(), list(zip(found, counts, strict=True)))
     placed = np.empty(shape, np.result_type(*entries))
-    for blocks, values in zip(order.groups, entries, strict=True):
+    for blocks, values in zip(groups, entries, strict=True):
         ends = np.cumsum([_area(*block) for block in blocks])
         for block, part in zip(blocks, np.split(values, ends[:-1]), strict=True):
             placed[block] = part.reshape(placed[block].shape)
-    rows, columns = (np.argsort(side, kind="stable") for side in (order.rows, order.columns))  # back to their places
+    rows, columns = np.argsort(rows, kind="stable"), np.argsort(columns, kind="stable")  # back to their places
     return np.take(placed[rows], columns, axis=1, mode="clip")
 
 
@@ -142,7 +132,7 @@ def _order(a: np.ndarray, b: np.ndarray) -> _Order:
     for row, down in by_row:
         for column, across in by_column:
             groups.setdefault(row + column, []).append((down, across))
-    return _Order(rows, columns, [groups[key] for key in sorted(groups)])
+    return rows, columns, [groups[key] for key in sorted(groups)]
 
 
 def _runs(levels: np.ndarray) -> list[tuple[int, slice]]:
@@ -154,8 +144,9 @@ def _runs(levels: np.ndarray) -> list[tuple[int, slice]]:
 
 def _parts(codes: np.ndarray, order: _Order) -> Iterator[np.ndarray]:
     """The entries of each sum, from the last to the first."""
-    placed = np.take(codes[order.rows], order.columns, axis=1, mode="clip")
-    for blocks in reversed(order.groups):
+    rows, columns, groups = order
+    placed = np.take(codes[rows], columns, axis=1, mode="clip")
+    for blocks in reversed(groups):
         yield np.concatenate([placed[block].reshape(-1) for block in blocks])
 
 

@@ -16,12 +16,8 @@ from jaxprune.files.bytestream import FormatError, naming
 from jaxprune.files.container import Stored
 from jaxprune.files.report import SizeReport, leaf_size
 from jaxprune.files.tree_json import Node
-from jaxprune.host import in_parallel
+from jaxprune.host import in_parallel, limit
 from jaxprune.quantization.arrays import protocol
-
-_LEAST_LIMIT = 2**30  # bytes that any file may decode to
-_LEAST_RATIO = 1000  # times its coded size that any file may decode to
-_SHOWN = 20  # paths in an error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,11 +95,10 @@ def check_size(wanted: Sequence[StoredLeaf], coded: int, max_bytes: float | None
     """
     if max_bytes is None and all(part.seed is None for leaf in wanted for _, part in leaf.parts):
         return
-    limit = max(_LEAST_LIMIT, _LEAST_RATIO * coded) if max_bytes is None else max_bytes
-    sizes = [_decoded_bytes(leaf) for leaf in wanted]
-    if sum(sizes) > limit:
+    sizes, allowed = [_decoded_bytes(leaf) for leaf in wanted], limit(max_bytes, coded)
+    if sum(sizes) > allowed:
         most = wanted[int(np.argmax(np.array(sizes, object)))]
-        said = f"the arrays take {sum(sizes)} bytes, most of them leaf {most.path!r}; the limit is {limit}"
+        said = f"the arrays take {sum(sizes)} bytes, most of them leaf {most.path!r}; the limit is {allowed}"
         raise FormatError(f"{said}: give a larger max_bytes if the file can be trusted")
 
 
@@ -172,7 +167,7 @@ class Compressed:
                 return Compressed(node, self.stored[before:last], self.metadata)
             before += node.kind is None
             pending.extend(reversed(node.children))
-        some = [leaf.path for leaf in self.leaves[:_SHOWN]]
+        some = [leaf.path for leaf in self.leaves[:20]]
         raise ValueError(f"there is no leaf {path!r}; the first of those that are there: {some}")
 
     def decompress(self, leaf: str | None = None, *, max_bytes: int | None = None, like: Params = None) -> Params:

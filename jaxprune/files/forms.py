@@ -1,12 +1,12 @@
 """Arrays as integers that coders take, and back: as they are, by their distinct values, or byte by byte."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.files.bytestream import FormatError
+from jaxprune.files.bytestream import FormatError, unsigned
 from jaxprune.files.coders import within
 from jaxprune.files.tables import narrow
 from jaxprune.host import chunks, entropy_of_counts
@@ -59,16 +59,8 @@ def from_integers(codes: np.ndarray, dtype: np.dtype) -> np.ndarray:
 # Few distinct values
 
 
-class Few(NamedTuple):
-    """Codes [n], and the bytes of what turns them into values: a step, or a table."""
-
-    is_grid: bool
-    table: bytes
-    codes: np.ndarray
-
-
-def few_values(bits: np.ndarray, dtype: np.dtype) -> Few | None:
-    """What the entries are by a step, if they are multiples of one, else by a table.
+def few_values(bits: np.ndarray, dtype: np.dtype) -> tuple[bool, bytes, np.ndarray] | None:
+    """Whether the entries are multiples of a step; the bytes of it, or else of a table of values; and codes [n].
 
     None if they are too many, or if some of them show that this needs hardly fewer bits than byte by byte.
     """
@@ -89,11 +81,12 @@ def few_values(bits: np.ndarray, dtype: np.dtype) -> Few | None:
             return None
     grid = _grid(values.view(dtype)) if values.size > 1 and jnp.issubdtype(dtype, jnp.floating) else None
     if grid is not None:
-        return Few(True, step_bytes(grid[0]), _looked_up(bits, values, grid[1], common))
+        return True, step_bytes(grid[0]), _looked_up(bits, values, grid[1], common)
     top = np.array(1 << (8 * values.dtype.itemsize - 1), values.dtype)
     order = np.argsort(np.where(values & top, ~values, values | top))  # as floating-point numbers ascend
     codes = np.argsort(order) - _zero(values[order])
-    return Few(False, values[order].tobytes(), _looked_up(bits, values, codes, common))
+    table = unsigned(len(values)) + values[order].tobytes()
+    return False, table, _looked_up(bits, values, codes, common)
 
 
 def _places(part: np.ndarray, values: np.ndarray) -> np.ndarray:

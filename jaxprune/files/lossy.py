@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +23,15 @@ Way = str | QuantSpec | Quantizer
 _WORTH = 0.115  # of a bit, in squared steps: 2 ln 2 / 12, at high rates
 
 
-class Chosen(NamedTuple):
-    """What is coded without further loss.
-
-    Attributes:
-      tree: the parameters with their records; a number for each record that is coded as one leaf.
-      leaves: the arrays, numbers and such records, in order.
-      dense: the paths of the records in the tree that come back as the dense arrays they stand for.
-    """
-
-    tree: Params
-    leaves: list[Any]
-    dense: list[str]
-
-
 def choose(
-    params: Params,
-    masks: Masks | None,
-    bits: Setting,
-    codebook: Setting,
-    quantizer: Way,
-    side: str | None,
-    where: Where,
-) -> Chosen:
-    """Decides what is lost."""
+    params: Params, masks: Masks, bits: Setting, codebook: Setting, quantizer: Way, side: str | None, where: Where
+) -> tuple[Params, list[Any], list[str]]:
+    """Decides what is lost: what is left is coded without further loss.
+
+    Returns:
+      The parameters with their records, and a number for each record that is coded as one leaf; the arrays, numbers and
+      such records, in order; the paths of the records that come back as the dense arrays they stand for.
+    """
     nodes, treedef = jax.tree.flatten(params, is_leaf=is_record)
     # A record that was there before is no array to mask or quantize: a number, which nothing selects, stands for it.
     result = treedef.unflatten([np.int32(0) if is_record(node) else node for node in nodes])
@@ -66,7 +51,7 @@ def choose(
     whole = [arrays.one_step(node) for node in new]
     new = [old if is_record(old) else node for old, node in zip(nodes, new, strict=True)]
     leaves = [part for node, one in zip(new, whole, strict=True) for part in ([node] if one else jax.tree.leaves(node))]
-    return Chosen(treedef.unflatten([0 if one else node for node, one in zip(new, whole, strict=True)]), leaves, made)
+    return treedef.unflatten([0 if one else node for node, one in zip(new, whole, strict=True)]), leaves, made
 
 
 def _quantizer(quantizer: Way) -> Quantizer:
