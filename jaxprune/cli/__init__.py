@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from inspect import cleandoc
-from types import FrameType
 
 from jaxprune.checkpoints.leaf import FULL
 from jaxprune.cli import compress, diff, inspect, shrink, sweep
@@ -84,11 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> int:
     """The console script: :func:`main`, with a request to end treated as an interrupt, so that nothing is left."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return main()
 
 

@@ -149,21 +149,17 @@ def describe(array: np.ndarray, axes: Axes | None = None) -> Facts:
             inf += int(np.isinf(values).sum())
             values = values[finite]
         absmax = max(absmax, float(np.abs(values).max(initial=0)))
-    entropy = {bits: _code_entropy(array, bits) for bits in WIDTHS} if floating else {}
+    entropy = {bits: _code_entropy(array, bits, absmax) for bits in WIDTHS} if floating else {}
     ranked = array.ndim >= 2 and floating and 0 < zeros < array.size
     dead = {kind: (along, *_dead(array, along)) for kind, along in _kinds(array, axes).items()} if ranked else {}
     return Facts(zeros, nan, inf, absmax, entropy, dead, digest.hexdigest(), constant)
 
 
-def _code_entropy(array: np.ndarray, bits: int) -> float:
+def _code_entropy(array: np.ndarray, bits: int, absmax: float) -> float:
     """The entropy of the codes in bits a weight: symmetric, one scale, as ``jaxprune.quantize(array, bits)``."""
-    largest, counts = np.float32(0), np.zeros(2**bits - 1, np.int64)
+    top, counts = np.float32(2 ** (bits - 1) - 1), np.zeros(2**bits - 1, np.int64)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for part in host.chunks(array):
-            values = np.abs(part.astype(np.float32))
-            largest = np.maximum(largest, values.max(where=np.isfinite(values), initial=0))
-        top = np.float32(2 ** (bits - 1) - 1)
-        scale = np.minimum(largest, np.float32(HUGE)) / top
+        scale = np.float32(min(absmax, HUGE)) / top
         for part in host.chunks(array):
             values = part.astype(np.float32)
             values = values[~np.isnan(values)]

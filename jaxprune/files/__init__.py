@@ -195,9 +195,8 @@ def read(path: str | os.PathLike[str]) -> Compressed:
 def _check_leaves(params: Params) -> None:
     """Raises on leaves that have no bytes here."""
     for i, leaf in enumerate(jax.tree.leaves(params)):
-        if arrays.holds(leaf) and not isinstance(leaf, Tracer):
-            if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-                continue
+        if not isinstance(leaf, Tracer) and arrays.holds(leaf) and getattr(leaf, "is_fully_addressable", True):
+            continue
         path = tree.show(list(tree_json.leaves(tree_json.outline(params)))[i].path)
         if isinstance(leaf, Tracer):
             raise TypeError(f"leaf {path} is traced: compress works on the host, outside of jit")

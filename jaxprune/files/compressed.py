@@ -65,11 +65,7 @@ class StoredLeaf:
 
     def each(self, work: Callable[[Stored], Any]) -> list[Any]:
         """``work(part)`` for each part; whatever goes wrong is a :class:`FormatError` that names it."""
-        found = []
-        for path, part in self.parts:
-            with naming(f"leaf {path!r}"):
-                found.append(work(part))
-        return found
+        return [naming(f"leaf {path!r}")(work)(part) for path, part in self.parts]
 
     def read(self, max_bytes: float | None = None) -> np.ndarray:
         """The dense array; of a random key its integers. ``max_bytes`` as in :meth:`Compressed.decompress`."""
@@ -79,13 +75,6 @@ class StoredLeaf:
 
     def __repr__(self) -> str:
         return f"StoredLeaf({self.path!r}, shape={self.shape}, dtype={self.dtype.name}, nbytes={self.nbytes})"
-
-
-def decode_all(wanted: Sequence[StoredLeaf]) -> list[Any]:
-    """The array or record of each leaf, with what were JAX arrays put on the device together."""
-    found = in_parallel(StoredLeaf.decoded, wanted, nbytes=lambda leaf: leaf.nbytes)
-    given = iter(arrays.as_given([part for parts in found for part in parts]))
-    return [_assembled(leaf, [next(given) for _ in leaf.parts]) for leaf in wanted]
 
 
 def check_size(wanted: Sequence[StoredLeaf], coded: int, max_bytes: float | None) -> None:
@@ -196,7 +185,9 @@ class Compressed:
         if like is not None and tree_json.outline(like) != tree_json.collapsed(some.root, dense_only=True):
             raise ValueError(f"like has the structure {jax.tree.structure(like)}, which is not that of the file")
         check_size(some.leaves, self._stored_bytes, max_bytes)
-        leaves = decode_all(some.leaves)
+        found = in_parallel(StoredLeaf.decoded, some.leaves, nbytes=lambda leaf: leaf.nbytes)
+        given = iter(arrays.as_given([part for parts in found for part in parts]))
+        leaves = [_assembled(leaf, [next(given) for _ in leaf.parts]) for leaf in some.leaves]
         if like is not None:
             return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(leaves))
         return tree_json.rebuild(tree_json.collapsed(some.root), partial(next, iter(leaves)))

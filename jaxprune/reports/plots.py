@@ -180,9 +180,8 @@ def _short(path: str) -> str:
 
 
 def _axes(ax: Any, size: tuple[float, float]) -> Any:
-    if ax is not None:
-        return ax
-    return library("matplotlib.pyplot", "jaxprune[plots]").subplots(figsize=size, layout="constrained")[1]
+    pyplot = library("matplotlib.pyplot", "jaxprune[plots]")
+    return pyplot.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def _calm(ax: Any) -> Any:
