@@ -136,8 +136,8 @@ def _written(table: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, list[np.
         rows[:number] = slots[some]
         with jax.ensure_compile_time_eval(), jax.enable_x64(False):
             states, *found = _encode(table, rows.reshape(-1, LANES), np.int32(number), states)
-        words, given = (np.asarray(array)[: -(-number // LANES)].T for array in found)
-        pieces.append([word[more] for word, more in zip(words, given, strict=True)])
+        words, given = (np.ascontiguousarray(np.asarray(array)[: -(-number // LANES)].T) for array in found)
+        pieces.append(np.split(words[given], np.cumsum(np.count_nonzero(given, axis=1))[:-1]))
     return np.asarray(states), [np.concatenate(lane[::-1]) for lane in zip(*pieces, strict=True)]
 
 

@@ -57,13 +57,11 @@ def choose(
 def _quantizer(quantizer: Way) -> Quantizer:
     if callable(quantizer):
         return quantizer
-    if quantizer == "uniform" or isinstance(quantizer, QuantSpec):
-        spec = QuantSpec() if quantizer == "uniform" else quantizer
-        return lambda params, bits, where: integers.quantize(params, bits, spec=spec, where=where)
-    named: dict[str, Quantizer] = {"rd": _rate_distortion, "trellis": _trellis}
+    if isinstance(quantizer, QuantSpec):
+        return lambda params, bits, where: integers.quantize(params, bits, spec=quantizer, where=where)
+    named: dict[str, Quantizer] = {"uniform": _quantizer(QuantSpec()), "rd": _rate_distortion, "trellis": _trellis}
     if quantizer not in named:
-        kinds = ["uniform", *named]
-        raise ValueError(f"quantizer must be one of {kinds}, a QuantSpec or a function, got {quantizer!r}")
+        raise ValueError(f"quantizer must be one of {list(named)}, a QuantSpec or a function, got {quantizer!r}")
     return named[quantizer]
 
 

@@ -25,8 +25,8 @@ def render(report: "Report", title: str, found: "Frontier | None") -> str:
     """The whole document."""
     drawn = [row for row in report.rows if row.histogram and row.histogram.before]
     changed, same = ([row for row in drawn if (row.max_error == 0) == alike] for alike in (False, True))
-    leaves = {"report": report, "total": report.total, "changed": changed, "same": same}
-    return _template().render(**leaves, title=title, found=found, chart=found and _chart(found), fine=_FINE)
+    counted = {"report": report, "total": report.total, "changed": changed, "same": same}
+    return _template().render(**counted, title=title, found=found, chart=found and _chart(found), fine=_FINE)
 
 
 @cache
