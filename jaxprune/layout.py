@@ -61,8 +61,7 @@ def axes_of(chosen: Selection, layout: Layout = None) -> list[Axes]:
     Raises:
       ValueError: no rule knows the axes of a kernel, with its path and what to do; or a ``layout`` that does not fit.
     """
-    rows = zip(chosen.names, [chosen.leaves[i] for i in chosen.chosen], find_axes(chosen, layout), strict=True)
-    return [sure(*row) for row in rows]
+    return list(map(sure, chosen.names, chosen.taken, find_axes(chosen, layout)))
 
 
 def sure(path: str, leaf: Any, axes: Axes | None) -> Axes:
@@ -86,12 +85,11 @@ def grouped_along(
     """
     if axis is not None:
         return chosen, [int(axis)] * len(chosen.chosen)
-    rows = list(zip(chosen.chosen, axes_of(chosen, layout), strict=True))
-    if leave_out and chosen.paths != [""]:
-        rows = [(i, axes) for i, axes in rows if axes.grouped(np.shape(chosen.leaves[i]))]
-    ranks = [np.ndim(chosen.leaves[i]) for i, _ in rows]
-    found = [axes.along - rank if rank > 1 else -2 for rank, (_, axes) in zip(ranks, rows, strict=True)]
-    return chosen._replace(chosen=tuple(i for i, _ in rows)), found
+    leave_out = leave_out and chosen.paths != [""]
+    rows = zip(chosen.chosen, map(np.shape, chosen.taken), axes_of(chosen, layout), strict=True)
+    rows = [(i, len(shape), axes.along) for i, shape, axes in rows if not leave_out or axes.grouped(shape)]
+    found = [along - rank if rank > 1 else -2 for _, rank, along in rows]
+    return chosen._replace(chosen=tuple(i for i, _, _ in rows)), found
 
 
 def find_axes(chosen: Selection, layout: Layout = None) -> list[Axes | None]:
@@ -204,13 +202,12 @@ def check_axis(path: str, leaf: Any, axis: int) -> int:
     return axis % ndim
 
 
-def check_countable(chosen: Selection, axes: Sequence[Axes], bins: int = 1) -> None:
-    """Raises ``ValueError`` unless the histograms of the chosen leaves fit 32-bit integers."""
-    for path, i, (_, inputs, outputs, _) in zip(chosen.names, chosen.chosen, axes, strict=True):
-        shape = np.shape(chosen.leaves[i])
+def countable_axes(chosen: Selection, layout: Layout, bins: int = 1) -> list[Axes]:
+    """The axes of each chosen leaf; ``ValueError`` unless the histograms of its units fit 32-bit integers."""
+    axes = axes_of(chosen, layout)
+    for path, shape, (_, inputs, outputs, _) in zip(chosen.names, map(np.shape, chosen.taken), axes, strict=True):
         weights, units = (math.prod(shape[i] for i in part) for part in (inputs, outputs))
         if max(weights, units * bins) >= 2**31:
-            raise ValueError(
-                f"leaf {show(path)} has {weights} values a unit and {units} units of {bins} bins; "
-                "both must be below 2**31 in number"
-            )
+            both = f"{weights} values a unit and {units} units of {bins} bins"
+            raise ValueError(f"leaf {show(path)} has {both}; both must be below 2**31 in number")
+    return axes

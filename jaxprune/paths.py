@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from jax import tree_util
 
@@ -11,8 +12,8 @@ from jaxprune.base import Params
 
 def follow_paths(values: Any, paths: Sequence[str], wanted: Sequence[str], name: str) -> dict[str, Any]:
     """Looks up each wanted path in a tree of values, or in the longest prefix of it that the tree holds."""
-    keyed, _ = tree_util.tree_flatten_with_path(values)
-    given = dict(zip(paths_of(values, keyed)[0], (value for _, value in keyed), strict=True))
+    flat = leaves_of(values)
+    given = dict(zip(flat.paths, flat.leaves, strict=True))
     unknown = [path for path in given if not any(within(leaf, path) for leaf in paths)]
     if unknown:
         raise ValueError(f"{name} names {unknown[0]!r}, which is not in the tree; its paths are {list(paths)}")
@@ -51,26 +52,39 @@ def matching(patterns: Sequence[str], things: Sequence[Sequence[str]], complaint
     return [any(f[i] for f in wanted) and not any(f[i] for f in excluded) for i in range(len(things))]
 
 
-def paths_of(tree: Params, keyed: list[Any], nodes: list[Any] | None = None) -> tuple[list[str], list[bool]]:
-    """Each leaf's path, and whether it is trainable by where it stands (a collection, an NNX variable's type)."""
-    nodes = tree_util.tree_flatten_with_path(tree, is_leaf=is_box)[0] if nodes is None else nodes
-    paths = [_join(key) for key, _ in keyed]
-    trainable = [True] * len(paths)
+class Leaves(NamedTuple):
+    """The leaves of a tree.
+
+    Attributes:
+      leaves: in order.
+      paths: of each.
+      trainable: whether each is, by where it stands (a collection, an NNX variable's type).
+      treedef: the structure.
+    """
+
+    leaves: list[Any]
+    paths: list[str]
+    trainable: list[bool]
+    treedef: Any
+
+
+def leaves_of(tree: Params) -> Leaves:
+    """The leaves of a tree and where they stand; what is alone in a box has the path of the box."""
+    nodes, treedef = tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
+    if any(is_box(node) for _, node in nodes):
+        treedef = tree_util.tree_structure(tree)
     variables = isinstance(tree, Mapping) and "params" in tree
-    if nodes is keyed and not variables:
-        return paths, trainable
-    position = 0
+    found = Leaves([], [], [], treedef)
     for key, node in nodes:
-        inner = tree_util.tree_leaves(node) if is_box(node) else [node]
-        for i in range(position, position + len(inner)):
-            if _is_nnx_variable(node):
-                trainable[i] = any(base.__name__ == "Param" for base in type(node).__mro__)
-            elif variables:
-                trainable[i] = _join(key[:1]) == "params"
-            if len(inner) == 1 and is_box(node):
-                paths[i] = _join(key)
-        position += len(inner)
-    return paths, trainable
+        trainable = not variables or _join(key[:1]) == "params"
+        if _is_nnx_variable(node):
+            trainable = any(base.__name__ == "Param" for base in type(node).__mro__)
+        inner = tree_util.tree_flatten_with_path(node)[0] if is_box(node) else [((), node)]
+        for below, leaf in inner:
+            found.leaves.append(leaf)
+            found.paths.append(_join(key if len(inner) == 1 else (*key, *below)))
+            found.trainable.append(trainable)
+    return found
 
 
 def _is_nnx_variable(node: Any) -> bool:
@@ -82,15 +96,7 @@ def is_box(node: Any) -> bool:
     return _is_nnx_variable(node) or hasattr(type(node), "replace_boxed")
 
 
-def _join(key: Sequence[Any]) -> str:
-    return "/".join(_entry(entry) for entry in key)
-
-
-def _entry(entry: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
+_join = partial(tree_util.keystr, simple=True, separator="/")
 
 
 def within(path: str, prefix: str) -> bool:

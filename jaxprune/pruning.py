@@ -53,12 +53,11 @@ def prune(
 
 def _scores(chosen: tree.Selection, scores: Params) -> list[Array]:
     """The scores of the chosen leaves."""
-    found = chosen._replace(leaves=list(chosen.leaves))
-    for i, score in zip(chosen.chosen, tree.leaves_like(chosen, scores, "params", "scores"), strict=True):
+    found = tree.leaves_like(chosen, scores, "params", "scores")
+    for path, score in zip(chosen.names, found, strict=True):
         if not tree.is_floating(score):
-            raise TypeError(f"the scores of leaf {tree.show(chosen.paths[i])} are no floating-point numbers: {score!r}")
-        found.leaves[i] = score
-    return found.values
+            raise TypeError(f"the scores of leaf {tree.show(path)} are no floating-point numbers: {score!r}")
+    return tree.arrays(found)
 
 
 def _pruned(chosen: tree.Selection, kept: list[Array]) -> Pruned:

@@ -4,6 +4,7 @@ And what is looked at before a transform runs: whether concrete leaves hold what
 """
 
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -32,9 +33,8 @@ def check_setting(value: Any, name: str, low: float, high: float) -> Any:
     """``value`` as a float32 scalar, in [low, high] unless it is traced."""
     shape = np.shape(value)
     if shape != ():
-        raise ValueError(
-            f"{name} must be a scalar, got shape {shape}; use jax.vmap or jaxprune.sweep for several settings"
-        )
+        several = "use jax.vmap or jaxprune.sweep for several settings"
+        raise ValueError(f"{name} must be a scalar, got shape {shape}; {several}")
     if isinstance(value, Tracer):
         return value.astype(jnp.float32)
     number = np.asarray(value)
@@ -52,6 +52,12 @@ def check_settings(values: Any, name: str, low: float, high: float) -> Array:
         for value in np.ravel(array):
             check_setting(value, name, low, high)
     return array
+
+
+def check_count(value: Any, name: str) -> None:
+    """Raises ``ValueError`` unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1 (it is static), got {value!r}")
 
 
 def is_scalar(value: Any) -> bool:

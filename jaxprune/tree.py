@@ -5,7 +5,7 @@ or an equal pattern never recompiles, and leaves that take no part come back as 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from jax import tree_util
 
 from jaxprune.base import Array, Masks, Params, Where
-from jaxprune.paths import follow_paths, is_box, matching, paths_of, within
+from jaxprune.paths import follow_paths, leaves_of, matching, within
 
 # Vectors that may be stacked (scanned layers) or reshaped (attention heads), and so reach rank 2 without being kernels:
 # by their own names, or as what is no kernel in a module of such a name.
@@ -32,10 +32,14 @@ class Selection(NamedTuple):
     chosen: tuple[int, ...]
 
     @property
+    def taken(self) -> list[Any]:
+        """The chosen leaves, as they are."""
+        return [self.leaves[i] for i in self.chosen]
+
+    @property
     def values(self) -> list[Array]:
         """The chosen leaves, as arrays."""
-        chosen = (self.leaves[i] for i in self.chosen)
-        return [leaf if isinstance(leaf, Array) else jnp.asarray(leaf) for leaf in chosen]
+        return arrays(self.taken)
 
     @property
     def names(self) -> list[str]:
@@ -101,20 +105,37 @@ def select(tree: Params, where: Where = None, scores: bool = False) -> Selection
     return flat._replace(chosen=chosen)
 
 
+def arrays(leaves: Iterable[Any]) -> list[Array]:
+    """The leaves as arrays; those that are come back as they are."""
+    return [leaf if isinstance(leaf, Array) else jnp.asarray(leaf) for leaf in leaves]
+
+
+def floating(tree: Params) -> Selection:
+    """All floating leaves, whatever their rank."""
+    return select(tree, lambda _, leaf: is_floating(leaf))
+
+
+def no_score(leaf: Any) -> Array:
+    """What stands for a leaf without scores."""
+    return jnp.zeros((), jnp.float32)
+
+
+def no_mask(leaf: Any) -> Array:
+    """The 0-d ``True`` of a leaf that is left alone."""
+    return jnp.ones((), bool)
+
+
 def same_paths(left: Selection, right: Selection, left_name: str, right_name: str) -> None:
     """Raises ``ValueError`` with the paths that differ unless both trees have the same leaves."""
     if left.paths == right.paths:
         return
     only_left = [path for path in left.paths if path not in right.paths]
     only_right = [path for path in right.paths if path not in left.paths]
+    both = f"{left_name} and {right_name}"
     if not only_left and not only_right:
-        raise ValueError(
-            f"{left_name} and {right_name} hold the same leaves in another order: {left.paths}, {right.paths}"
-        )
-    raise ValueError(
-        f"{left_name} and {right_name} differ in structure: only in {left_name}: {only_left}, "
-        f"only in {right_name}: {only_right}"
-    )
+        raise ValueError(f"{both} hold the same leaves in another order: {left.paths}, {right.paths}")
+    differ = f"only in {left_name}: {only_left}, only in {right_name}: {only_right}"
+    raise ValueError(f"{both} differ in structure: {differ}")
 
 
 def leaves_like(selection: Selection, other: Any, name: str, other_name: str) -> list[Any]:
@@ -129,13 +150,12 @@ def leaves_like(selection: Selection, other: Any, name: str, other_name: str) ->
 
 def pair(params: Params, masks: Masks) -> tuple[Selection, list[Array]]:
     """The parameters that masks can change, and a valid mask for each."""
-    everything = flatten(params)
-    everything = everything._replace(chosen=tuple(range(len(everything.leaves))))
-    flags = leaves_like(everything, masks, "params", "masks")
-    for path, leaf, mask in zip(everything.paths, everything.leaves, flags, strict=True):
+    flat = flatten(params)
+    flags = leaves_like(flat._replace(chosen=tuple(range(len(flat.leaves)))), masks, "params", "masks")
+    for path, leaf, mask in zip(flat.paths, flat.leaves, flags, strict=True):
         check_mask(path, leaf, mask)
-    chosen = everything._replace(chosen=tuple(i for i, leaf in enumerate(everything.leaves) if is_floating(leaf)))
-    return chosen, [flags[i] if isinstance(flags[i], Array) else jnp.asarray(flags[i]) for i in chosen.chosen]
+    chosen = flat._replace(chosen=tuple(i for i, leaf in enumerate(flat.leaves) if is_floating(leaf)))
+    return chosen, arrays(flags[i] for i in chosen.chosen)
 
 
 def check_mask(path: str, leaf: Any, mask: Any) -> None:
@@ -146,18 +166,18 @@ def check_mask(path: str, leaf: Any, mask: Any) -> None:
     if kind != np.dtype(bool):
         raise TypeError(f"the mask of {show(path)} has dtype {kind}; masks are bool, True keeps")
     shape, wanted = np.shape(mask), np.shape(leaf)
-    try:
-        fits = np.broadcast_shapes(shape, wanted) == wanted
-    except ValueError:
-        fits = False
-    if not fits:
+    if not broadcasts(shape, wanted):
         raise ValueError(
             f"the mask of {show(path)} has shape {shape}, which does not broadcast to its parameter {wanted}"
         )
     if shape and not is_floating(leaf):
-        raise TypeError(
-            f"leaf {show(path)} has dtype {getattr(leaf, 'dtype', type(leaf))}; only the 0-d True can mask it"
-        )
+        kind = getattr(leaf, "dtype", type(leaf))
+        raise TypeError(f"leaf {show(path)} has dtype {kind}; only the 0-d True can mask it")
+
+
+def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array of one shape broadcasts to the other, without making that larger."""
+    return len(shape) <= len(wanted) and all(n in (1, m) for n, m in zip(shape[::-1], wanted[::-1], strict=False))
 
 
 def show(path: str) -> str:
@@ -182,13 +202,7 @@ def _is_floating_dtype(dtype: Any) -> bool:
 
 def _flatten(tree: Params) -> tuple[Selection, list[bool]]:
     """The leaves, none chosen, and whether each is trainable by where it stands."""
-    nodes, treedef = tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
-    if any(is_box(node) for _, node in nodes):
-        keyed, treedef = tree_util.tree_flatten_with_path(tree)
-    else:
-        keyed = nodes
-    leaves = [leaf for _, leaf in keyed]
-    paths, trainable = paths_of(tree, keyed, nodes)
+    leaves, paths, trainable, treedef = leaves_of(tree)
     for path, leaf in zip(paths, leaves, strict=True):
         if not (is_array(leaf) or isinstance(leaf, bool | int | float | complex) or callable(leaf)):
             raise TypeError(f"leaf {show(path)} is {leaf!r} ({type(leaf).__name__}); leaves must be arrays")
@@ -200,19 +214,18 @@ def _resolve(where: Where, paths: list[str], leaves: list[Any], default: list[bo
         return default
     if callable(where):
         return [bool(where(path, leaf)) for path, leaf in zip(paths, leaves, strict=True)]
-    if isinstance(where, str):
-        return _match((where,), paths, default)
-    if isinstance(where, Sequence) and where and all(isinstance(pattern, str) for pattern in where):
-        return _match(where, paths, default)
-    if isinstance(where, str | bytes | bool) or not tree_util.tree_leaves(where):
+    patterns = (where,) if isinstance(where, str) else where
+    if isinstance(patterns, Sequence) and patterns and all(isinstance(pattern, str) for pattern in patterns):
+        return _match(patterns, paths, default)
+    if isinstance(where, bytes | bool) or not tree_util.tree_leaves(where):
         raise ValueError(f"where is {where!r}; give None, glob patterns, a predicate or a tree of bools")
-    keyed, _ = tree_util.tree_flatten_with_path(where)
-    if not all(isinstance(flag, bool | np.bool_) for _, flag in keyed):
+    flags = leaves_of(where)
+    if not all(isinstance(flag, bool | np.bool_) for flag in flags.leaves):
         raise TypeError(f"where is {where!r}; a tree given as where must hold bools")
-    given = set(paths_of(where, keyed)[0])
+    given = set(flags.paths)
     covered = [path for path in paths if any(within(path, prefix) for prefix in given)]
-    flags = follow_paths(where, paths, covered, "where")
-    return [bool(flags.get(path)) and (free or path in given) for path, free in zip(paths, default, strict=True)]
+    chosen = follow_paths(where, paths, covered, "where")
+    return [bool(chosen.get(path)) and (free or path in given) for path, free in zip(paths, default, strict=True)]
 
 
 def _match(patterns: Sequence[str], paths: list[str], default: list[bool]) -> list[bool]:

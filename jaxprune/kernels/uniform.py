@@ -14,6 +14,7 @@ from jaxprune.base import Array, QParams, QuantSpec
 from jaxprune.kernels.ranges import full_range, mean_magnitude
 from jaxprune.kernels.rounding import TINY, divide, grid, multiples, qparams_of, snap
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.tree import broadcasts
 
 
 def layout(shape: tuple[int, ...], spec: QuantSpec, path: str) -> tuple[int | None, tuple[int, ...]]:
@@ -70,10 +71,7 @@ def checked(given: QParams, shape: tuple[int, ...], spec: QuantSpec, name: str) 
     with jax.ensure_compile_time_eval():
         scale, zero_point = jnp.asarray(given.scale, jnp.float32), jnp.asarray(given.zero_point, jnp.int32)
     for part, array in (("scale", scale), ("zero_point", zero_point)):
-        fits = array.ndim <= len(shape) and all(
-            n in (1, m) for n, m in zip(array.shape[::-1], shape[::-1], strict=False)
-        )
-        if not fits:
+        if not broadcasts(array.shape, shape):
             raise ValueError(f"{part} of leaf {name!r} has shape {array.shape}, which does not broadcast to {shape}")
     with jax.ensure_compile_time_eval():
         if not (isinstance(scale, Tracer) or bool(jnp.all((scale >= 0) & (scale < jnp.inf)))):

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import jax
@@ -55,12 +54,6 @@ def sparsity(w: Array, axes: Axes) -> Array:
     """Fraction of zeros in each unit."""
     zeros = jnp.sum(is_zero(w), axis=axes.inputs, keepdims=True, dtype=jnp.int32)
     return divide(zeros.astype(jnp.float32), float(max(math.prod(w.shape[i] for i in axes.inputs), 1)))
-
-
-def check_bins(bins: Any) -> None:
-    """Raises ``ValueError`` unless ``bins`` is an integer of at least 1."""
-    if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 1:
-        raise ValueError(f"bins must be an integer of at least 1 (it is static), got {bins!r}")
 
 
 def _histograms(w: Array, bins: int) -> Array:

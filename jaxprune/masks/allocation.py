@@ -8,7 +8,6 @@ program sweeps it.
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +39,7 @@ def uniform(params: Params, sparsity: Setting, *, where: Where = None) -> Settin
     {'bias': Array(0., dtype=float32), 'kernel': Array(0.5, dtype=float32)}
     """
     selection = tree.select(params, where)
-    value = _overall(sparsity)
-    return selection.replace([value] * len(selection.chosen), _zero)
+    return selection.replace([_overall(sparsity)] * len(selection.chosen), tree.no_score)
 
 
 def erdos_renyi_kernel(params: Params, sparsity: Setting, *, where: Where = None) -> Setting:
@@ -73,16 +71,12 @@ def erdos_renyi_kernel(params: Params, sparsity: Setting, *, where: Where = None
     {'large': 0.9097, 'small': 0.2778}
     """
     selection = tree.select(params, where)
-    shapes = tuple(np.shape(selection.leaves[i]) for i in selection.chosen)
-    return selection.replace(_erdos_renyi_kernel(_overall(sparsity), shapes), _zero)
+    shapes = tuple(map(np.shape, selection.taken))
+    return selection.replace(_erdos_renyi_kernel(_overall(sparsity), shapes), tree.no_score)
 
 
 def _overall(sparsity: Setting) -> Array:
     return jnp.clip(settings.check_setting(sparsity, "sparsity", 0.0, 1.0), 0.0, 1.0)
-
-
-def _zero(leaf: Any) -> Array:
-    return jnp.zeros((), jnp.float32)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import combinations
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxprune.base import Array, Layout, Masks, Params, Scope, Scores, Setting, 
 from jaxprune.kernels import by_shape, unit_statistics
 from jaxprune.kernels.float_keys import common_dtype, to_keys
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.layout import Axes, axes_of, check_axis, check_countable, grouped_along
+from jaxprune.layout import Axes, check_axis, countable_axes, grouped_along
 from jaxprune.masks.selection import as_masks, keep_highest
 
 
@@ -63,10 +64,8 @@ def n_of_m(
             raise ValueError(f"n must be a whole number in [0, {m}], got {count:g}")
         length = leaf.shape[check_axis(path, leaf, axis)]
         if length % m and not pad:
-            raise ValueError(
-                f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}; "
-                "pad=True allows a short tail"
-            )
+            uneven = f"axis {axis} has length {length}, not a multiple of m={m}"
+            raise ValueError(f"leaf {tree.show(path)}: {uneven}; pad=True allows a short tail")
     return as_masks(chosen, by_shape.each(_best_of_groups, values, counts, static=(int(m),), own=axes))
 
 
@@ -78,22 +77,25 @@ def _best_of_groups(scores: Array, n: Array, axis: int, m: int) -> Array:
     # No float has key 0: the padding of a short tail goes first.
     keys = jnp.pad(keys, [(0, -length % m if i == axis else 0) for i in range(keys.ndim)])
     groups = keys.reshape(*keys.shape[:axis], -1, m, *keys.shape[axis + 1 :])
-    if m > 16:  # a program of m * m comparisons is fast for short groups alone
-        kept = _ranks_by_loop(groups, axis + 1) >= first
-        return jax.lax.slice_in_dim(kept.reshape(keys.shape), 0, length, axis=axis)
-    members = [jax.lax.index_in_dim(groups, i, axis + 1, keepdims=False) for i in range(m)]
-    ranks = [jnp.zeros(members[0].shape, jnp.uint8) for _ in members]
-    for j in range(m):
-        for i in range(j):
-            earlier_first = members[i] <= members[j]
-            ranks[j] += earlier_first.astype(ranks[j].dtype)
-            ranks[i] += (~earlier_first).astype(ranks[i].dtype)
-    kept = jnp.stack([rank >= first.astype(jnp.uint8) for rank in ranks], axis + 1).reshape(keys.shape)
+    # A program of m * m comparisons is fast for short groups alone.
+    ranks = (_ranks_at_once if m <= 16 else _ranks_by_loop)(groups, axis + 1)
+    kept = (ranks >= first.astype(ranks.dtype)).reshape(keys.shape)
     return jax.lax.slice_in_dim(kept, 0, length, axis=axis)
 
 
+def _ranks_at_once(groups: Array, axis: int) -> Array:
+    """How many of its group go before each member, by one comparison of each two members."""
+    members = [jax.lax.index_in_dim(groups, i, axis, keepdims=False) for i in range(groups.shape[axis])]
+    ranks = [jnp.zeros(members[0].shape, jnp.uint8) for _ in members]
+    for i, j in combinations(range(len(members)), 2):
+        earlier_first = members[i] <= members[j]
+        ranks[j] += earlier_first.astype(jnp.uint8)
+        ranks[i] += (~earlier_first).astype(jnp.uint8)
+    return jnp.stack(ranks, axis)
+
+
 def _ranks_by_loop(groups: Array, axis: int) -> Array:
-    """How many of its group go before each member, by one comparison of all groups with each of their members."""
+    """The same by one comparison of all groups with each of their members."""
     position = jax.lax.broadcasted_iota(jnp.int32, groups.shape, axis)
 
     def step(j: Array, ranks: Array) -> Array:
@@ -104,12 +106,7 @@ def _ranks_by_loop(groups: Array, axis: int) -> Array:
 
 
 def blocks(
-    scores: Scores,
-    sparsity: Setting,
-    *,
-    block_shape: Sequence[int],
-    scope: Scope = "leaf",
-    where: Where = None,
+    scores: Scores, sparsity: Setting, *, block_shape: Sequence[int], scope: Scope = "leaf", where: Where = None
 ) -> Masks:
     """Removes whole blocks: exactly ``round_half_up(blocks * sparsity)`` of those with the lowest mean score.
 
@@ -190,10 +187,9 @@ def by_unit_entropy(
     >>> by_unit_entropy(jnp.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]), 1.0, bins=4).tolist()
     [[True, False]]
     """
-    unit_statistics.check_bins(bins)
+    settings.check_count(bins, "bins")
     chosen = tree.select(params, where)
-    axes = axes_of(chosen, layout)
-    check_countable(chosen, axes, int(bins))
+    axes = countable_axes(chosen, layout, int(bins))
     limits = settings.per_leaf(threshold, chosen, "threshold (bits)", 0.0, np.inf)
     return as_masks(chosen, by_shape.each(_informative, chosen.values, limits, static=(int(bins),), own=axes))
 
@@ -221,8 +217,7 @@ def by_unit_sparsity(params: Params, threshold: Setting, *, where: Where = None,
     [[False, True]]
     """
     chosen = tree.select(params, where)
-    axes = axes_of(chosen, layout)
-    check_countable(chosen, axes)
+    axes = countable_axes(chosen, layout)
     limits = settings.per_leaf(threshold, chosen, "threshold", 0.0, 1.0)
     return as_masks(chosen, by_shape.each(_dense, chosen.values, limits, own=axes))
 

@@ -39,8 +39,7 @@ def by_threshold(scores: Scores, threshold: Setting, *, where: Where = None) -> 
 
 def at_least(chosen: tree.Selection, scores: list[Array], threshold: Setting) -> list[Array]:
     """One mask for each of ``scores``, which belong to the chosen leaves: the mechanism of ``by_threshold``."""
-    limits = settings.per_leaf(threshold, chosen, "threshold", -np.inf, np.inf)
-    return by_shape.each(_at_least, scores, limits)
+    return by_shape.each(_at_least, scores, settings.per_leaf(threshold, chosen, "threshold", -np.inf, np.inf))
 
 
 def _at_least(leaf: Array, limit: Array) -> Array:
@@ -90,11 +89,7 @@ def by_sparsity(
 
 
 def keep_highest(
-    chosen: tree.Selection,
-    scores: list[Array],
-    sparsity: Setting,
-    scope: Scope,
-    min_keep: int | float | None = None,
+    chosen: tree.Selection, scores: list[Array], sparsity: Setting, scope: Scope, min_keep: int | float | None = None
 ) -> list[Array]:
     """One mask for each of ``scores``, which belong to the chosen leaves: the mechanism of ``by_sparsity``."""
     check_scope(chosen, scores, scope)
@@ -116,8 +111,7 @@ def keep_highest(
 def _least(chosen: tree.Selection, scores: list[Array], scope: Scope, min_keep: int | float | None) -> tuple[int, ...]:
     """How many entries of each leaf have to stay."""
     if min_keep is None:
-        sizes = [np.size(chosen.leaves[i]) for i in chosen.chosen]  # of the parameters, where these are at hand
-        pairs = zip(scores, sizes, strict=True)
+        pairs = zip(scores, map(np.size, chosen.taken), strict=True)  # of the parameters, where these are at hand
         units = all(leaf.ndim > 1 and (leaf.size < size or leaf.size == max(leaf.shape)) for leaf, size in pairs)
         min_keep = int(units and scope == "global")
     whole = isinstance(min_keep, int | np.integer)
@@ -143,17 +137,11 @@ def _in_trace(sparsity: Any, scores: list[Array]) -> bool:
 
 
 def _warn_of_empty(names: list[str], scores: list[Array], kept: list[int], sparsity: float) -> None:
-    empty = [
-        f"{name or 'the array'} ({k} of {s.size})"
-        for name, s, k in zip(names, scores, kept, strict=True)
-        if 100 * k < s.size
-    ]
+    rows = zip(names, [leaf.size for leaf in scores], kept, strict=True)
+    empty = [f"{name or 'the array'} ({k} of {size})" for name, size, k in rows if 100 * k < size]
     if empty and sparsity <= 0.99:
-        warnings.warn(
-            f"global ranking keeps under 1% of {', '.join(empty)}; min_keep or scope='leaf' keeps more",
-            UserWarning,
-            stacklevel=_caller(),
-        )
+        message = f"global ranking keeps under 1% of {', '.join(empty)}; min_keep or scope='leaf' keeps more"
+        warnings.warn(message, UserWarning, stacklevel=_caller())
 
 
 def _caller() -> int:
@@ -187,10 +175,7 @@ def thresholds(scores: Scores, sparsities: Any, *, scope: Scope = "leaf", where:
     values = chosen.values
     check_scope(chosen, values, scope)
     fractions = settings.check_settings(sparsities, "sparsity", 0.0, 1.0)
-    if scope == "leaf":
-        found = [_kth([leaf], fractions) for leaf in values]
-    else:
-        found = [_kth(values, fractions)] * len(values)
+    found = [_kth([leaf], fractions) for leaf in values] if scope == "leaf" else [_kth(values, fractions)] * len(values)
     return chosen.replace(found, lambda _: jnp.full(fractions.shape, -jnp.inf, jnp.float32))
 
 
@@ -202,7 +187,7 @@ def _kth(scores: list[Array], sparsities: Array) -> Array:
 
 def as_masks(chosen: tree.Selection, kept: list[Array]) -> Masks:
     """The mask tree that holds ``kept`` for the chosen leaves and the 0-d ``True`` for the others."""
-    return chosen.replace(kept, lambda _: jnp.ones((), bool))
+    return chosen.replace(kept, tree.no_mask)
 
 
 def check_scope(chosen: tree.Selection, scores: list[Array], scope: Scope) -> None:
@@ -211,12 +196,9 @@ def check_scope(chosen: tree.Selection, scores: list[Array], scope: Scope) -> No
         raise ValueError(f"scope must be 'leaf' or 'global', got {scope!r}")
     for path, leaf in zip(chosen.names, scores, strict=True):
         if leaf.size > order.MAX_LEAF:
-            raise ValueError(
-                f"leaf {tree.show(path)} has {leaf.size} entries; at most {order.MAX_LEAF} can be ranked in one leaf"
-            )
+            most = f"at most {order.MAX_LEAF} can be ranked in one leaf"
+            raise ValueError(f"leaf {tree.show(path)} has {leaf.size} entries; {most}")
     total = sum(leaf.size for leaf in scores)
     if scope == "global" and total > order.MAX_TREE:
-        raise ValueError(
-            f"the chosen leaves have {total} entries; at most {order.MAX_TREE} can be ranked together (scope='leaf' "
-            "ranks each leaf alone)"
-        )
+        most = f"at most {order.MAX_TREE} can be ranked together (scope='leaf' ranks each leaf alone)"
+        raise ValueError(f"the chosen leaves have {total} entries; {most}")

@@ -15,7 +15,7 @@ from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, QuantSpec, Where
 from jaxprune.kernels import order, unit_statistics
 from jaxprune.kernels.counts import removed_count
-from jaxprune.layout import Axes, axes_of, check_countable
+from jaxprune.layout import Axes, countable_axes
 from jaxprune.quantization.integers import fake_quant
 
 _PLAIN = QuantSpec()
@@ -126,10 +126,9 @@ def entropy_curve(
     >>> curve.sparsities.tolist()
     [0.0, 0.5, 1.0]
     """
-    unit_statistics.check_bins(bins)
+    settings.check_count(bins, "bins")
     chosen = tree.select(params, where)
-    axes = axes_of(chosen, layout)
-    check_countable(chosen, axes, int(bins))
+    axes = countable_axes(chosen, layout, int(bins))
     limits = _vector(thresholds, "threshold (bits)", 0.0, np.inf)
     found = [_entropy_curve(leaf, limits, own, int(bins)) for leaf, own in zip(chosen.values, axes, strict=True)]
     return EntropyCurve(*(_with_zeros(chosen, [pair[i] for pair in found], limits.shape) for i in range(2)))

@@ -5,11 +5,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxprune import tree
 from jaxprune.base import Array, Layout, Params, Scores
 from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.kernels.unit_statistics import by_units
 from jaxprune.layout import Axes, axes_of
-from jaxprune.saliency.weights import floating, score
+from jaxprune.saliency.weights import score
 
 _TILE = 128  # units whose distances to as many others are computed together
 _NEAR = 1 / 16  # of the sum of two squared norms: below it a squared distance is summed from differences
@@ -42,7 +43,7 @@ def geometric_median(params: Params, *, layout: Layout = None) -> Scores:
     >>> geometric_median(jnp.array([[0.0, 3.0, 0.0], [0.0, 4.0, 1.0]]))
     Array([[6.       , 9.2426405, 5.2426405]], dtype=float32)
     """
-    selection = floating(params)
+    selection = tree.floating(params)
     return score(selection, _geometric_median, axes=axes_of(selection, layout))
 
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, Scores
 from jaxprune.kernels import unit_statistics
 from jaxprune.kernels.rounding import divide, normalizer
-from jaxprune.layout import Axes, axes_of, check_countable
-from jaxprune.saliency.weights import floating, score
+from jaxprune.layout import Axes, axes_of, countable_axes
+from jaxprune.saliency.weights import matching, score
 
 
 def unit_norm(params: Params, *, ord: float = 1, layout: Layout = None) -> Scores:
@@ -39,7 +39,7 @@ def unit_norm(params: Params, *, ord: float = 1, layout: Layout = None) -> Score
     """
     if isinstance(ord, bool) or not isinstance(ord, Real) or not ord > 0:
         raise ValueError(f"ord must be a number above 0 (it is static, inf is allowed), got {ord!r}")
-    selection = floating(params)
+    selection = tree.floating(params)
     return score(selection, _unit_norm, float(ord), axes=axes_of(selection, layout))
 
 
@@ -139,9 +139,9 @@ def activation_entropy(activations: Any, *, bins: int = 64) -> Any:
     Array([0., 2.], dtype=float32)
     """
     selection, axes = _countable(activations, bins, "flax")
-    for i in selection.chosen:
-        if np.ndim(selection.leaves[i]) == 0:
-            raise ValueError(f"activations at {selection.paths[i]!r} are a scalar; they need a last axis of units")
+    for path, x in zip(selection.names, selection.taken, strict=True):
+        if np.ndim(x) == 0:
+            raise ValueError(f"activations at {path!r} are a scalar; they need a last axis of units")
     return score(selection, _activation_entropy, int(bins), axes=axes)
 
 
@@ -172,17 +172,11 @@ def activation_taylor(activations: Any, grads: Any, *, normalize: bool = False) 
     >>> activation_taylor(jnp.array([[1.0, 2.0], [3.0, -4.0]]), jnp.array([[1.0, 0.5], [-1.0, 0.0]]))
     Array([2. , 0.5], dtype=float32)
     """
-    selection, other = floating(activations), floating(grads)
-    names = (selection._replace(paths=selection.names), other._replace(paths=other.names))
-    tree.same_paths(*names, "activations", "grads")
-    for path, x, g in zip(selection.names, selection.values, other.values, strict=True):
-        if x.ndim < 2:
-            raise ValueError(
-                f"activations at {path!r} have shape {x.shape}; they need a batch and a last axis of units"
-            )
-        if x.shape != g.shape:
-            raise ValueError(f"grads at {path!r} have shape {g.shape}, the activations have shape {x.shape}")
-    return score(selection, _activation_taylor, bool(normalize), partners=[other.values])
+    selection, partners = matching(activations, grads, "activations", "grads")
+    for path, shape in zip(selection.names, map(np.shape, selection.taken), strict=True):
+        if len(shape) < 2:
+            raise ValueError(f"activations at {path!r} have shape {shape}; they need a batch and a last axis of units")
+    return score(selection, _activation_taylor, bool(normalize), partners=[partners])
 
 
 def _activation_taylor(x: Array, g: Array, normalize: bool) -> Array:
@@ -203,8 +197,6 @@ def _activation_entropy(x: Array, axes: Axes, bins: int) -> Array:
 
 def _countable(params: Params, bins: int, layout: Layout) -> tuple[tree.Selection, list[Axes]]:
     """The floating leaves and their axes, once it is sure that their histograms fit 32-bit integers."""
-    unit_statistics.check_bins(bins)
-    selection = floating(params)
-    axes = axes_of(selection, layout)
-    check_countable(selection, axes, int(bins))
-    return selection, axes
+    settings.check_count(bins, "bins")
+    selection = tree.floating(params)
+    return selection, countable_axes(selection, layout, int(bins))

@@ -23,17 +23,18 @@ def score(
     axes: Sequence[Axes] = (),
 ) -> Scores:
     """Applies ``kernel(leaf, *partners, *static)`` to every chosen leaf; with its ``axes`` before what is static."""
-    return selection.replace(by_shape.each(kernel, selection.values, *partners, static=static, own=axes), no_score)
+    return selection.replace(by_shape.each(kernel, selection.values, *partners, static=static, own=axes), tree.no_score)
 
 
-def floating(params: Params) -> tree.Selection:
-    """The floating leaves of a tree, whatever their rank."""
-    return tree.select(params, lambda path, leaf: tree.is_floating(leaf))
-
-
-def no_score(leaf: Any) -> Array:
-    """What stands for a leaf that is not floating."""
-    return jnp.zeros((), jnp.float32)
+def matching(params: Params, others: Any, name: str, other_name: str) -> tuple[tree.Selection, list[Array]]:
+    """The floating leaves, and those of another tree, whose floating leaves have the same paths and shapes."""
+    chosen, other = tree.floating(params), tree.floating(others)
+    # Leaves without a gradient do not count: compare the floating ones alone.
+    tree.same_paths(chosen._replace(paths=chosen.names), other._replace(paths=other.names), name, other_name)
+    for path, shape, wanted in zip(chosen.names, map(np.shape, other.taken), map(np.shape, chosen.taken), strict=True):
+        if shape != wanted:
+            raise ValueError(f"{other_name} at {path!r} has shape {shape}, {name} has shape {wanted}")
+    return chosen, other.values
 
 
 def magnitude(params: Params) -> Scores:
@@ -51,11 +52,7 @@ def magnitude(params: Params) -> Scores:
     >>> magnitude({"kernel": jnp.array([[-2.0, 0.5]])})
     {'kernel': Array([[2. , 0.5]], dtype=float32)}
     """
-    return score(floating(params), _magnitude)
-
-
-def _magnitude(w: Array) -> Array:
-    return jnp.abs(w)
+    return score(tree.floating(params), jnp.abs)
 
 
 def gradient(params: Params, grads: Params) -> Scores:
@@ -79,8 +76,8 @@ def gradient(params: Params, grads: Params) -> Scores:
     >>> gradient(jnp.array([2.0, -3.0]), jnp.array([0.5, 1.0]))
     Array([1., 3.], dtype=float32)
     """
-    selection = floating(params)
-    return score(selection, _gradient, partners=[_matching(selection, grads, "grads")])
+    selection, partners = matching(params, grads, "params", "grads")
+    return score(selection, _gradient, partners=[partners])
 
 
 def _gradient(w: Array, g: Array) -> Array:
@@ -109,25 +106,14 @@ def fisher(params: Params, squared_grads: Params) -> Scores:
     >>> fisher(jnp.array([2.0, -4.0]), jnp.array([1.0, 0.5]))
     Array([2., 4.], dtype=float32)
     """
-    selection = floating(params)
-    return score(selection, _fisher, partners=[_matching(selection, squared_grads, "squared_grads")])
+    selection, partners = matching(params, squared_grads, "params", "squared_grads")
+    return score(selection, _fisher, partners=[partners])
 
 
 def _fisher(w: Array, squared: Array) -> Array:
     w = w.astype(jnp.float32)
     # In this order no intermediate leaves the range of floats unless the result does; w * w would.
     return w * (w * squared.astype(jnp.float32)) * 0.5
-
-
-def _matching(selection: tree.Selection, grads: Any, name: str) -> list[Array]:
-    """The gradients of the chosen leaves, by path; their structure and shapes must be those of the parameters."""
-    other = floating(grads)
-    # Leaves without a gradient do not count: compare the floating ones alone.
-    tree.same_paths(selection._replace(paths=selection.names), other._replace(paths=other.names), "params", name)
-    for path, value, partner in zip(selection.names, selection.values, other.values, strict=True):
-        if value.shape != partner.shape:
-            raise ValueError(f"{name} at {path!r} has shape {partner.shape}, the parameter has shape {value.shape}")
-    return other.values
 
 
 def random(params: Params, key: Array) -> Scores:
@@ -147,9 +133,8 @@ def random(params: Params, key: Array) -> Scores:
     >>> scores.shape, bool(jnp.all((scores >= 0) & (scores < 1)))
     ((2, 3), True)
     """
-    selection = floating(params)
-    shapes = tuple(np.shape(selection.leaves[i]) for i in selection.chosen)
-    return selection.replace(_random(key, selection.chosen, shapes), no_score)
+    selection = tree.floating(params)
+    return selection.replace(_random(key, selection.chosen, tuple(map(np.shape, selection.taken))), tree.no_score)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -183,7 +168,7 @@ def connection_entropy(params: Params, *, layout: Layout = None) -> Scores:
     Array([[0.5, 0. ],
            [0.5, 0. ]], dtype=float32)
     """
-    selection = floating(params)
+    selection = tree.floating(params)
     return score(selection, _connection_entropy, axes=axes_of(selection, layout))
 
 

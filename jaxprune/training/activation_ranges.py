@@ -13,6 +13,7 @@ from jaxprune.base import Array, QParams, QuantSpec, Setting
 from jaxprune.kernels import uniform
 from jaxprune.kernels.rounding import TINY, grid, qparams_of
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.kernels.sums import product
 
 _SYMMETRIC = QuantSpec()
 
@@ -49,7 +50,7 @@ def clip_activations(x: Array, alpha: Any, bits: Setting) -> Array:
         if not tree.is_floating(value):
             raise TypeError(f"{name} must hold floating-point numbers, got {value!r}")
     x, alpha = jnp.asarray(x), jnp.asarray(alpha, jnp.float32)
-    if not broadcasts(alpha.shape, x.shape):
+    if not tree.broadcasts(alpha.shape, x.shape):
         raise ValueError(f"alpha has shape {alpha.shape}, which does not broadcast to the activations {x.shape}")
     return _clip(x, alpha, jnp.asarray(settings.check_setting(bits, "bits", 1, 16)))
 
@@ -125,7 +126,7 @@ def observe(state: Range, x: Array, decay: Setting = 0.99) -> Range:
     if not tree.is_floating(x):
         raise TypeError(f"x must hold floating-point numbers, got {x!r}")
     x = jnp.asarray(x)
-    if not broadcasts(np.shape(state.low), x.shape):
+    if not tree.broadcasts(np.shape(state.low), x.shape):
         raise ValueError(f"the range has shape {np.shape(state.low)}, which does not broadcast to the batch {x.shape}")
     return _observe(state, x, settings.check_setting(decay, "decay", 0, 1))
 
@@ -134,14 +135,10 @@ def observe(state: Range, x: Array, decay: Setting = 0.99) -> Range:
 def _observe(state: Range, x: Array, decay: Array) -> Range:
     decay = jnp.clip(jnp.asarray(decay), 0, 1)
     low, high = automatic(partial(_extremes, shape=state.low.shape), lax.stop_gradient(x))
-    seen = low <= high
-    first = state.batches == 0
+    seen, first = low <= high, state.batches == 0
 
     def merged(old: Array, new: Array) -> Array:
-        # The clips keep a compiler from fusing a product into the sum, which would round otherwise.
-        largest = jnp.finfo(jnp.float32).max
-        past, present = (jnp.clip(part, -largest, largest) for part in (decay * old, (1 - decay) * new))
-        return jnp.where(seen, jnp.where(first, new, past + present), old)
+        return jnp.where(seen, jnp.where(first, new, product(decay, old) + product(1 - decay, new)), old)
 
     return Range(merged(state.low, low), merged(state.high, high), state.batches + seen.astype(jnp.int32))
 
@@ -188,8 +185,3 @@ def range_qparams(state: Range, bits: Setting, *, spec: QuantSpec = _SYMMETRIC) 
 @partial(jax.jit, static_argnames="symmetric")
 def _range_qparams(state: Range, bits: Array, symmetric: bool) -> QParams:
     return qparams_of(state.low, state.high, uniform.width(bits), symmetric)
-
-
-def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether an array of one shape broadcasts to the other, without making that larger."""
-    return len(shape) <= len(wanted) and all(n in (1, m) for n, m in zip(shape[::-1], wanted[::-1], strict=False))

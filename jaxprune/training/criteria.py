@@ -42,7 +42,7 @@ def snip(loss: Callable[..., Any], params: Params, *batch: Any) -> Scores:
     >>> snip(lambda w, x: jnp.sum(w * x), jnp.array([2.0, -3.0]), jnp.array([0.5, 1.0]))
     Array([1., 3.], dtype=float32)
     """
-    chosen = tree.select(params, lambda _, leaf: tree.is_floating(leaf))
+    chosen = tree.floating(params)
     grads = jax.grad(lambda values: loss(chosen.replace(values), *batch))(chosen.values)
     return criteria.gradient(params, chosen.replace(grads))
 
@@ -71,11 +71,11 @@ def grasp(loss: Callable[..., Any], params: Params, *batch: Any) -> Scores:
     >>> grasp(lambda w: jnp.sum(w**3) / 6, jnp.array([2.0, -1.0]))  # g = w**2 / 2, H = diag(w)
     Array([8. , 0.5], dtype=float32)
     """
-    chosen = tree.select(params, lambda _, leaf: tree.is_floating(leaf))
+    chosen = tree.floating(params)
     slope = jax.grad(lambda values: loss(chosen.replace(values), *batch))
     _, product = jax.jvp(slope, (chosen.values,), (slope(chosen.values),))
     pairs = zip(chosen.values, product, strict=True)
-    return chosen.replace([w.astype(jnp.float32) * h.astype(jnp.float32) for w, h in pairs], _nothing)
+    return chosen.replace([w.astype(jnp.float32) * h.astype(jnp.float32) for w, h in pairs], tree.no_score)
 
 
 def synflow(apply_fn: Callable[..., Any], params: Params, *inputs: Any) -> Scores:
@@ -112,7 +112,7 @@ def synflow(apply_fn: Callable[..., Any], params: Params, *inputs: Any) -> Score
     >>> scores["a"].tolist(), scores["b"].tolist()
     ([[3.0, 1.0]], [[3.0], [1.0]])
     """
-    chosen = tree.select(params, lambda _, leaf: tree.is_floating(leaf))
+    chosen = tree.floating(params)
     sizes = [jnp.abs(value.astype(jnp.float32)) for value in chosen.values]
 
     def flow(sizes: list[Array], scale: Array) -> Array:
@@ -126,7 +126,7 @@ def synflow(apply_fn: Callable[..., Any], params: Params, *inputs: Any) -> Score
     scale = power_of_two(jnp.where(jnp.abs(exponent) > _REACH, jnp.clip(-exponent // 2, -_REACH, _REACH), 0))
     _, pullback = jax.vjp(lambda sizes: flow(sizes, scale), sizes)
     (slopes,) = pullback(scale)
-    return chosen.replace([w * slope for w, slope in zip(sizes, slopes, strict=True)], _nothing)
+    return chosen.replace([w * slope for w, slope in zip(sizes, slopes, strict=True)], tree.no_score)
 
 
 class RunningSaliency(NamedTuple):
@@ -216,16 +216,10 @@ def _exponent(sums: Array, probes: Array) -> Array:
     return jnp.where(known[best], jnp.frexp(sums[best])[1] - probes[best], 0)
 
 
-def _nothing(leaf: Any) -> Array:
-    """The 0-d zero of leaves that are not scored."""
-    return jnp.zeros((), jnp.float32)
-
-
 def _zeros(params: Params) -> Any:
     """A float32 zero for every weight, in its sharding; 0-d for leaves that are not floating."""
-    return jax.tree.map(
-        lambda leaf: jnp.zeros_like(leaf, jnp.float32) if tree.is_floating(leaf) else _nothing(leaf), params
-    )
+    chosen = tree.floating(params)
+    return chosen.replace([jnp.zeros_like(leaf, jnp.float32) for leaf in chosen.values], tree.no_score)
 
 
 def _each(kernel: Callable[..., Array], first: Any, *rest: Any) -> Any:

@@ -84,7 +84,7 @@ def masks_of(opt_state: Any, params: Params | None = None) -> Masks:
         return merged
     shown, known = tree.flatten(params), tree.flatten(merged)
     by_path = dict(zip(known.paths, known.leaves, strict=True))
-    return shown.treedef.unflatten([by_path.get(path, jnp.ones((), bool)) for path in shown.paths])
+    return shown.treedef.unflatten([by_path.get(path, tree.no_mask(path)) for path in shown.paths])
 
 
 def held(updates: Any, params: Params, masks: Masks) -> Any:

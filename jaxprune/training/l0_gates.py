@@ -69,14 +69,14 @@ def init_gates(
     """
     chosen = tree.select(params, where)
     chances = settings.per_leaf(keep, chosen, "keep", _LEAST, 1 - _LEAST)
-    shapes = [np.shape(chosen.leaves[i]) for i in chosen.chosen]
+    shapes = list(map(np.shape, chosen.taken))
     if () in shapes:
         raise ValueError(f"leaf {tree.show(chosen.names[shapes.index(())])} is a scalar; gates need an axis")
     if units:
         shapes = [own.unit_shape(shape) for own, shape in zip(axes_of(chosen, layout), shapes, strict=True)]
     logits = [jax.scipy.special.logit(jnp.clip(chance, _LEAST, 1 - _LEAST)) + _SHIFT for chance in chances]
     gates = [jnp.full(shape, logit, jnp.float32) for shape, logit in zip(shapes, logits, strict=True)]
-    return chosen.replace(gates, lambda _: jnp.zeros((), jnp.float32))
+    return chosen.replace(gates, tree.no_score)
 
 
 def apply_gates(params: Params, log_alpha: Any, key: Array | None = None) -> Params:
@@ -126,8 +126,8 @@ def expected_l0(params: Params, log_alpha: Any) -> Array:
     3.0
     """
     chosen, gates = _pair(params, log_alpha)
-    sizes = (math.prod(np.shape(chosen.leaves[i])) for i in chosen.chosen)
-    return _expected(gates, tuple(size // max(gate.size, 1) for size, gate in zip(sizes, gates, strict=True)))
+    pairs = zip(chosen.taken, gates, strict=True)
+    return _expected(gates, tuple(np.size(leaf) // max(gate.size, 1) for leaf, gate in pairs))
 
 
 def gate_masks(params: Params, log_alpha: Any) -> Masks:
@@ -151,25 +151,25 @@ def gate_masks(params: Params, log_alpha: Any) -> Masks:
     [[True, False]]
     """
     chosen, gates = _pair(params, log_alpha)
-    return chosen.replace(_open(gates), lambda _: jnp.ones((), bool))
+    return chosen.replace(_open(gates), tree.no_mask)
 
 
 def _pair(params: Params, log_alpha: Any) -> tuple[tree.Selection, list[Array]]:
     """The parameters that have gates, and their gates."""
-    everything, gates = tree.flatten(params), tree.flatten(log_alpha)
-    tree.same_paths(everything, gates, "params", "log_alpha")
-    chosen = tuple(i for i, gate in enumerate(gates.leaves) if np.ndim(gate))
-    for i in chosen:
-        path, leaf, shape = everything.paths[i], everything.leaves[i], np.shape(gates.leaves[i])
-        if not tree.is_floating(leaf) or not tree.is_floating(gates.leaves[i]):
-            kinds = [getattr(x, "dtype", type(x).__name__) for x in (leaf, gates.leaves[i])]
-            raise TypeError(f"leaf {tree.show(path)} has dtype {kinds[0]} and gates of {kinds[1]}; both must be floats")
-        wanted = np.shape(leaf)
-        if len(shape) != len(wanted) or any(n not in (1, m) for n, m in zip(shape, wanted, strict=True)):
+    flat, every = tree.flatten(params), tree.flatten(log_alpha)
+    tree.same_paths(flat, every, "params", "log_alpha")
+    chosen = flat._replace(chosen=tuple(i for i, gate in enumerate(every.leaves) if np.ndim(gate)))
+    gates = [every.leaves[i] for i in chosen.chosen]
+    for path, leaf, gate in zip(map(tree.show, chosen.names), chosen.taken, gates, strict=True):
+        if not tree.is_floating(leaf) or not tree.is_floating(gate):
+            kinds = [getattr(x, "dtype", type(x).__name__) for x in (leaf, gate)]
+            raise TypeError(f"leaf {path} has dtype {kinds[0]} and gates of {kinds[1]}; both must be floats")
+        shape, wanted = np.shape(gate), np.shape(leaf)
+        if len(shape) != len(wanted) or not tree.broadcasts(shape, wanted):
             raise ValueError(
-                f"the gates of {tree.show(path)} have shape {shape}; they need its shape {wanted}, or one entry a unit"
+                f"the gates of {path} have shape {shape}; they need its shape {wanted}, or one entry a unit"
             )
-    return everything._replace(chosen=chosen), [jnp.asarray(gates.leaves[i]) for i in chosen]
+    return chosen, tree.arrays(gates)
 
 
 @partial(jax.jit, static_argnums=3)

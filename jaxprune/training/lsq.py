@@ -20,7 +20,6 @@ from jaxprune.kernels.ranges import full_range, mean_magnitude
 from jaxprune.kernels.rounding import HUGE, TINY, divide, grid, top_code
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.paths import follow_paths
-from jaxprune.training.activation_ranges import broadcasts
 
 Axes = int | tuple[int, ...] | None
 
@@ -54,7 +53,7 @@ def init_step_sizes(
     shared = tuple(uniform.layout(leaf.shape, QuantSpec(axis=axis), name)[1] for name, leaf in named)
     steps = _first_steps(selection.values, _widths(selection, bits, signed), shared, signed)
     steps = [step.reshape(()) if axis is None else step for step in steps]
-    return selection.replace(steps, lambda _: jnp.zeros((), jnp.float32))
+    return selection.replace(steps, tree.no_score)
 
 
 def learned_step_size(
@@ -150,7 +149,7 @@ def _steps_of(selection: tree.Selection, steps: Params) -> list[Array]:
         step = by_path[path]
         if not tree.is_floating(step):
             raise TypeError(f"the step of {tree.show(path)} is {step!r}; steps are floating-point numbers")
-        if not broadcasts(shape := np.shape(step), leaf.shape):
+        if not tree.broadcasts(shape := np.shape(step), leaf.shape):
             raise ValueError(
                 f"the step of {tree.show(path)} has shape {shape}, which does not broadcast to {leaf.shape}"
             )

@@ -145,10 +145,10 @@ def ranked(ranking: Ranking, params: Params, level: Setting, memory: Any, grads:
     """Masks of the params' scores for a sparsity; without revival what ``old`` masks remove stays removed."""
     chosen = chosen_of(params, ranking.where)
     if not chosen.chosen:
-        return chosen.replace([], _keep_all)
+        return chosen.replace([], tree.no_mask)
     found = tree.flatten(ranking.saliency.scores(memory, params, grads))
     tree.same_paths(chosen, found, "params", "scores")
-    scores = [jnp.asarray(found.leaves[i]) for i in chosen.chosen]
+    scores = tree.arrays(found.leaves[i] for i in chosen.chosen)
     before = [] if old is None or ranking.revive else [jax.tree.leaves(old)[i] for i in chosen.chosen]
     if before:  # what is removed ranks strictly behind all else
         lowest = (jnp.maximum(score, jnp.finfo(score.dtype).min) for score in scores)
@@ -156,21 +156,21 @@ def ranked(ranking: Ranking, params: Params, level: Setting, memory: Any, grads:
     masks = _ranked_leaves(ranking, chosen, scores, level)
     if before:  # a mask function may think otherwise
         masks = [new & kept for new, kept in zip(masks, before, strict=True)]
-    return chosen.replace(masks, _keep_all)
+    return chosen.replace(masks, tree.no_mask)
 
 
 def _ranked_leaves(ranking: Ranking, chosen: tree.Selection, scores: list[Array], level: Setting) -> list[Array]:
-    given, names = chosen.replace(scores, lambda _: jnp.zeros((), jnp.float32)), set(chosen.names)
-    make = ranking.scope
-    if not callable(make):
-        where = lambda path, _: path in names  # noqa: E731
-        make = partial(masking.by_sparsity, scope=make, min_keep=ranking.min_keep, where=where)  # type: ignore
-    made = make(given, level)
+    given, names = chosen.replace(scores, tree.no_score), set(chosen.names)
+    if callable(ranking.scope):
+        made = ranking.scope(given, level)
+    else:
+        rules = {"scope": ranking.scope, "min_keep": ranking.min_keep}
+        made = masking.by_sparsity(given, level, where=lambda path, _: path in names, **rules)
     masks = tree.flatten(made)
     tree.same_paths(chosen, masks, "params", "masks")
     for path, leaf, mask in zip(chosen.paths, chosen.leaves, masks.leaves, strict=True):
         tree.check_mask(path, leaf, mask)
-    return [jnp.asarray(masks.leaves[i]) for i in chosen.chosen]
+    return tree.arrays(masks.leaves[i] for i in chosen.chosen)
 
 
 def unpruned(ranking: Ranking, params: Params, level: Setting = 0.0, memory: Any = ()) -> Masks:
@@ -186,11 +186,7 @@ def unpruned(ranking: Ranking, params: Params, level: Setting = 0.0, memory: Any
         return jnp.ones_like(leaf, bool) if shape.shape == leaf.shape else jnp.ones(shape.shape, bool)
 
     shapes = jax.eval_shape(first, chosen.values, level, memory)
-    return chosen.replace([full(*pair) for pair in zip(shapes, chosen.values, strict=True)], _keep_all)
-
-
-def _keep_all(leaf: Any) -> Array:
-    return jnp.ones((), bool)
+    return chosen.replace([full(*pair) for pair in zip(shapes, chosen.values, strict=True)], tree.no_mask)
 
 
 def _always(sparsity: Setting) -> Callable[[Array], Setting]:

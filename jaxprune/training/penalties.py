@@ -153,7 +153,7 @@ def soft_threshold(
         setting = within(strength(state.count) if scheduled else strength, params)
         limits = settings.per_leaf(setting, chosen, "strength", 0.0, np.inf)
         axes = tuple(axes_of(chosen, layout)) if units else None
-        new = _step(prox, axes, chosen.values, [jnp.asarray(moved.leaves[i]) for i in chosen.chosen], limits)
+        new = _step(prox, axes, chosen.values, tree.arrays(moved._replace(chosen=chosen.chosen).taken), limits)
         if scheduled:
             state = optax.ScaleByScheduleState(jnp.asarray(optax.safe_increment(state.count)))
         return moved._replace(chosen=chosen.chosen).replace(new), state

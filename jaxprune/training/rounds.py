@@ -1,14 +1,12 @@
 """Pruning in rounds: before training, by criteria that look ahead, and lottery tickets: train, prune, rewind, again."""
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
 from jaxprune import saliency as criteria
 from jaxprune import settings
@@ -57,12 +55,10 @@ def prune_at_start(
     >>> prune_at_start(jnp.array([4.0, -3.0, 2.0, 1.0]), 0.5, criteria.magnitude, rounds=2).tolist()
     [True, True, False, False]
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
-        raise ValueError(f"rounds must be an integer of at least 1 (it is static), got {rounds!r}")
+    settings.check_count(rounds, "rounds")
     ranking = Ranking(as_running(saliency, with_grads=False), scope, min_keep, where, revive=False)
-    levels = jax.tree.map(
-        lambda value: _fractions(settings.check_setting(value, "sparsity", 0.0, 1.0), int(rounds)), sparsity
-    )
+    sparsity = jax.tree.map(lambda value: settings.check_setting(value, "sparsity", 0.0, 1.0), sparsity)
+    levels = jax.tree.map(lambda value: _fractions(value, int(rounds)), sparsity)
 
     def prune(masks: Masks, level: Setting) -> tuple[Masks, None]:
         return ranked(ranking, apply_masks(params, masks), level, (), None, masks), None
@@ -138,8 +134,7 @@ def lottery_ticket(
     >>> tickets.params.tolist()
     [0.0, 0.0, 0.0, 4.0, 5.0]
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int | np.integer) or rounds < 1:
-        raise ValueError(f"rounds must be an integer of 1 or more, got {rounds!r}")
+    settings.check_count(rounds, "rounds")
     ranking = Ranking(as_running(saliency, with_grads=False), scope, min_keep, where, revive=False)
     fraction = jax.tree.map(lambda value: settings.check_setting(value, "fraction", 0.0, 1.0), fraction)
 
@@ -153,7 +148,7 @@ def lottery_ticket(
 
     masks = unpruned(ranking, params)
     numbers = np.arange(1, rounds + 1, dtype=np.float32)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, fraction))):
+    if settings.any_traced(params, fraction):
         masks, (history, metrics) = lax.scan(one_round, masks, jnp.asarray(numbers))
     else:
         outcomes = []

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from jaxprune import schedules, settings
+from jaxprune import schedules, settings, tree
 from jaxprune.base import Array, Masks, Params, Setting, Where
 from jaxprune.kernels import order
 from jaxprune.kernels.sharding import automatic, explicit_spec
@@ -203,7 +203,7 @@ def _random_masks(params: Params, sparsity: Setting, key: Array, where: Where) -
     chosen = chosen_of(params, where)
     keys = jax.random.split(key, max(len(chosen.chosen), 1))
     drawn = [_uniform(leaf, k) for k, leaf in zip(keys, chosen.values, strict=False)]
-    scores = chosen.replace(drawn, lambda _: jnp.zeros((), jnp.float32))
+    scores = chosen.replace(drawn, tree.no_score)
     names = set(chosen.names)
     return by_sparsity(scores, within(sparsity, params), where=lambda path, _: path in names)
 
