@@ -5,7 +5,7 @@ In this order: ``layout=``; the bias beside a kernel; names; a bare array, a mat
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
