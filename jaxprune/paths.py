@@ -76,13 +76,13 @@ def leaves_of(tree: Params) -> Leaves:
     variables = isinstance(tree, Mapping) and "params" in tree
     found = Leaves([], [], [], treedef)
     for key, node in nodes:
-        trainable = not variables or _join(key[:1]) == "params"
+        trainable = not variables or join(key[:1]) == "params"
         if _is_nnx_variable(node):
             trainable = any(base.__name__ == "Param" for base in type(node).__mro__)
         inner = tree_util.tree_flatten_with_path(node)[0] if is_box(node) else [((), node)]
         for below, leaf in inner:
             found.leaves.append(leaf)
-            found.paths.append(_join(key if len(inner) == 1 else (*key, *below)))
+            found.paths.append(join(key if len(inner) == 1 else (*key, *below)))
             found.trainable.append(trainable)
     return found
 
@@ -96,7 +96,8 @@ def is_box(node: Any) -> bool:
     return _is_nnx_variable(node) or hasattr(type(node), "replace_boxed")
 
 
-_join = partial(tree_util.keystr, simple=True, separator="/")
+#: The path of a key.
+join = partial(tree_util.keystr, simple=True, separator="/")
 
 
 def within(path: str, prefix: str) -> bool:

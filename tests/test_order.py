@@ -16,7 +16,7 @@ from jaxprs import equations, primitives
 from jaxprune import masks
 from jaxprune.kernels import bisection, many_ranks, order, radix
 from jaxprune.kernels.counts import removed_count, removed_of
-from jaxprune.kernels.float_keys import Cut, common_dtype, flat_index, to_keys
+from jaxprune.kernels.float_keys import Cut, Ranked, common_dtype, flat_index, to_keys
 
 F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), strategies.BFLOAT16
 CHUNK = 1 << 14  # beyond four of them a CPU histogram runs in a loop, a whole number of times over each
@@ -51,12 +51,13 @@ def expected_masks(leaves, removed, min_keep=0):
 def by_bisection(leaves, removed):
     """The masks of ``keep_from`` by the kernels that accelerators without a fast scatter use."""
     dtype = common_dtype(leaves)
-    key, rest = bisection.keys_at(leaves, [None] * len(leaves), dtype, removed)
+    ranked = [Ranked(leaf, dtype) for leaf in leaves]
+    key, rest = bisection.keys_at(ranked, removed)
     kept = []
-    for leaf in leaves:
-        keys, index = to_keys(leaf, dtype), flat_index(leaf.shape)
+    for leaf in ranked:
+        keys, index = leaf.keys(), flat_index(leaf.values.shape)
         share = jnp.minimum(rest, jnp.sum(keys == key, dtype=jnp.uint32))
-        kept.append(bisection.cut_at(leaf, None, dtype, share, key).keeps(keys, index))
+        kept.append(bisection.cut_at(leaf, share, key).keeps(keys, index))
         rest -= share
     return kept
 
@@ -317,31 +318,29 @@ def test_bisection_makes_the_same_masks(name, data):
 def test_bisection_and_radix_find_the_same(dtype, guarded):
     leaves = [jnp.asarray(normals(5 * CHUNK + 1, dtype, ties=True)), jnp.asarray(normals((40, 50), dtype, seed=1))]
     guards = [Cut(to_keys(jnp.zeros((), dtype), dtype), np.uint32(40_000)), None] if guarded else [None, None]
+    ranked = [Ranked(leaf, np.dtype(dtype), guard) for leaf, guard in zip(leaves, guards, strict=True)]
     ranks = jnp.asarray([0, 1, 777, 30_000, 41_000, 83_920], jnp.uint32)
-    keys, equals = jax.jit(lambda *a: many_ranks.keys_at(*a[:2], dtype, a[2]))(leaves, guards, ranks)
+    keys, equals = jax.jit(many_ranks.keys_at)(ranked, ranks)
 
-    def one_by_one(leaves, guards, dtype, ranks):
-        found = [radix.key_at(leaves, guards, dtype, rank) for rank in ranks]
+    def one_by_one(leaves, ranks):
+        found = [radix.key_at(leaves, rank) for rank in ranks]
         return jnp.stack([key for key, _ in found]), jnp.stack([equal for _, equal in found])
 
     for found in (bisection.keys_at, one_by_one):
-        keys_, equals_ = jax.jit(lambda *a, found=found: found(*a[:2], dtype, a[2]))(leaves, guards, ranks)
+        keys_, equals_ = jax.jit(found)(ranked, ranks)
         np.testing.assert_array_equal(keys, keys_)
         np.testing.assert_array_equal(equals, equals_)
 
     @jax.jit
-    def masks_below(leaf, guard, rank, key, equal):
-        index = flat_index(leaf.shape)
-        every = to_keys(leaf, dtype, index, guard)
-        cuts = [search(leaf, guard, dtype, rank) for search in (radix.cut_at, bisection.cut_at)]
-        cuts += [search(leaf, guard, dtype, equal, key) for search in (radix.cut_at, bisection.cut_at)]
-        return [cut.keeps(every, index) for cut in cuts]
+    def masks_below(leaf, rank, key, equal):
+        cuts = [search(leaf, rank) for search in (radix.cut_at, bisection.cut_at)]
+        cuts += [search(leaf, equal, key) for search in (radix.cut_at, bisection.cut_at)]
+        return [cut.keeps(leaf.keys(), flat_index(leaf.values.shape)) for cut in cuts]
 
-    leaf, guard = leaves[0], guards[0]
     ranks = jnp.asarray([0, 1, 777, 30_000, 81_919], jnp.uint32)
-    keys, equals = jax.jit(lambda *a: many_ranks.keys_at(*a[:2], dtype, a[2]))([leaf], [guard], ranks)
+    keys, equals = jax.jit(many_ranks.keys_at)(ranked[:1], ranks)
     for rank, key, equal in zip(ranks, keys, equals, strict=True):
-        first, *others = masks_below(leaf, guard, rank, key, equal)
+        first, *others = masks_below(ranked[0], rank, key, equal)
         assert int((~first).sum()) == int(rank)
         assert_masks(others, [first] * 3)
 

@@ -87,7 +87,7 @@ def test_errors_name_the_array():
     x = normal(4, 3)
     with pytest.raises(ValueError, match=r"activations at 'a' have shape \(3,\); they need a batch"):
         saliency.activation_taylor({"a": x[0]}, {"a": x[0]})
-    with pytest.raises(ValueError, match=r"grads at 'a' have shape \(3, 4\), the activations have shape \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"grads at 'a' has shape \(3, 4\), that of activations is \(4, 3\)"):
         saliency.activation_taylor({"a": x}, {"a": x.T})
     with pytest.raises(ValueError, match=r"activations and grads differ.*only in grads: \['b'\]"):
         saliency.activation_taylor({"a": x}, {"a": x, "b": x})

@@ -5,7 +5,6 @@ same cuts as ``jaxprune.kernels.radix``, bit for bit.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,19 +13,16 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Array
-from jaxprune.kernels.float_keys import Cut, flat_index, key_type, to_keys
+from jaxprune.kernels.float_keys import Cut, Ranked, flat_index, key_type
 
 
-def keys_at(
-    leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, ranks: Array
-) -> tuple[Array, Array]:
+def keys_at(leaves: Sequence[Ranked], ranks: Array) -> tuple[Array, Array]:
     """For each 0-based rank among all leaves: the key found there, and how many of its equals come before it."""
-    kind = key_type(dtype)
+    kind = key_type(leaves[0].dtype)
     width = kind.itemsize * 8
 
     def below(trial: Array) -> Array:
-        counts = (_count_below(leaf, guard, dtype, trial) for leaf, guard in zip(leaves, guards, strict=True))
-        return sum(counts, jnp.zeros((), jnp.uint32))
+        return sum((_count_below(leaf, trial) for leaf in leaves), jnp.zeros((), jnp.uint32))
 
     def one(rank: Array) -> tuple[Array, Array]:
         def step(i: Array, found: Array) -> Array:
@@ -39,28 +35,25 @@ def keys_at(
     return jax.tree.map(lambda found: found.reshape(ranks.shape), lax.map(one, ranks.reshape(-1)))
 
 
-@partial(jax.jit, static_argnums=2)
-def _count_below(leaf: Array, guard: Cut | None, dtype: np.dtype, trial: Array) -> Array:
-    return jnp.sum(to_keys(leaf, dtype, flat_index(leaf.shape), guard) < trial, dtype=jnp.uint32)
+@jax.jit
+def _count_below(leaf: Ranked, trial: Array) -> Array:
+    return jnp.sum(leaf.keys() < trial, dtype=jnp.uint32)
 
 
-def cut_at(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, key: Array | None = None) -> Cut:
+def cut_at(leaf: Ranked, rank: Array, key: Array | None = None) -> Cut:
     """A cut that exactly ``rank`` elements of the leaf lie below.
 
     One loop, over the bits of the key and then, among equal keys, over those of the flat index, as long as an equal
     element is left to remove.
 
     Args:
-      leaf: float array.
-      guard: the cut above which its elements must stay, or ``None``.
-      dtype: in which the leaves compare.
+      leaf: what is ranked.
       rank: uint32, below the number of elements.
       key: if it is known; then ``rank`` counts only elements of this key.
     """
-    index = flat_index(leaf.shape)
-    keys = to_keys(leaf, dtype, index, guard)
+    index, keys = flat_index(leaf.values.shape), leaf.keys()
     kind = np.promote_types(keys.dtype, np.uint32)
-    places = leaf.size.bit_length()
+    places = leaf.values.size.bit_length()
 
     def step(state: tuple[Array, Cut, Array, Array]) -> tuple[Array, Cut, Array, Array]:
         bit, cut, below, rank = state
@@ -83,6 +76,6 @@ def cut_at(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, key: Ar
 
     none = jnp.zeros((), jnp.uint32)
     known = key is not None
-    first = places - 1 + (0 if known else dtype.itemsize * 8)
+    first = places - 1 + (0 if known else leaf.dtype.itemsize * 8)
     start = Cut(key if known else jnp.zeros((), keys.dtype), none)
     return lax.while_loop(unfinished, step, (jnp.int32(first), start, none, rank))[1]

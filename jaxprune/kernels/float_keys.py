@@ -5,8 +5,10 @@ The total order: ascending, -0.0 equal to 0.0, NaN above +inf (all NaNs equal).
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -75,6 +77,26 @@ def from_keys(keys: Array, dtype: np.dtype) -> Array:
     """The float of each key."""
     sign = key_type(dtype).type(1 << (dtype.itemsize * 8 - 1))
     return lax.bitcast_convert_type(jnp.where(keys >= sign, keys ^ sign, ~keys), dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Ranked:
+    """A leaf whose elements are ranked, alone or among others.
+
+    Attributes:
+      values: float array.
+      dtype: in which the leaves of one ranking compare, static.
+      guard: the cut above which elements must stay, or ``None``.
+    """
+
+    values: Array
+    dtype: np.dtype = field(metadata={"static": True})
+    guard: Cut | None = None
+
+    def keys(self) -> Array:
+        """The keys of its elements."""
+        return to_keys(self.values, self.dtype, flat_index(self.values.shape), self.guard)
 
 
 def flat_index(shape: tuple[int, ...]) -> Array:

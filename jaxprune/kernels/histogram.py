@@ -7,8 +7,8 @@ where it lies and the counts are summed; its elements never move.
 
 import math
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,13 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxprune.base import Array
+from jaxprune.kernels.batching import batch_axes
 from jaxprune.kernels.sharding import explicit_spec
 
 #: ``(elements, flat_index, *operands) -> bins``, elementwise; a bin beyond the histogram is dropped. Hashable.
 Binning = Callable[..., Array]
+#: ``(elements, *operands) -> amounts``: the float32 that each element adds to its bin, elementwise. Hashable.
+Weigh = Callable[..., Array]
 
 # A thousand elements and their bins stay in the nearest cache, and XLA shares out so little among no threads, which
 # would have to meet at every chunk. Measured as fast as copying the array, where one scatter over all of it takes four
@@ -32,8 +35,13 @@ _AT_ONCE = 1 << 16  # no more elements than that are not worth a loop
 _RUN = 1 << 4  # adjacent elements in a sample
 
 
-#: ``(elements, *operands) -> amounts``: the float32 that each element adds to its bin, elementwise. Hashable.
-Weigh = Callable[..., Array]
+class _Counting(NamedTuple):
+    """What is static about a histogram; the arguments of :func:`histogram`."""
+
+    binning: Binning
+    length: int
+    weigh: Weigh | None
+    every: int
 
 
 def histogram(
@@ -53,60 +61,42 @@ def histogram(
     Returns:
       [length], replicated if the array is sharded: uint32 counts, or float32 sums of weights.
     """
+    how = _Counting(binning, length, weigh, every)
     spec, mesh = explicit_spec(array), jax.typeof(array).sharding.mesh
     around = mesh.axis_types or jax.sharding.get_abstract_mesh().axis_types
-    if all(entry is None for entry in spec) and set(around) == {AxisType.Explicit}:
-        return _unpartitioned(array, operands, binning, length, weigh, every)  # every device has all of it
     if any(entry is not None for entry in spec):
-        return jax.shard_map(
-            lambda shard, rest: _summed(shard, rest, binning, length, weigh, every, array.shape, mesh, spec),
-            mesh=mesh,
-            in_specs=(spec, PartitionSpec()),
-            out_specs=PartitionSpec(),
-        )(array, operands)
+        own, everywhere = _own_part(how, array.shape, mesh, spec), PartitionSpec()
+        return jax.shard_map(own, mesh=mesh, in_specs=(spec, everywhere), out_specs=everywhere)(array, operands)
+    if set(around) == {AxisType.Explicit}:
+        return _count(how, array, operands)  # every device has all of it
 
     @custom_vmap
     def count(array: Array, operands: tuple[Any, ...]) -> Array:
-        return _partitioned(binning, length, weigh, every)(array, operands)
+        return _partitioned(how)(array, operands)
 
     @count.def_vmap
     def _(axis_size: int, batched: Any, array: Array, operands: tuple[Any, ...]) -> tuple[Array, bool]:
-        def alone(array: Array, operands: tuple[Any, ...]) -> Array:
-            return _unpartitioned(array, operands, binning, length, weigh, every)
-
-        axes = jax.tree.map(lambda flag: 0 if flag else None, tuple(batched))
-        return jax.vmap(alone, axes)(array, operands), True
+        return jax.vmap(partial(_count, how), batch_axes(batched))(array, operands), True
 
     return count(array, operands)
 
 
-def _unpartitioned(
-    array: Array, operands: tuple[Any, ...], binning: Binning, length: int, weigh: Weigh | None, every: int
-) -> Array:
-    return _count(array, operands, binning, length, weigh, every, lambda index: index)
-
-
 def _count(
-    array: Array,
-    operands: Any,
-    binning: Binning,
-    length: int,
-    weigh: Weigh | None,
-    every: int,
-    to_index: Callable[[Array], Array],
+    how: _Counting, array: Array, operands: Any, to_index: Callable[[Array], Array] = lambda index: index
 ) -> Array:
-    flat = array.reshape(-1)
+    flat, every = array.reshape(-1), how.every
     if every > 1:
         flat = flat[: flat.size - flat.size % (_RUN * every)].reshape(-1, _RUN * every)[:, :_RUN].reshape(-1)
     chunks = flat.size // _CHUNK if flat.size > _AT_ONCE else 0
-    empty = jnp.zeros(length, jnp.uint32 if weigh is None else jnp.float32)
+    empty = jnp.zeros(how.length, jnp.uint32 if how.weigh is None else jnp.float32)
 
     def add(counts: Array, elements: Array, start: Any) -> Array:
         positions = jnp.asarray(start).astype(jnp.uint32) + lax.iota(jnp.uint32, elements.size)
         if every > 1:
             positions += positions // _RUN * np.uint32(_RUN * (every - 1))
-        bins = binning(elements, to_index(positions), *operands)
-        return counts.at[bins].add(jnp.uint32(1) if weigh is None else weigh(elements, *operands), mode="drop")
+        bins = how.binning(elements, to_index(positions), *operands)
+        amounts = jnp.uint32(1) if how.weigh is None else how.weigh(elements, *operands)
+        return counts.at[bins].add(amounts, mode="drop")
 
     def in_chunks(flat: Array) -> Array:
         counts = empty + (flat[0] != flat[0]) * empty.dtype.type(0)  # zeros still, which vary as the shards do
@@ -127,33 +117,23 @@ def _count(
     return lax.platform_dependent(flat, cpu=in_chunks, default=at_once) if chunks else at_once(flat)
 
 
-def _summed(
-    shard: Array,
-    operands: Any,
-    binning: Binning,
-    length: int,
-    weigh: Weigh | None,
-    every: int,
-    shape: tuple[int, ...],
-    mesh: Any,
-    spec: PartitionSpec,
-) -> Array:
+def _own_part(how: _Counting, shape: tuple[int, ...], mesh: Any, spec: PartitionSpec) -> Callable[..., Array]:
     """One device's part: its shard's counts, at the indices of the whole array, summed over the devices that share."""
     names = [_names(entry) for entry in spec] + [()] * (len(shape) - len(spec))
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    starts = [_axis_index(axes, mesh) * size for axes, size in zip(names, shard.shape, strict=True)]
 
-    def to_index(positions: Array) -> Array:
-        index, inner = jnp.zeros_like(positions), 1
-        for size, stride, start in zip(shard.shape[::-1], strides[::-1], starts[::-1], strict=True):
-            coordinate = (positions // np.uint32(inner)) % np.uint32(size)
-            index += (coordinate + jnp.asarray(start).astype(jnp.uint32)) * np.uint32(stride)
-            inner *= size
-        return index
+    def count(shard: Array, operands: Any) -> Array:
+        def to_index(positions: Array) -> Array:
+            index, inner, stride = jnp.zeros_like(positions), 1, 1
+            for axes, size, whole in zip(names[::-1], shard.shape[::-1], shape[::-1], strict=True):
+                start = jnp.asarray(_axis_index(axes, mesh) * size).astype(jnp.uint32)
+                index += ((positions // np.uint32(inner)) % np.uint32(size) + start) * np.uint32(stride)
+                inner, stride = inner * size, stride * whole
+            return index
 
-    used = tuple(name for axes in names for name in axes)
-    counts = _count(shard, operands, binning, length, weigh, every, to_index)
-    return lax.psum(counts, used) if used else counts
+        counts, used = _count(how, shard, operands, to_index), sum(names, ())
+        return lax.psum(counts, used) if used else counts
+
+    return count
 
 
 def _names(entry: Any) -> tuple[str, ...]:
@@ -168,11 +148,8 @@ def _axis_index(axes: tuple[str, ...], mesh: Any) -> Any:
 
 
 @cache
-def _partitioned(binning: Binning, length: int, weigh: Weigh | None, every: int) -> Any:
+def _partitioned(how: _Counting) -> Any:
     """``(array, operands) -> counts``, which knows how it is partitioned."""
-
-    def count(array: Array, operands: tuple[Any, ...]) -> Array:
-        return _unpartitioned(array, operands, binning, length, weigh, every)
 
     def partition(mesh: Mesh, arguments: Any, result: Any) -> Any:
         array, operands = arguments
@@ -184,12 +161,13 @@ def _partitioned(binning: Binning, length: int, weigh: Weigh | None, every: int)
 
         def lower(shard: Array, rest: Any) -> Array:
             with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # or one around asks for its constraints
-                return _summed(shard, rest, binning, length, weigh, every, array.shape, mesh, spec)
+                return _own_part(how, array.shape, mesh, spec)(shard, rest)
 
         replicated = jax.tree.map(lambda _: everywhere, operands)
         return mesh, lower, everywhere, (NamedSharding(mesh, spec), replicated)
 
-    alone = custom_partitioning(count)  # its static_argnums would keep tracers that are looked for as leaks
+    # Its static_argnums would keep tracers that are looked for as leaks.
+    alone = custom_partitioning(lambda array, operands: _count(how, array, operands))
     alone.def_partition(
         partition=partition,
         infer_sharding_from_operands=lambda mesh, arguments, result: NamedSharding(mesh, PartitionSpec()),

@@ -7,41 +7,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Array
-from jaxprune.kernels.float_keys import Cut, key_type, to_keys
+from jaxprune.kernels.float_keys import Cut, Ranked, key_type, to_keys
 from jaxprune.kernels.histogram import Weigh, histogram
 from jaxprune.kernels.radix import locate
 
 
-def keys_at(
-    leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, ranks: Array
-) -> tuple[Array, Array]:
+def keys_at(leaves: Sequence[Ranked], ranks: Array) -> tuple[Array, Array]:
     """For each 0-based rank (any shape): the key found there, and how many of its equals come before it.
 
     All ranks share the passes. Each level leaves a table from (slot, digit) to the next slot, where a slot stands for
     the distinct leading digits behind which some rank lies; the number of ranks stands for none.
     """
-    rank = ranks.reshape(-1)
+    rank, dtype = ranks.reshape(-1), leaves[0].dtype
     slot, key = jnp.zeros(rank.size, jnp.int32), jnp.zeros(rank.size, key_type(dtype))
     tables: tuple[Array, ...] = ()
-    widths = _digit_widths(dtype.itemsize * 8, sum(leaf.size for leaf in leaves), rank.size)
+    widths = _digit_widths(dtype.itemsize * 8, leaves, rank.size)
     for level, width in enumerate(widths):
-        counts = _count_slots(leaves, guards, _SlotDigit(dtype, widths[: level + 1], rank.size), tables)
+        counts = _count_slots(leaves, _SlotDigit(dtype, widths[: level + 1], rank.size), tables)
         digit, rank = locate(counts, slot, rank)
         key = (key << width) | digit.astype(key.dtype)
         tables, slot = _deepen(tables, slot, digit, width)
     return key.reshape(ranks.shape), rank.reshape(ranks.shape)
 
 
-def weights_below(leaves: Sequence[Array], dtype: np.dtype, keys: Array, weigh: Weigh) -> Array:
+def weights_below(leaves: Sequence[Ranked], keys: Array, weigh: Weigh) -> Array:
     """For each of ``keys`` [K], what all elements of lower keys weigh together: float32 [K], in shared passes."""
+    dtype = leaves[0].dtype
     slot, total, left = jnp.zeros(keys.size, jnp.int32), jnp.zeros(keys.size, jnp.float32), dtype.itemsize * 8
     tables: tuple[Array, ...] = ()
-    widths = _digit_widths(left, sum(leaf.size for leaf in leaves), keys.size)
+    widths = _digit_widths(left, leaves, keys.size)
     for level, width in enumerate(widths):
         left -= width
         digit = ((keys >> left) & ((1 << width) - 1)).astype(jnp.int32)
         binning = _SlotDigit(dtype, widths[: level + 1], keys.size)
-        weights = _count_slots(leaves, [None] * len(leaves), binning, tables, weigh)
+        weights = _count_slots(leaves, binning, tables, weigh)
         lower = jnp.arange(1 << width, dtype=jnp.int32)[None] < digit[:, None]
         total += jnp.where(lower, weights[slot], 0.0).sum(1)
         tables, slot = _deepen(tables, slot, digit, width)
@@ -49,17 +48,13 @@ def weights_below(leaves: Sequence[Array], dtype: np.dtype, keys: Array, weigh: 
 
 
 def _count_slots(
-    leaves: Sequence[Array],
-    guards: Sequence[Cut | None],
-    binning: "_SlotDigit",
-    tables: tuple[Array, ...],
-    weigh: Weigh | None = None,
+    leaves: Sequence[Ranked], binning: "_SlotDigit", tables: tuple[Array, ...], weigh: Weigh | None = None
 ) -> Array:
     """The leaves' histogram, [slots, bins]."""
     slots = binning.ranks if tables else 1
     counts = jnp.zeros(slots << binning.widths[-1], jnp.uint32 if weigh is None else jnp.float32)
-    for leaf, guard in zip(leaves, guards, strict=True):
-        counts += histogram(leaf, (tables, guard), binning, counts.size, weigh)
+    for leaf in leaves:
+        counts += histogram(leaf.values, (tables, leaf.guard), binning, counts.size, weigh)
     return counts.reshape(slots, -1)
 
 
@@ -91,13 +86,10 @@ class _SlotDigit:
         return slot
 
 
-def _digit_width(total: int, ranks: int = 1) -> int:
+def _digit_widths(width: int, leaves: Sequence[Ranked], ranks: int) -> tuple[int, ...]:
     """Digits as wide as pays: a histogram no longer than the data, in at most 2**16 bins a slot."""
-    return min(max(total // max(ranks, 1), 1 << 8), 1 << 16).bit_length() - 1
-
-
-def _digit_widths(width: int, total: int, ranks: int) -> tuple[int, ...]:
-    widths = [min(_digit_width(total), width)]
+    total, widths = sum(leaf.values.size for leaf in leaves), []
     while sum(widths) < width:
-        widths.append(min(_digit_width(total, ranks), width - sum(widths)))
+        bins = min(max(total // (ranks if widths else 1), 1 << 8), 1 << 16)
+        widths.append(min(bins.bit_length() - 1, width - sum(widths)))
     return tuple(widths)

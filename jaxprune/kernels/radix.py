@@ -5,7 +5,6 @@ Keys of 32 bits take two passes over the elements, or one where a sample says wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Array
-from jaxprune.kernels.float_keys import Cut, key_type, to_keys
+from jaxprune.kernels.float_keys import Cut, Ranked, key_type, to_keys
 from jaxprune.kernels.histogram import histogram
 
 DIGIT = 16  # bits of a digit, whose histogram stays in cache
@@ -24,17 +23,18 @@ _EVERY = 17  # of so many elements one is sampled; odd, so that every column of 
 _LANES = 1 << 6  # bins that share one count, because additions to a single one wait for each other
 
 
-def cut_at(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, key: Array | None = None) -> Cut:
+def cut_at(leaf: Ranked, rank: Array, key: Array | None = None) -> Cut:
     """A cut that exactly ``rank`` elements of the leaf lie below; arguments as for ``bisection.cut_at``.
 
     One loop finds the key, digit by digit, and then, among equal keys, the flat index, which most data never need: it
     ends once no equal element is left to remove. A digit may start anywhere: where a sample tells in which narrow range
     the key must lie, one pass finds it; if it does not lie there, the search starts anew.
     """
-    large = leaf.size >= _LARGE
+    dtype, size = leaf.dtype, leaf.values.size
+    large = size >= _LARGE
     width, lanes = (_WIDE, _LANES) if large else (DIGIT, 0)
     kind = np.promote_types(key_type(dtype), np.uint32)
-    shifts = [kind.type(max(bits - width, 0)) for bits in (dtype.itemsize * 8, leaf.size.bit_length())]
+    shifts = [kind.type(max(bits - width, 0)) for bits in (dtype.itemsize * 8, size.bit_length())]
 
     def whole(on_index: Array) -> _Digit:
         return _Digit(jnp.zeros((), kind), jnp.where(on_index, shifts[1], shifts[0]), on_index)
@@ -42,7 +42,7 @@ def cut_at(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, key: Ar
     def step(state: tuple[_Digit, Cut, Array, Array]) -> tuple[_Digit, Cut, Array, Array]:
         digit, cut, rank, _ = state
         binning = _NextDigit(dtype, width, lanes)
-        counts = histogram(leaf, (cut.key, digit, guard), binning, (1 << width) + 2 * lanes)
+        counts = histogram(leaf.values, (cut.key, digit, leaf.guard), binning, (1 << width) + 2 * lanes)
         below = counts[1 << width : (1 << width) + lanes].sum(dtype=jnp.uint32)
         bin_, rest = _find(counts[: 1 << width], rank - below)
         inside = bin_ < 1 << width
@@ -63,7 +63,7 @@ def cut_at(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, key: Ar
     known = key is not None
     digit = whole(jnp.asarray(known))
     if large and not known and dtype.itemsize > 2:
-        digit = _likely(leaf, guard, dtype, rank, width)
+        digit = _likely(leaf, rank, width)
     cut = Cut(key if known else jnp.zeros((), key_type(dtype)), jnp.zeros((), jnp.uint32))
     return lax.while_loop(lambda state: ~state[3], step, (digit, cut, rank, (rank == 0) & known))[1]
 
@@ -105,32 +105,31 @@ class _NextDigit:
         return jnp.where(bins < end, bins.astype(jnp.uint32), outside)
 
 
-def _likely(leaf: Array, guard: Cut | None, dtype: np.dtype, rank: Array, width: int) -> _Digit:
+def _likely(leaf: Ranked, rank: Array, width: int) -> _Digit:
     """A digit of the keys in which the rank very likely lies, by a sample."""
-    left = dtype.itemsize * 8 - DIGIT
-    zero = key_type(dtype).type(0)
-    counts = histogram(leaf, (zero, digit_shifts(dtype)[0], guard), _OneDigit(dtype), 1 << DIGIT, every=_EVERY)
+    left, kind = leaf.dtype.itemsize * 8 - DIGIT, key_type(leaf.dtype)
+    counts = _count(leaf, kind.type(0), kind.type(left), every=_EVERY)
     size = counts.sum(dtype=jnp.uint32).astype(jnp.float32)
-    middle = rank.astype(jnp.float32) * (size / leaf.size)
+    middle = rank.astype(jnp.float32) * (size / leaf.values.size)
     spread = 4 * jnp.sqrt(middle * jnp.maximum(1 - middle / size, 0)) + 16
     ends = jnp.stack([middle - spread, middle + spread])
     bins, _ = locate(counts[None], jnp.zeros(2, jnp.int32), jnp.clip(ends, 0, size - 1).astype(jnp.uint32))
     low, high = jnp.where(ends < 0, 0, jnp.where(ends >= size - 1, (1 << DIGIT) - 1, bins)).astype(jnp.uint32)
     shift = jnp.maximum(32 - lax.clz(high - low).astype(jnp.int32) + left - width, 0)
-    kind = np.promote_types(key_type(dtype), np.uint32)
+    kind = np.promote_types(kind, np.uint32)
     return _digit(low.astype(kind) << left, shift.astype(kind), jnp.zeros((), bool), width)
 
 
-def key_at(leaves: Sequence[Array], guards: Sequence[Cut | None], dtype: np.dtype, rank: Array) -> tuple[Array, Array]:
+def key_at(leaves: Sequence[Ranked], rank: Array) -> tuple[Array, Array]:
     """The key of one 0-based rank among all leaves, and how many of its equals come before it.
 
     One unrolled program of few operations a leaf, because loops over many leaves take long to compile.
     """
-    key = jnp.zeros((), key_type(dtype))
-    for shift in digit_shifts(dtype):
+    key = jnp.zeros((), key_type(leaves[0].dtype))
+    for shift in digit_shifts(leaves[0].dtype):
         counts = jnp.zeros(1 << DIGIT, jnp.uint32)
-        for leaf, guard in zip(leaves, guards, strict=True):
-            counts += count_digit(leaf, guard, key, shift, dtype)
+        for leaf in leaves:
+            counts += count_digit(leaf, key, shift)
         digit, rank = _find(counts, rank)
         key |= digit.astype(key.dtype) << shift
     return key, rank
@@ -141,16 +140,19 @@ def digit_shifts(dtype: np.dtype) -> list[Any]:
     return [key_type(dtype).type(shift) for shift in range(dtype.itemsize * 8 - DIGIT, -1, -DIGIT)]
 
 
-@partial(jax.jit, static_argnums=4)
-def count_digit(leaf: Array, guard: Cut | None, above: Array, shift: Array, dtype: np.dtype) -> Array:
+@jax.jit
+def count_digit(leaf: Ranked, above: Array, shift: Array) -> Array:
     """Histogram of the digit at ``shift`` among the elements whose keys begin like ``above``: uint32 [2**16]."""
-    return histogram(leaf, (above, shift, guard), _OneDigit(dtype), 1 << DIGIT)
+    return _count(leaf, above, shift)
 
 
-def count_equal(leaf: Array, guard: Cut | None, key: Array, dtype: np.dtype) -> Array:
+def count_equal(leaf: Ranked, key: Array) -> Array:
     """How many elements have this key: uint32."""
-    shift = key_type(dtype).type(0)
-    return histogram(leaf, (key, shift, guard), _OneDigit(dtype), 1)[0]
+    return _count(leaf, key, key_type(leaf.dtype).type(0), bins=1)[0]
+
+
+def _count(leaf: Ranked, above: Array, shift: Array, bins: int = 1 << DIGIT, every: int = 1) -> Array:
+    return histogram(leaf.values, (above, shift, leaf.guard), _OneDigit(leaf.dtype), bins, every=every)
 
 
 @dataclass(frozen=True)

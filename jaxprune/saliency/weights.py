@@ -33,7 +33,7 @@ def matching(params: Params, others: Any, name: str, other_name: str) -> tuple[t
     tree.same_paths(chosen._replace(paths=chosen.names), other._replace(paths=other.names), name, other_name)
     for path, shape, wanted in zip(chosen.names, map(np.shape, other.taken), map(np.shape, chosen.taken), strict=True):
         if shape != wanted:
-            raise ValueError(f"{other_name} at {path!r} has shape {shape}, {name} has shape {wanted}")
+            raise ValueError(f"{other_name} at {path!r} has shape {shape}, that of {name} is {wanted}")
     return chosen, other.values
 
 

@@ -1,26 +1,18 @@
 """Arrays as codes: integers on a uniform grid, places in a table of shared values, indices of a trellis quantizer."""
 
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.base import Array, QuantSpec
 from jaxprune.kernels import clustering, rotation, uniform, viterbi
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.quantization.arrays.protocol import FlaxState, describe
+from jaxprune.quantization.arrays.protocol import CodedArray, FlaxState, stored
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("codes", "scale", "zero_point"),
-    meta_fields=("bits", "dtype", "spec"),
-)
-@dataclass(frozen=True, repr=False)
-class QArray(FlaxState):
+@stored
+class QArray(CodedArray):
     """A quantized array: ``(codes - zero_point) * scale``.
 
     Attributes:
@@ -39,22 +31,13 @@ class QArray(FlaxState):
     dtype: Any
     spec: QuantSpec
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array that was quantized."""
-        return self.codes.shape
-
     def dense(self) -> Array:
         """``(codes - zero_point) * scale``, with one rounding to float32 and one to the dtype."""
         return uniform.dequantize(self.codes, self.scale, self.zero_point, self.bits, self.dtype, self.spec)
 
-    def __repr__(self) -> str:
-        return describe(self, f"bits={self.bits}")
 
-
-@partial(jax.tree_util.register_dataclass, data_fields=("codes", "centroids", "keeps_zeros"), meta_fields=("dtype",))
-@dataclass(frozen=True, repr=False)
-class CodebookArray(FlaxState):
+@stored
+class CodebookArray(CodedArray):
     """An array of shared weights: ``centroids[codes]``.
 
     Attributes:
@@ -71,37 +54,22 @@ class CodebookArray(FlaxState):
     keeps_zeros: Array
     dtype: Any
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array."""
-        return self.codes.shape
-
     def dense(self) -> Array:
         """``centroids[codes]``."""
 
         def table(codes: Array, centroids: Array, keeps_zeros: Array) -> Array:
             k = centroids.shape[-1]
-            first = lax.broadcasted_iota(jnp.int32, (1,) * keeps_zeros.ndim + (k,), keeps_zeros.ndim) == 0
-            zero = keeps_zeros[..., None] & first
-            centroids = jnp.where(zero, 0.0, centroids).reshape(-1)
+            first = jnp.where(keeps_zeros, 0.0, centroids[..., 0])
+            centroids = centroids.at[..., 0].set(first).reshape(-1)
             # In float32 up to here and back: the transpose of the gather is the sum over each cluster.
             places = clustering.places(codes, keeps_zeros.shape, k)
             return centroids.at[places].get(mode="promise_in_bounds").astype(self.dtype)
 
-        out = explicit_spec(self.codes)
         parts = map(jnp.asarray, (self.codes, self.centroids, self.keeps_zeros))
-        return automatic(table, *parts, out=out)
-
-    def __repr__(self) -> str:
-        return describe(self, f"k={self.centroids.shape[-1] if getattr(self.centroids, 'shape', ()) else '?'}")
+        return automatic(table, *parts, out=explicit_spec(self.codes))
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("indices", "step", "basis"),
-    meta_fields=("states", "zero", "dtype"),
-)
-@dataclass(frozen=True, repr=False)
+@stored
 class TrellisArray(FlaxState):
     """An array as indices of a trellis quantizer.
 
@@ -144,6 +112,3 @@ class TrellisArray(FlaxState):
             numbers = rotation.back(numbers.reshape(-1, columns), self.basis).reshape(shape)
             half = half * 2.0 ** -rotation.exponent(columns)
         return (numbers * half).astype(self.dtype)
-
-    def __repr__(self) -> str:
-        return describe(self, f"states={self.states}")

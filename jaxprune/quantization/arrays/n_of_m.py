@@ -1,7 +1,6 @@
 """N:M sparse arrays without their zeros: the kept values, and where they stood in their groups, in a few bits each."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,17 +13,12 @@ from jaxprune import tree
 from jaxprune.base import Array, Layout, Masks, Params, Where
 from jaxprune.layout import check_axis, grouped_along
 from jaxprune.quantization.arrays.packed import pack, packed_length, unpack
-from jaxprune.quantization.arrays.protocol import FlaxState, describe, masked
+from jaxprune.quantization.arrays.protocol import FlaxState, masked, stored
 
 _LONGEST = 256  # entries of a group, so that a byte holds an index
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("values", "indices"),
-    meta_fields=("n", "m", "axis", "shape"),
-)
-@dataclass(frozen=True, repr=False)
+@stored
 class NOfMArray(FlaxState):
     """An array of which ``n`` of every ``m`` consecutive entries along an axis are stored; the others are 0.
 
@@ -66,9 +60,6 @@ class NOfMArray(FlaxState):
                 f"{jnp.shape(self.values)} and {jnp.shape(self.indices)} (records made under jax.vmap need it here too)"
             )
         return _from_leaf(self)
-
-    def __repr__(self) -> str:
-        return describe(self, f"{self.n}:{self.m} along axis {self.axis}")
 
 
 def to_n_of_m(

@@ -4,8 +4,8 @@ JAX's ``BCOO`` is one of them, and ``flax.serialization`` learns of those that a
 """
 
 import sys
-from dataclasses import fields
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Masks, Params, Where
+from jaxprune.paths import join
 
+T = TypeVar("T")
 _known: set[type] = set()  # to Flax
 
 
@@ -73,23 +75,14 @@ def dequantize(params: Params) -> Params:
     [-1.  0.  0.  1.]
     """
     keyed, treedef = jax.tree.flatten_with_path(params, is_leaf=is_stored)
-    return treedef.unflatten([_decoded(path, leaf) if is_stored(leaf) else leaf for path, leaf in keyed])
+    return treedef.unflatten([_decoded(join(path), leaf) if is_stored(leaf) else leaf for path, leaf in keyed])
 
 
-def describe(stored: StoredArray, *facts: str) -> str:
-    """The ``repr`` of a stored array: what it stands for and its bytes, not its entries."""
-    parts = [part for part in jax.tree.leaves(stored) if hasattr(part, "dtype")]
-    held = sum(part.size * part.dtype.itemsize for part in parts)
-    shape = getattr(stored, "shape", "?")
-    return ", ".join([f"{type(stored).__name__}(shape={shape}", f"dtype={stored.dtype}", *facts, f"{held:,} bytes)"])
-
-
-def _decoded(path: Any, leaf: Any) -> Array:
+def _decoded(path: str, leaf: Any) -> Array:
     try:
         return dense(leaf)
     except ValueError as error:
-        name = tree.show(jax.tree_util.keystr(path, simple=True, separator="/"))
-        raise ValueError(f"leaf {name}: {error}") from error
+        raise ValueError(f"leaf {tree.show(path)}: {error}") from error
 
 
 def to_bcoo(params: Params, masks: Masks | None = None, *, where: Where = None) -> Params:
@@ -135,8 +128,7 @@ def masked(params: Params, masks: Masks, where: Where) -> tuple[tree.Selection, 
     floating, kept = tree.pair(params, masks)
     mask_of = dict(zip(floating.chosen, kept, strict=True))
     selection = floating if where is None else tree.select(params, where)
-    for path, i in zip(selection.names, selection.chosen, strict=True):
-        mask = mask_of[i]
+    for path, mask in zip(selection.names, [mask_of[i] for i in selection.chosen], strict=True):
         if mask.ndim == 0 and not isinstance(mask, Tracer) and not bool(mask):
             raise ValueError(f"the mask of {tree.show(path)} is a 0-d False; a 0-d True leaves a leaf alone")
     chosen = tuple(i for i in selection.chosen if mask_of[i].ndim)
@@ -152,8 +144,16 @@ def _sparse(array: np.ndarray, mask: Any) -> Any:
     return BCOO((jnp.asarray(data), jnp.asarray(places)), shape=array.shape, indices_sorted=True, unique_indices=True)
 
 
+@dataclass_transform(frozen_default=True)
+def stored(kind: type[T]) -> type[T]:
+    """Makes a class a frozen dataclass and a pytree: fields of type ``Array`` are its parts, all others are static."""
+    kind = dataclass(frozen=True, repr=False)(kind)
+    static = [field.name for field in fields(kind) if field.type is not Array]  # type: ignore
+    return jax.tree_util.register_dataclass(kind, _parts(kind), static)
+
+
 class FlaxState:
-    """Base of stored arrays that ``flax.serialization`` shall know: ``to_bytes``, ``from_bytes`` and state dicts.
+    """Base of stored arrays: what they show, and state dicts and ``to_bytes`` of ``flax.serialization``.
 
     A class is registered when the first of its records is made while that module is loaded: to import it takes as long
     as JAX takes. As everywhere in Flax the target of ``from_bytes`` gives what is static; a state whose static parts
@@ -165,6 +165,23 @@ class FlaxState:
         if flax is not None and type(self) not in _known and hasattr(flax, "register_serialization_state"):
             flax.register_serialization_state(type(self), _to_state, _from_state, override=True)
             _known.add(type(self))
+
+    def __repr__(self) -> str:
+        """What the array stands for and its bytes, not its entries."""
+        parts = [part for part in jax.tree.leaves(self) if hasattr(part, "dtype")]
+        held, shape = sum(part.size * part.dtype.itemsize for part in parts), getattr(self, "shape", "?")
+        return f"{type(self).__name__}(shape={shape}, {_static(self, 'shape')}, {held:,} bytes)"
+
+
+class CodedArray(FlaxState):
+    """Base of those whose codes have the shape of the array."""
+
+    codes: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array that was quantized."""
+        return self.codes.shape
 
 
 def _to_state(record: Any) -> dict[str, Any]:
@@ -186,11 +203,10 @@ def _from_state(target: Any, state: dict[str, Any]) -> Any:
 
 def _parts(record: Any) -> list[str]:
     """The names of what a record holds in arrays."""
-    children, _ = jax.tree.flatten_with_path(record, is_leaf=lambda node: node is not record)
-    return [path[0].name for path, _ in children]
+    return [field.name for field in fields(record) if field.type is Array]
 
 
-def _static(record: Any) -> str:
+def _static(record: Any, *without: str) -> str:
     """What tells one record from another of the same arrays, as text; not a spec, which may hold functions."""
-    names = [field.name for field in fields(record) if field.name not in (*_parts(record), "spec")]
+    names = [field.name for field in fields(record) if field.name not in (*_parts(record), "spec", *without)]
     return ", ".join(f"{name}={getattr(record, name)}" for name in names)

@@ -1,24 +1,20 @@
 """Arrays as whole numbers times steps of their rows and columns, which are powers of two to an eighth of an octave."""
 
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Array
 from jaxprune.kernels.rounding import power_of_two
-from jaxprune.quantization.arrays.protocol import FlaxState, describe
+from jaxprune.quantization.arrays.protocol import CodedArray, stored
 
 PARTS = 8  # of an octave
 _MANTISSAS = np.exp2(np.arange(PARTS) / PARTS).astype(np.float32)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("codes", "step", "rows", "columns"), meta_fields=("dtype",))
-@dataclass(frozen=True, repr=False)
-class ScaledArray(FlaxState):
+@stored
+class ScaledArray(CodedArray):
     """An array as ``codes * (step * 2**((rows + columns) / 8))``.
 
     Attributes:
@@ -34,18 +30,10 @@ class ScaledArray(FlaxState):
     columns: Array
     dtype: Any
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array that was quantized."""
-        return self.codes.shape
-
     def dense(self) -> Array:
         """The array, with one rounding for each of the two factors and one to the dtype: alike everywhere."""
         steps = self.step * octaves(self.rows.astype(jnp.int32) + self.columns.astype(jnp.int32))
         return (self.codes.astype(jnp.float32) * steps).astype(self.dtype)
-
-    def __repr__(self) -> str:
-        return describe(self)
 
 
 def octaves(exponents: Array) -> Array:
