@@ -102,10 +102,8 @@ def _runs(process: int) -> bool:
     """Whether there is such a process, so far as one can tell."""
     try:
         os.kill(process, 0) if os.name == "posix" else None
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # else somebody else's
     return True
 
 
@@ -188,10 +186,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[st
     """
     lines = [list(head), *map(list, rows), *([list(total)] if total else [])]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    drawn = [
-        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
+    sides = [str.ljust if i < left else str.rjust for i in range(len(head))]
+    drawn = ["  ".join(side(c, w) for side, c, w in zip(sides, line, widths, strict=True)) for line in lines]
     rule = "-" * max(map(len, drawn))
     body = [drawn[0], rule, *drawn[1 : len(rows) + 1]] + ([rule, drawn[-1]] if total else [])
     return "\n".join(line.rstrip() for line in body)

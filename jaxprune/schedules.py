@@ -75,22 +75,13 @@ def polynomial(
     >>> [round(float(polynomial(0.0, 0.8, 3, 100)(count)), 4) for count in (0, 50, 100, 1000)]
     [0.0, 0.7, 0.8, 0.8]
     """
-    first, last = _alike(_values(init_value, "init_value"), _values(end_value, "end_value"))
-    power, steps, begin = _above_zero(power), _steps(transition_steps), _steps(transition_begin, "transition_begin")
+    if not isinstance(power, Tracer) and not power > 0:
+        raise ValueError(f"power must be above 0, got {power!r}")
 
-    def schedule(count: Any) -> Setting:
-        after = jnp.asarray(count, jnp.int32) - begin
-        # At a power that is no integer the derivative needs a positive base.
-        left = 1 - divide(jnp.clip(after, 0, steps).astype(jnp.float32), jnp.maximum(steps, 1).astype(jnp.float32))
-        factor = jnp.where(left > 0, left, 1.0) ** power
-        ended = after >= steps
-        return jax.tree.map(
-            lambda a, b: jnp.where(ended, b, jnp.where(after <= 0, a, b + (a - b) * factor)).astype(jnp.float32),
-            first,
-            last,
-        )
+    def ease(left: Array) -> Array:  # at a power that is no integer the derivative needs a positive base
+        return jnp.where(left > 0, left, 1.0) ** power
 
-    return schedule
+    return _transition(ease, init_value, end_value, transition_steps, transition_begin)
 
 
 def cubic(init_value: Setting, end_value: Setting, transition_steps: Any, transition_begin: Any = 0) -> Schedule:
@@ -123,17 +114,11 @@ def cosine(init_value: Setting, end_value: Setting, transition_steps: Any, trans
     >>> [round(float(cosine(0.3, 0.0, 100)(count)), 4) for count in (0, 50, 100, 1000)]
     [0.3, 0.15, 0.0, 0.0]
     """
-    first, last = _alike(_values(init_value, "init_value"), _values(end_value, "end_value"))
-    fraction = polynomial(1.0, 0.0, 1, transition_steps, transition_begin)
 
-    def schedule(count: Any) -> Setting:
-        left = fraction(count)
-        factor = (1 - jnp.cos(np.float32(np.pi) * left)) / 2
-        return jax.tree.map(
-            lambda a, b: jnp.where(left == 0, b, jnp.where(left == 1, a, b + (a - b) * factor)), first, last
-        )
+    def ease(left: Array) -> Array:
+        return (1 - jnp.cos(np.float32(np.pi) * left)) / 2
 
-    return schedule
+    return _transition(ease, init_value, end_value, transition_steps, transition_begin)
 
 
 def piecewise(values: Any, boundaries: Sequence[Any]) -> Schedule:
@@ -202,6 +187,24 @@ def alternating(
     return schedule
 
 
+def _transition(ease: Callable[[Array], Array], first: Any, last: Any, steps: Any, begin: Any) -> Schedule:
+    """From one value to another, the weight of the first being ``ease`` of the fraction that is left."""
+    first, last = _alike(_values(first, "init_value"), _values(last, "end_value"))
+    steps, begin = _steps(steps), _steps(begin, "transition_begin")
+
+    def schedule(count: Any) -> Setting:
+        after = jnp.asarray(count, jnp.int32) - begin
+        left = 1 - divide(jnp.clip(after, 0, steps).astype(jnp.float32), jnp.maximum(steps, 1).astype(jnp.float32))
+        factor = ease(left)
+
+        def value(a: Array, b: Array) -> Array:
+            return jnp.where(after >= steps, b, jnp.where(after <= 0, a, b + (a - b) * factor)).astype(jnp.float32)
+
+        return jax.tree.map(value, first, last)
+
+    return schedule
+
+
 def _values(values: Setting, name: str) -> Any:
     return jax.tree.map(lambda value: _finite(value, name), values)
 
@@ -219,9 +222,8 @@ def _alike(first: Any, last: Any) -> tuple[Any, Any]:
     if isinstance(last, jax.Array):
         return first, jax.tree.map(lambda _: last, first)
     if jax.tree.structure(first) != jax.tree.structure(last):
-        raise ValueError(
-            f"init_value and end_value differ in structure: {jax.tree.structure(first)}, {jax.tree.structure(last)}"
-        )
+        both = f"{jax.tree.structure(first)}, {jax.tree.structure(last)}"
+        raise ValueError(f"init_value and end_value differ in structure: {both}")
     return first, last
 
 
@@ -231,12 +233,6 @@ def _steps(value: Any, name: str = "transition_steps", least: int = 0) -> Array:
         if number.shape or number != np.floor(number) or number < least:
             raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
     return jnp.asarray(value, jnp.int32)
-
-
-def _above_zero(power: Any) -> Any:
-    if not isinstance(power, Tracer) and not power > 0:
-        raise ValueError(f"power must be above 0, got {power!r}")
-    return power
 
 
 def _is_sequence(node: Any) -> bool:

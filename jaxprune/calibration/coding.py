@@ -11,7 +11,7 @@ from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.calibration import feedback, leaves, rates
 from jaxprune.calibration.statistics import Lookups, Statistics
 from jaxprune.calibration.views import Use
-from jaxprune.quantization.arrays.scaled import PARTS, ScaledArray, octaves
+from jaxprune.quantization.arrays.coded import PARTS, ScaledArray, octaves
 
 _FLOOR = 0.05  # of the mean, added to what each output weighs
 _WIDEST = np.iinfo(np.int8).max

@@ -14,9 +14,8 @@ from jaxprune.files.bytestream import FormatError
 from jaxprune.kernels.viterbi import TAPS
 from jaxprune.quantization import ranges
 from jaxprune.quantization.arrays import n_of_m, protocol
-from jaxprune.quantization.arrays.coded import CodebookArray, QArray, TrellisArray
+from jaxprune.quantization.arrays.coded import CodebookArray, QArray, ScaledArray, TrellisArray
 from jaxprune.quantization.arrays.n_of_m import NOfMArray
-from jaxprune.quantization.arrays.scaled import ScaledArray
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,7 @@ def sparsity_of(masks: Masks, params: Params) -> Array:
     """
     chosen, kept = tree.pair(params, masks)
     about = [(value.size, mask) for value, mask in zip(chosen.values, kept, strict=True) if mask.ndim and mask.size]
-    return _removed_fraction([mask for _, mask in about], tuple(size for size, _ in about))
-
-
-def _removed_fraction(masks: list[Array], sizes: tuple[int, ...]) -> Array:
-    total = sum(sizes)
     removed = jnp.zeros((), jnp.float32)
-    for mask, size in zip(masks, sizes, strict=True):
+    for size, mask in about:
         removed += jnp.sum(~mask, dtype=jnp.uint32).astype(jnp.float32) * np.float32(size // mask.size)
-    return divide(removed, np.float32(max(total, 1)))
+    return divide(removed, np.float32(max(sum(size for size, _ in about), 1)))

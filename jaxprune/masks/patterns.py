@@ -1,7 +1,6 @@
 """Masks with a pattern: N of every M along the input axis, whole blocks, and whole units by what their weights are."""
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import combinations
 
 import jax
@@ -133,35 +132,30 @@ def blocks(
     for path, leaf in zip(chosen.names, chosen.values, strict=True):
         if leaf.ndim < len(block):
             raise ValueError(f"leaf {tree.show(path)} has shape {leaf.shape}, too few axes for blocks of shape {block}")
-    kept = keep_highest(chosen, _block_means(chosen.values, block), sparsity, scope, 0)
-    return as_masks(chosen, _spread(kept, chosen.values, block))
+    means = by_shape.each(_block_means, chosen.values, static=(block,))
+    kept = keep_highest(chosen, means, sparsity, scope, 0)
+    return as_masks(chosen, by_shape.each(_spread, chosen.values, kept, static=(block,)))
 
 
-@partial(jax.jit, static_argnums=1)
-def _block_means(scores: list[Array], block: tuple[int, ...]) -> list[Array]:
-    def mean(leaf: Array) -> Array:
-        sizes = (1,) * (leaf.ndim - len(block)) + block
-        padding = [(0, -length % size) for length, size in zip(leaf.shape, sizes, strict=True)]
-        split = [part for length, size in zip(leaf.shape, sizes, strict=True) for part in (-(-length // size), size)]
-        inner = tuple(range(1, 2 * leaf.ndim, 2))
+def _block_means(scores: Array, block: tuple[int, ...]) -> Array:
+    shape, sizes = scores.shape, (1,) * (scores.ndim - len(block)) + block
+    padding = [(0, -length % size) for length, size in zip(shape, sizes, strict=True)]
+    split = [part for length, size in zip(shape, sizes, strict=True) for part in (-(-length // size), size)]
 
-        def total(values: Array) -> Array:
-            return jnp.pad(values, padding).reshape(split).sum(inner, dtype=jnp.float32)
+    def total(values: Array) -> Array:
+        inner = tuple(range(1, 2 * values.ndim, 2))
+        return jnp.pad(values, padding).reshape(split).sum(inner, dtype=jnp.float32)
 
-        return total(leaf.astype(jnp.float32)) / total(jnp.ones(leaf.shape, jnp.float32))
-
-    return [automatic(mean, leaf) for leaf in scores]
+    return automatic(lambda x: total(x.astype(jnp.float32)) / total(jnp.ones(shape, jnp.float32)), scores)
 
 
-@partial(jax.jit, static_argnums=2)
-def _spread(masks: list[Array], scores: list[Array], block: tuple[int, ...]) -> list[Array]:
-    def spread(leaf: Array, mask: Array) -> Array:
+def _spread(scores: Array, mask: Array, block: tuple[int, ...]) -> Array:
+    def spread(scores: Array, mask: Array) -> Array:
         for axis, size in zip(range(-len(block), 0), block, strict=True):
             mask = jnp.repeat(mask, size, axis=axis)
-        return mask[tuple(slice(length) for length in leaf.shape)]
+        return mask[tuple(slice(length) for length in scores.shape)]
 
-    pairs = zip(scores, masks, strict=True)
-    return [automatic(spread, leaf, mask, out=explicit_spec(leaf)) for leaf, mask in pairs]
+    return automatic(spread, scores, mask, out=explicit_spec(scores))
 
 
 def by_unit_entropy(

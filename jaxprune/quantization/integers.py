@@ -154,13 +154,11 @@ def quantize(
         raise TypeError("quantize needs static bits, which set the storage dtype; fake_quant takes traced ones")
     widths = [int(np.floor(row[1] + np.float32(0.5))) for row in rows]
     if not spec.symmetric:
-        full = [
-            (name, row[0]) for name, row, width in zip(selection.names, rows, widths, strict=True) if width % 8 == 0
-        ]
+        leaves = zip(selection.names, selection.values, widths, strict=True)
+        full = [(name, leaf) for name, leaf, width in leaves if width % 8 == 0]
         settings.refuse(full, settings.has_nan, "holds NaN, for which asymmetric codes of 8 or 16 bits leave no room")
-    return selection.replace(
-        [_quantize(*row, width, along) for row, width, along in zip(rows, widths, stacked, strict=True)]
-    )
+    every = zip(rows, widths, stacked, strict=True)
+    return selection.replace([_quantize(*row, width, along) for row, width, along in every])
 
 
 def fixed_point(params: Params, exponent: Setting, *, codes: bool = False, where: Where = None) -> Params:
@@ -211,13 +209,7 @@ def _fake_quant(x: Array, bits: Array, clip: Array, given: QParams | None, spec:
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
 def _quantize(
-    x: Array,
-    bits: Array,
-    clip: Array,
-    given: QParams | None,
-    spec: QuantSpec,
-    width: int,
-    stacked: tuple[int, ...],
+    x: Array, bits: Array, clip: Array, given: QParams | None, spec: QuantSpec, width: int, stacked: tuple[int, ...]
 ) -> QArray:
     codes, scale, zero_point = uniform.quantize(x, uniform.width(bits), clip, given, spec, width)
     shape = uniform.grouped_shape(x.shape, spec)

@@ -151,7 +151,7 @@ def gate_masks(params: Params, log_alpha: Any) -> Masks:
     [[True, False]]
     """
     chosen, gates = _pair(params, log_alpha)
-    return chosen.replace(_open(gates), tree.no_mask)
+    return chosen.replace([_is_open(gate.astype(jnp.float32)) for gate in gates], tree.no_mask)
 
 
 def _pair(params: Params, log_alpha: Any) -> tuple[tree.Selection, list[Array]]:
@@ -189,11 +189,6 @@ def _gated(values: list[Array], gates: list[Array], key: Array | None, positions
 def _expected(gates: list[Array], weights: tuple[int, ...]) -> Array:
     chances = (jnp.sum(jax.nn.sigmoid(gate.astype(jnp.float32) - _SHIFT)) for gate in gates)
     return sum((np.float32(w) * c for w, c in zip(weights, chances, strict=True)), jnp.zeros((), jnp.float32))
-
-
-@jax.jit
-def _open(gates: list[Array]) -> list[Array]:
-    return [_is_open(gate.astype(jnp.float32)) for gate in gates]
 
 
 def _is_open(logit: Array) -> Array:

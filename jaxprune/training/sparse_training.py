@@ -38,15 +38,6 @@ class SparseState(NamedTuple):
     inner_state: Any
 
 
-class Exchange(NamedTuple):
-    """What grows, and the arguments of :func:`rigl` of these names."""
-
-    growth: Growth | None
-    every: Any
-    drop_fraction: Any
-    stop_step: Any
-
-
 def static_sparse(
     inner: optax.GradientTransformation, sparsity: Setting, *, key: Array, where: Where = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -105,8 +96,7 @@ def sparse_evolution(
     >>> int(state.masks.sum()), int((params != 0).sum()) <= 4
     (4, True)
     """
-    exchange = Exchange(_uniform, every, drop_fraction, stop_step)
-    return _sparse(inner, sparsity, key, where, "sparse_evolution", exchange)
+    return _sparse(inner, sparsity, key, where, "sparse_evolution", _uniform, every, drop_fraction, stop_step)
 
 
 def rigl(
@@ -153,15 +143,14 @@ def rigl(
     >>> int(state.masks.sum())
     4
     """
-    exchange = Exchange(lambda grad, key: jnp.abs(grad), every, drop_fraction, stop_step)
-    return _sparse(inner, sparsity, key, where, "rigl", exchange)
+    return _sparse(inner, sparsity, key, where, "rigl", _magnitude, every, drop_fraction, stop_step)
 
 
 def _sparse(
-    inner: optax.GradientTransformation, sparsity: Setting, key: Array, where: Where, name: str, exchange: Any = None
+    inner: Any, sparsity: Setting, key: Array, where: Where, name: str, growth: Growth | None = None, *exchange: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Random masks, and if there is an :class:`Exchange`, exchanges of weights."""
-    growth, every, drop_fraction, stop_step = exchange or Exchange(None, 1, 0.0, None)
+    """Random masks, and if something grows, exchanges of weights: the last arguments of :func:`rigl`."""
+    every, drop_fraction, stop_step = exchange or (1, 0.0, None)
     if not isinstance(every, Tracer) and not np.asarray(every) >= 1:
         raise ValueError(f"every must be a number of steps, 1 or more; got {every!r}")
     fraction = _drop_schedule(drop_fraction, stop_step)
@@ -206,6 +195,10 @@ def _random_masks(params: Params, sparsity: Setting, key: Array, where: Where) -
     scores = chosen.replace(drawn, tree.no_score)
     names = set(chosen.names)
     return by_sparsity(scores, within(sparsity, params), where=lambda path, _: path in names)
+
+
+def _magnitude(grad: Array, key: Array) -> Array:
+    return jnp.abs(grad)
 
 
 def _uniform(like: Array, key: Array) -> Array:

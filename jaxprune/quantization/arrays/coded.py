@@ -1,14 +1,21 @@
-"""Arrays as codes: integers on a uniform grid, places in a table of shared values, indices of a trellis quantizer."""
+"""Arrays as codes: integers on a uniform grid, places in a table of shared values, indices of a trellis quantizer.
+
+And whole numbers times steps of their rows and columns, which are powers of two to an eighth of an octave.
+"""
 
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from jaxprune.base import Array, QuantSpec
 from jaxprune.kernels import clustering, rotation, uniform, viterbi
+from jaxprune.kernels.rounding import power_of_two
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.quantization.arrays.protocol import CodedArray, FlaxState, stored
+
+PARTS = 8  # of an octave
+_MANTISSAS = np.exp2(np.arange(PARTS) / PARTS).astype(np.float32)
 
 
 @stored
@@ -112,3 +119,31 @@ class TrellisArray(FlaxState):
             numbers = rotation.back(numbers.reshape(-1, columns), self.basis).reshape(shape)
             half = half * 2.0 ** -rotation.exponent(columns)
         return (numbers * half).astype(self.dtype)
+
+
+@stored
+class ScaledArray(CodedArray):
+    """An array as ``codes * (step * 2**((rows + columns) / 8))``.
+
+    Attributes:
+      codes: int8, int16 or int32 in the shape of the array.
+      step: float32 scalar.
+      rows, columns: int8, each broadcasts to the codes.
+      dtype: dtype of the array that was quantized, static.
+    """
+
+    codes: Array
+    step: Array
+    rows: Array
+    columns: Array
+    dtype: Any
+
+    def dense(self) -> Array:
+        """The array, with one rounding for each of the two factors and one to the dtype: alike everywhere."""
+        steps = self.step * octaves(self.rows.astype(jnp.int32) + self.columns.astype(jnp.int32))
+        return (self.codes.astype(jnp.float32) * steps).astype(self.dtype)
+
+
+def octaves(exponents: Array) -> Array:
+    """``2**(exponents / 8)``, float32, the same bits everywhere."""
+    return jnp.asarray(_MANTISSAS)[exponents % PARTS] * power_of_two(exponents // PARTS)
