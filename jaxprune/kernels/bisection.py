@@ -60,13 +60,9 @@ def cut_at(leaf: Ranked, rank: Array, key: Array | None = None) -> Cut:
         on_index = bit < places
         one = kind.type(1) << jnp.where(on_index, bit, bit - places).astype(kind)
         trial = jnp.where(on_index, cut.position.astype(kind), cut.key.astype(kind)) | one
-        place = jnp.where(keys == cut.key, index, np.uint32(2**32 - 1))
-        count = jnp.sum(jnp.where(on_index, place.astype(kind), keys.astype(kind)) < trial, dtype=jnp.uint32)
+        count = jnp.sum(cut.numbers(keys, index, on_index, kind) < trial, dtype=jnp.uint32)
         of_key, of_index = (count <= rank) & ~on_index, (count <= rank) & on_index
-        cut = Cut(
-            jnp.where(of_key, trial.astype(keys.dtype), cut.key),
-            jnp.where(of_index, trial.astype(jnp.uint32), cut.position),
-        )
+        cut = cut.moved(trial, of_key, of_index)
         below = jnp.where(of_key, count, below)
         return bit - 1, cut, below, jnp.where(bit == places, rank - below, rank)
 

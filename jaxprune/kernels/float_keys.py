@@ -26,6 +26,16 @@ class Cut(NamedTuple):
         """Which elements stay."""
         return (keys > self.key) | ((keys == self.key) & (index >= self.position))
 
+    def moved(self, to: Array, of_key: Array, of_index: Array) -> "Cut":
+        """The cut with its key, or its position, at another number."""
+        key = jnp.where(of_key, to.astype(self.key.dtype), self.key)
+        return Cut(key, jnp.where(of_index, to.astype(jnp.uint32), self.position))
+
+    def numbers(self, keys: Array, index: Array, on_index: Array, kind: Any) -> Array:
+        """The keys; or the indices of what has this key, of all else the highest there is."""
+        place = jnp.where(keys == self.key, index, np.uint32(2**32 - 1))
+        return jnp.where(on_index, place.astype(kind), keys.astype(kind))
+
 
 def key_type(dtype: np.dtype) -> np.dtype:
     """The unsigned integer type as wide as a float type."""

@@ -42,17 +42,14 @@ def cut_at(leaf: Ranked, rank: Array, key: Array | None = None) -> Cut:
     def step(state: tuple[_Digit, Cut, Array, Array]) -> tuple[_Digit, Cut, Array, Array]:
         digit, cut, rank, _ = state
         binning = _NextDigit(dtype, width, lanes)
-        counts = histogram(leaf.values, (cut.key, digit, leaf.guard), binning, (1 << width) + 2 * lanes)
+        counts = histogram(leaf.values, (cut, digit, leaf.guard), binning, (1 << width) + 2 * lanes)
         below = counts[1 << width : (1 << width) + lanes].sum(dtype=jnp.uint32)
         bin_, rest = _find(counts[: 1 << width], rank - below)
         inside = bin_ < 1 << width
         value = digit.start + (bin_.astype(kind) << digit.shift)
         found = inside & (digit.shift == 0)
         of_key, of_index = found & ~digit.on_index, found & digit.on_index
-        cut = Cut(
-            jnp.where(of_key, value.astype(cut.key.dtype), cut.key),
-            jnp.where(of_index, value.astype(jnp.uint32), cut.position),
-        )
+        cut = cut.moved(value, of_key, of_index)
         shift = jnp.maximum(digit.shift, width) - kind.type(width)
         narrower = _digit(value, shift, digit.on_index, width) if large else _Digit(value, shift, digit.on_index)
         anew = whole(digit.on_index | of_key)
@@ -94,10 +91,9 @@ class _NextDigit:
     width: int
     lanes: int
 
-    def __call__(self, values: Array, index: Array, key: Array, digit: _Digit, guard: Cut | None) -> Array:
-        keys, kind = to_keys(values, self.dtype, index, guard), digit.start.dtype
-        place = jnp.where(keys == key, index, np.uint32(2**32 - 1))
-        number = jnp.where(digit.on_index, place.astype(kind), keys.astype(kind))
+    def __call__(self, values: Array, index: Array, cut: Cut, digit: _Digit, guard: Cut | None) -> Array:
+        keys = to_keys(values, self.dtype, index, guard)
+        number = cut.numbers(keys, index, digit.on_index, digit.start.dtype)
         bins, end = (number - digit.start) >> digit.shift, np.uint32(1 << self.width)
         outside = end
         if self.lanes:

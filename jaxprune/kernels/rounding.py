@@ -17,6 +17,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array, QParams
+from jaxprune.kernels.batching import batch_axes
 
 TINY = np.finfo(np.float32).tiny  # a step below it would be subnormal, which backends flush to zero
 HUGE = np.finfo(np.float32).max * np.float32(1 - 2**-21)  # room for the rounding of scale * code
@@ -89,11 +90,13 @@ def multiples(x: Array, divisor: Array, lowest: Array, highest: Array) -> tuple[
     return jnp.round(inside / (divisor + zeros)), zeros
 
 
-@custom_vmap
-def snap(x: Array, scale: Array, divisor: Array, lowest: Array, highest: Array) -> Array:
-    """The float32 value that the quantizer of :func:`grid` stores for ``x``; zeros are +0.0, NaN stays NaN."""
+def _snap(x: Array, scale: Array, divisor: Array, lowest: Array, highest: Array) -> Array:
     code, zeros = multiples(x, divisor, lowest, highest)
     return code * scale + zeros
+
+
+#: The float32 value that the quantizer of :func:`grid` stores for ``x``; zeros are +0.0, NaN stays NaN.
+snap = custom_vmap(_snap)
 
 
 @snap.def_vmap
@@ -104,12 +107,7 @@ def _(size: int, batched: list[bool], *args: Array) -> tuple[Array, bool]:
         code = jnp.round(x / jnp.maximum(divisor, jnp.minimum(x, -divisor)))
         return jnp.minimum(jnp.maximum(code, lowest), highest) * scale + (scale - scale)
 
-    def own(x, scale, divisor, lowest, highest):
-        code, zeros = multiples(x, divisor, lowest, highest)
-        return code * scale + zeros
-
-    axes = [0 if flag else None for flag in batched]
-    return jax.vmap(own if batched[0] else shared, axes, axis_size=size)(*args), True
+    return jax.vmap(_snap if batched[0] else shared, batch_axes(batched), axis_size=size)(*args), True
 
 
 def power_of_two(exponent: Array) -> Array:

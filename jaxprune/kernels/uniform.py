@@ -1,14 +1,12 @@
 """A uniform quantizer on one array: its groups, its scale, its fake and its stored form. Called under ``jit``."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import PartitionSpec
 
 from jaxprune.base import Array, QParams, QuantSpec
 from jaxprune.kernels.ranges import full_range, mean_magnitude
@@ -121,10 +119,8 @@ def choose(x: Array, bits: Array, clip: Array, spec: QuantSpec) -> QParams:
         low, high = spec.calibration(group(x, spec, jnp.nan).astype(jnp.float32), axes, bits, spec)
     scale, zero_point = qparams_of(low, high, bits, spec.symmetric)
     if spec.symmetric:
-        mean = mean_magnitude(axes, spec.block_size is not None)(
-            bits == 1, group(x, spec, jnp.nan), jnp.maximum(-low, high)
-        )
-        scale = jnp.where(bits == 1, mean, scale)
+        mean = mean_magnitude(axes, spec.block_size is not None)
+        scale = jnp.where(bits == 1, mean(bits == 1, group(x, spec, jnp.nan), jnp.maximum(-low, high)), scale)
     clip = jnp.clip(clip, TINY, 1)
     scale = jnp.where(scale * clip >= TINY, scale * clip, 0)
     return QParams(scale, jnp.where(scale > 0, zero_point, 0))
@@ -165,13 +161,6 @@ def quantize(
     x: Array, width: Array, clip: Array, given: QParams | None, spec: QuantSpec, bits: int
 ) -> tuple[Array, Array, Array]:
     """Codes, scale and zero point."""
-    coded = partial(_coded, spec=spec, bits=bits)
-    return automatic(coded, x, width, clip, given, out=(explicit_spec(x), PartitionSpec(), PartitionSpec()))
-
-
-def _coded(
-    x: Array, width: Array, clip: Array, given: QParams | None, spec: QuantSpec, bits: int
-) -> tuple[Array, Array, Array]:
     qparams, (scale, divisor, lowest, highest) = grid_of(x, width, clip, given, spec)
     zero_point = jnp.broadcast_to(qparams.zero_point, scale.shape)
     dtype, marker = _storage(bits, spec.symmetric)

@@ -64,9 +64,8 @@ def _histograms(w: Array, bins: int) -> Array:
     scale = normalizer(jnp.maximum(-low, high))  # so that the width of the range cannot overflow
     ends = (low * scale, high * scale, scale)
     binning = _UnitBin(w.shape[-1], bins)
-    return jax.lax.platform_dependent(
-        w, ends, tpu=partial(_count_by_pass, binning), default=partial(_count_by_scatter, binning)
-    )
+    by_scatter, by_pass = partial(_count_by_scatter, binning), partial(_count_by_pass, binning)
+    return jax.lax.platform_dependent(w, ends, tpu=by_pass, default=by_scatter)
 
 
 def _count_by_scatter(binning: "_UnitBin", w: Array, ends: tuple[Array, ...]) -> Array:
@@ -75,10 +74,8 @@ def _count_by_scatter(binning: "_UnitBin", w: Array, ends: tuple[Array, ...]) ->
 
 def _count_by_pass(binning: "_UnitBin", w: Array, ends: tuple[Array, ...]) -> Array:
     """The same counts by a pass over ``w`` for each bin, for hardware where scatters are slow."""
-    bin_ = binning.bin_of(w, *ends)
-    counts = jax.lax.map(
-        lambda b: jnp.sum(bin_ == b, tuple(range(w.ndim - 1)), dtype=jnp.uint32), jnp.arange(binning.bins)
-    )
+    bin_, leading = binning.bin_of(w, *ends), tuple(range(w.ndim - 1))
+    counts = jax.lax.map(lambda b: jnp.sum(bin_ == b, leading, dtype=jnp.uint32), jnp.arange(binning.bins))
     return counts.reshape(binning.bins, binning.units).T
 
 

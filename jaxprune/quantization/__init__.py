@@ -11,11 +11,4 @@ from jaxprune.quantization.arrays.packed import pack, unpack
 from jaxprune.quantization.arrays.protocol import to_bcoo
 from jaxprune.quantization.ranges import mean_squared_error, percentile
 
-__all__ = [
-    "mean_squared_error",
-    "pack",
-    "percentile",
-    "to_bcoo",
-    "to_n_of_m",
-    "unpack",
-]
+__all__ = ["mean_squared_error", "pack", "percentile", "to_bcoo", "to_n_of_m", "unpack"]

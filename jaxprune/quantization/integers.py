@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, QParams, QuantSpec, Setting, Where
@@ -211,7 +212,9 @@ def _fake_quant(x: Array, bits: Array, clip: Array, given: QParams | None, spec:
 def _quantize(
     x: Array, bits: Array, clip: Array, given: QParams | None, spec: QuantSpec, width: int, stacked: tuple[int, ...]
 ) -> QArray:
-    codes, scale, zero_point = uniform.quantize(x, uniform.width(bits), clip, given, spec, width)
+    out = (explicit_spec(x), PartitionSpec(), PartitionSpec())
+    coded = partial(uniform.quantize, spec=spec, bits=width)
+    codes, scale, zero_point = automatic(coded, x, uniform.width(bits), clip, given, out=out)
     shape = uniform.grouped_shape(x.shape, spec)
     blocked = uniform.blocked_axis(x.ndim, spec)
     long = {i if blocked is None or i < blocked else i + 1 for i in stacked if i != blocked}

@@ -30,13 +30,7 @@ _SMALL = np.float32(1e-6)  # steps
 
 
 def quantize(
-    params: Params,
-    step: Setting,
-    penalty: Setting = 0.0,
-    *,
-    states: int = 8,
-    rotate: bool = False,
-    where: Where = None,
+    params: Params, step: Setting, penalty: Setting = 0.0, *, states: int = 8, rotate: bool = False, where: Where = None
 ) -> Params:
     """Stores each selected leaf as indices of a trellis quantizer.
 

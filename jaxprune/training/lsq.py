@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxprune import layout, settings, tree
 from jaxprune.base import Array, Params, QParams, QuantSpec, Setting, Where
-from jaxprune.kernels import uniform
+from jaxprune.kernels import by_shape, uniform
 from jaxprune.kernels.ranges import full_range, mean_magnitude
 from jaxprune.kernels.rounding import HUGE, TINY, divide, grid, top_code
 from jaxprune.kernels.sharding import automatic, explicit_spec
@@ -51,7 +51,8 @@ def init_step_sizes(
     selection = tree.select(params, where)
     named = zip(selection.names, selection.values, strict=True)
     shared = tuple(uniform.layout(leaf.shape, QuantSpec(axis=axis), name)[1] for name, leaf in named)
-    steps = _first_steps(selection.values, _widths(selection, bits, signed), shared, signed)
+    widths = _widths(selection, bits, signed)
+    steps = by_shape.each(_first_step, selection.values, widths, own=shared, static=(signed,))
     steps = [step.reshape(()) if axis is None else step for step in steps]
     return selection.replace(steps, tree.no_score)
 
@@ -107,8 +108,8 @@ def learned_step_size(
     chosen = _steps_of(selection, steps)
     named = zip(selection.names, selection.values, chosen, strict=True)
     counts = tuple(_sharers(name, leaf, step, batch_axes) for name, leaf, step in named)
-    widths = _widths(selection, bits, signed)
-    return selection.replace(_learned_leaves(selection.values, chosen, widths, counts, signed, narrow))
+    columns, static = (selection.values, chosen, _widths(selection, bits, signed)), (signed, narrow)
+    return selection.replace(by_shape.each(_learned_leaf, *columns, own=counts, static=static))
 
 
 def step_qparams(
@@ -164,28 +165,19 @@ def _sharers(path: str, leaf: Array, step: Array, batch_axes: Axes) -> int:
     return max(math.prod(n for i, n in enumerate(leaf.shape) if own[i] == 1 and i not in left_out), 1)
 
 
-@partial(jax.jit, static_argnames=("shared", "signed"))
-def _first_steps(leaves: list[Array], widths: list[Any], shared: tuple[tuple[int, ...], ...], signed: bool) -> Any:
-    def first(x: Array, width: Array, axes: tuple[int, ...]) -> Array:
-        x = jax.lax.stop_gradient(x)
+def _first_step(x: Array, width: Array, axes: tuple[int, ...], signed: bool) -> Array:
+    def first(x: Array, width: Array) -> Array:
         if not x.size:
             return jnp.zeros([1 if i in axes else n for i, n in enumerate(x.shape)], jnp.float32)
         mean = mean_magnitude(axes, False)(jnp.bool_(True), x, full_range(x, axes, True)[1])
         return divide(2 * mean, jnp.sqrt(top_code(_codes(width, signed), signed)))
 
-    zipped = zip(leaves, widths, shared, strict=True)
-    return [automatic(partial(first, axes=axes), x, width) for x, width, axes in zipped]
+    return automatic(first, jax.lax.stop_gradient(x), width)
 
 
-@partial(jax.jit, static_argnames=("counts", "signed", "narrow"))
-def _learned_leaves(
-    leaves: list[Array], steps: list[Array], widths: list[Any], counts: tuple[int, ...], signed: bool, narrow: bool
-) -> list[Array]:
-    zipped = zip(leaves, steps, widths, counts, strict=True)
-    return [
-        automatic(partial(_learned, signed, narrow, count), x, step, _codes(width, signed), out=explicit_spec(x))
-        for x, step, width, count in zipped
-    ]
+def _learned_leaf(x: Array, step: Array, width: Array, count: int, signed: bool, narrow: bool) -> Array:
+    learned = partial(_learned, signed, narrow, count)
+    return automatic(learned, x, step, _codes(width, signed), out=explicit_spec(x))
 
 
 def _codes(width: Any, signed: bool) -> Array:

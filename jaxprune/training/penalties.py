@@ -19,6 +19,7 @@ import optax
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, Setting, Where
+from jaxprune.kernels import by_shape
 from jaxprune.kernels.rounding import divide, normalizer
 from jaxprune.layout import Axes, axes_of
 from jaxprune.training.held_masks import chosen_of, need, within
@@ -152,11 +153,12 @@ def soft_threshold(
         tree.same_paths(chosen, moved, "params", "updates")
         setting = within(strength(state.count) if scheduled else strength, params)
         limits = settings.per_leaf(setting, chosen, "strength", 0.0, np.inf)
-        axes = tuple(axes_of(chosen, layout)) if units else None
-        new = _step(prox, axes, chosen.values, tree.arrays(moved._replace(chosen=chosen.chosen).taken), limits)
+        axes = axes_of(chosen, layout) if units else [None] * len(limits)
+        moved = moved._replace(chosen=chosen.chosen)
+        new = by_shape.each(_step, chosen.values, moved.values, limits, own=axes, static=(prox,))
         if scheduled:
             state = optax.ScaleByScheduleState(jnp.asarray(optax.safe_increment(state.count)))
-        return moved._replace(chosen=chosen.chosen).replace(new), state
+        return moved.replace(new), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -220,17 +222,11 @@ def _hoyer(w: Array, _: None) -> tuple[Array, Array]:
     return total * ratio, scale * (2 * ratio * (jnp.sign(w) - scaled * ratio))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _step(
-    prox: Any, axes: tuple[Axes, ...] | None, params: list[Array], updates: list[Array], limits: list[Array]
-) -> list[Array]:
-    new = []
-    for own, p, u, limit in zip(axes or [None] * len(params), params, updates, limits, strict=True):
-        start = p.astype(jnp.float32)
-        zero, end = prox(start + u.astype(jnp.float32), own, jnp.maximum(limit, 0.0))
-        dtype = jnp.promote_types(p.dtype, u.dtype)  # can hold -p
-        new.append(jnp.where(zero, -p.astype(dtype), (end - start).astype(dtype)))
-    return new
+def _step(param: Array, update: Array, limit: Array, axes: Axes | None, prox: Any) -> Array:
+    start = param.astype(jnp.float32)
+    zero, end = prox(start + update.astype(jnp.float32), axes, jnp.maximum(limit, 0.0))
+    dtype = jnp.promote_types(param.dtype, update.dtype)  # can hold -param
+    return jnp.where(zero, -param.astype(dtype), (end - start).astype(dtype))
 
 
 # Proximal operators of one leaf in float32: where the result is 0, and the result elsewhere.
