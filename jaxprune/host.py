@@ -145,15 +145,12 @@ def progress_bar(progress: bool, what: str, start: int, count: int) -> Iterator[
 
 
 def in_parallel(
-    work: Callable[[Any], Any],
-    items: Sequence[Any],
-    what: str = "",
-    progress: bool = False,
-    nbytes: Callable[[Any], int] = lambda item: _PART,
+    work: Callable[[Any], Any], items: Sequence[Any], what: str = "", progress: bool = False, nbytes: Any = None
 ) -> list[Any]:
     """``[work(item) for item in items]``, in threads, the first error in order raised; ``what`` is on the bar.
 
-    Neighbours of few bytes share a thread: the interpreter, which threads wait for, does most of their work.
+    Neighbours of few bytes, as ``nbytes(item)`` says, share a thread: the interpreter, which threads wait for, does
+    most of their work.
     """
     parts, found = batches(items, nbytes, _PART), []
     with progress_bar(progress, what, 0, len(items)) as show, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -171,7 +168,7 @@ def batches(items: Iterable[Any], nbytes: Callable[[Any], int], most: int) -> li
             found.append([])
             room = most
         found[-1].append(item)
-        room -= nbytes(item)
+        room -= nbytes(item) if nbytes else _PART
     return found
 
 

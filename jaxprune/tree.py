@@ -162,17 +162,15 @@ def check_mask(path: str, leaf: Any, mask: Any) -> None:
     """Raises unless the mask is bool and broadcasts to its parameter."""
     if is_array(mask) and mask.dtype == bool and is_array(leaf) and mask.shape == leaf.shape and is_floating(leaf):
         return
-    kind = np.dtype(mask.dtype if is_array(mask) else type(mask))
+    name, kind = show(path), np.dtype(mask.dtype if is_array(mask) else type(mask))
     if kind != np.dtype(bool):
-        raise TypeError(f"the mask of {show(path)} has dtype {kind}; masks are bool, True keeps")
+        raise TypeError(f"the mask of {name} has dtype {kind}; masks are bool, True keeps")
     shape, wanted = np.shape(mask), np.shape(leaf)
     if not broadcasts(shape, wanted):
-        raise ValueError(
-            f"the mask of {show(path)} has shape {shape}, which does not broadcast to its parameter {wanted}"
-        )
+        raise ValueError(f"the mask of {name} has shape {shape}, which does not broadcast to its parameter {wanted}")
     if shape and not is_floating(leaf):
         kind = getattr(leaf, "dtype", type(leaf))
-        raise TypeError(f"leaf {show(path)} has dtype {kind}; only the 0-d True can mask it")
+        raise TypeError(f"leaf {name} has dtype {kind}; only the 0-d True can mask it")
 
 
 def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -5,7 +5,7 @@ leaves at once, because a call takes longer than the work on a small leaf. Insid
 traced once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ def groups(leaves: Sequence[Any], together: int = _TOGETHER, own: Sequence[Any] 
 
 
 def each(
-    kernel: Callable[..., Any],
+    kernel: Any,
     *columns: Sequence[Any],
     static: tuple[Any, ...] = (),
     own: Sequence[Any] = (),

@@ -7,9 +7,7 @@ n / 2 + penalty * (bits(n) - bits(0)) / (2 n).
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune.base import Array
 from jaxprune.kernels.histogram import histogram
@@ -25,11 +23,6 @@ class Cuts(NamedTuple):
 
     up: Array
     zero: Array
-
-
-def plain() -> Cuts:
-    """The tables of plain rounding."""
-    return Cuts(*jax.device_put((np.full(BINS, 0.5, np.float32), np.zeros(BINS, np.float32))))
 
 
 def codes(x: Array, step: Array, cuts: Cuts) -> Array:

@@ -81,9 +81,7 @@ def histogram(
     return count(array, operands)
 
 
-def _count(
-    how: _Counting, array: Array, operands: Any, to_index: Callable[[Array], Array] = lambda index: index
-) -> Array:
+def _count(how: _Counting, array: Array, operands: Any, to_index: Callable[..., Any] = lambda index: index) -> Array:
     flat, every = array.reshape(-1), how.every
     if every > 1:
         flat = flat[: flat.size - flat.size % (_RUN * every)].reshape(-1, _RUN * every)[:, :_RUN].reshape(-1)

@@ -126,6 +126,16 @@ def _exponent(setting: Array) -> Array:
 
 
 @jax.custom_jvp
+def passed_through(x: Array, value: Array) -> Array:
+    """``value``, with the derivative of ``x``: the straight-through estimator."""
+    return value
+
+
+@passed_through.defjvp
+def _(primals, tangents):
+    return primals[1], tangents[0]
+
+
 def round_to_power(x: Array, setting: Array) -> Array:
     """The nearest multiple of ``2**setting``, halves to even; the setting is rounded half up."""
     exponent = _exponent(setting)
@@ -134,12 +144,7 @@ def round_to_power(x: Array, setting: Array) -> Array:
     nearest, before = jnp.round(scaled) * step, jnp.trunc(scaled) * step
     nearest = jnp.where(jnp.abs(nearest) <= float(jnp.finfo(x.dtype).max), nearest, before)
     rounded = jnp.where(nearest == 0, 0, nearest).astype(x.dtype)
-    return jnp.where(jnp.abs(scaled) < 2.0**23, rounded, x)  # larger ones are multiples already, or NaN
-
-
-@round_to_power.defjvp
-def _(primals, tangents):
-    return round_to_power(*primals), tangents[0]
+    return passed_through(x, jnp.where(jnp.abs(scaled) < 2.0**23, rounded, x))  # larger ones are multiples, or NaN
 
 
 def power_codes(x: Array, setting: Array) -> Array:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, Setting, Where
 from jaxprune.kernels import clustering
+from jaxprune.kernels.rounding import passed_through
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.layout import check_axis, find_axes
 from jaxprune.quantization.arrays.coded import CodebookArray
@@ -51,11 +52,9 @@ def kmeans(
     >>> print(kmeans(jnp.array([0.0, 1.0, 1.5, -4.0, -4.5, 0.0]), 3))
     [ 0.    1.25  1.25 -4.25 -4.25  0.  ]
     """
-    encoded = encode(params, k, axis=axis, iterations=iterations, keep_zeros=keep_zeros, where=where, layout=layout)
     selection = tree.select(params, where)
-    leaves, every = selection.values, selection.treedef.flatten_up_to(encoded)
-    records = [every[i] for i in selection.chosen]
-    return selection.replace([_shared(x, record) for x, record in zip(leaves, records, strict=True)])
+    records = records_of(selection, k, axis, iterations, keep_zeros, layout)
+    return selection.replace(list(map(_shared, selection.values, records)))
 
 
 def encode(
@@ -105,6 +104,13 @@ def encode(
     (Array([0, 2, 2, 1, 1, 0], dtype=uint8), [0.0, -4.25, 1.25])
     """
     selection = tree.select(params, where)
+    return selection.replace(records_of(selection, k, axis, iterations, keep_zeros, layout))
+
+
+def records_of(
+    selection: tree.Selection, k: Setting, axis: Any, iterations: Any, keep_zeros: bool, layout: Layout
+) -> list[CodebookArray]:
+    """The record of each chosen leaf; arguments as of :func:`encode`."""
     if settings.any_traced(k):
         raise TypeError("k is static, as it sets shapes; got a traced one")
     if not all(np.issubdtype(np.asarray(size).dtype, np.integer) for size in jax.tree.leaves(k)):
@@ -119,13 +125,12 @@ def encode(
         kept.append(tuple(sorted({check_axis(path, leaf, i) for i in written})))
         centroids = int(size) * math.prod(leaf.shape[i] for i in kept[-1])
         if max(leaf.size, centroids) >= 2**31:
-            raise ValueError(
-                f"leaf {tree.show(path)} has {leaf.size} weights and {centroids} centroids; the most are 2**31 - 1"
-            )
+            found = f"{leaf.size} weights and {centroids} centroids"
+            raise ValueError(f"leaf {tree.show(path)} has {found}; the most are 2**31 - 1")
     message = "holds NaN or infinities, which no codebook can share"
     settings.refuse(zip(names, leaves, strict=True), settings.not_finite, message)
     rows = zip(leaves, sizes, kept, strict=True)
-    return selection.replace([_encode(x, int(size), steps, bool(keep_zeros), own) for x, size, own in rows])
+    return [_encode(x, int(size), steps, bool(keep_zeros), own) for x, size, own in rows]
 
 
 def _encode(x: Array, k: int, iterations: Array, keep_zeros: bool, kept: tuple[int, ...]) -> CodebookArray:
@@ -161,14 +166,4 @@ def _clustered(
 
 @jax.jit
 def _shared(x: Array, record: CodebookArray) -> Array:
-    return _straight_through(x, record.dense())
-
-
-@jax.custom_jvp
-def _straight_through(x: Array, value: Array) -> Array:
-    return value
-
-
-@_straight_through.defjvp
-def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    return primals[1], tangents[0]
+    return passed_through(x, record.dense())

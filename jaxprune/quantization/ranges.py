@@ -48,7 +48,7 @@ class Percentile:
 
     def __call__(self, x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
         del bits
-        shape = _kept_shape(x, axes)
+        shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
         if x.size == 0:
             return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
         kept = [i for i in range(x.ndim) if i not in axes]
@@ -110,10 +110,6 @@ class MeanSquaredError:
         return low * ratio, high * ratio
 
 
-def _kept_shape(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-
-
 def _sorted(x: Array) -> tuple[Array, Array]:
     """Rows in ascending order, non-finite entries at the end, and how many are finite. Integer keys sort faster."""
     finite = jnp.isfinite(x)
@@ -129,9 +125,8 @@ def _quantile(rows: Array, count: Array, q: float) -> Array:
     where the float32 position is finest."""
     last = jnp.maximum(count - 1, 0)
     from_top = q >= 50
-    distance = jnp.minimum(
-        np.float32((100 - q if from_top else q) / 100) * last.astype(jnp.float32), last.astype(jnp.float32)
-    )
+    whole = last.astype(jnp.float32)
+    distance = jnp.minimum(np.float32((100 - q if from_top else q) / 100) * whole, whole)
     step = jnp.floor(distance)
     near = jnp.minimum(step.astype(jnp.int32), last)
     ends = (near, jnp.minimum(near + 1, last))

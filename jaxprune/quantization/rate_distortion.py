@@ -60,9 +60,9 @@ def quantize(
     if settings.any_traced(rows.leaves, rows.steps, rows.penalties):
         raise TypeError("rate_distortion.quantize needs concrete values, which set the storage dtype; see round_to")
     tables = _tables(rows, scope)
-    found = [_codes(x, s, cuts) for x, s, cuts in zip(rows.leaves, rows.steps, tables, strict=True)]
+    found = list(map(_codes, rows.leaves, rows.steps, tables))
     largest, records = jax.device_get([most for _, most in found]), []
-    for name, x, s, (codes, _), most in zip(rows.names, rows.leaves, rows.steps, found, largest, strict=True):
+    for name, x, s, (codes, _), most in zip(rows.selection.names, rows.leaves, rows.steps, found, largest, strict=True):
         if most > _LARGEST:
             raise ValueError(f"leaf {tree.show(name)} needs codes up to {most:g} at a step of {s:g}; {_LARGEST} fit")
         bits, ones = max(2, int(most).bit_length() + 1), (1,) * x.ndim
@@ -97,9 +97,7 @@ def round_to(
     """
     rows = _checked(params, step, penalty, scope, where)
     tables = _tables(rows, scope)
-    return rows.selection.replace(
-        [_rounded(x, s, cuts) for x, s, cuts in zip(rows.leaves, rows.steps, tables, strict=True)]
-    )
+    return rows.selection.replace(list(map(_rounded, rows.leaves, rows.steps, tables)))
 
 
 def step_for(
@@ -146,7 +144,6 @@ class _Rows(NamedTuple):
     """The leaves that take part, and the settings of each."""
 
     selection: tree.Selection
-    names: list[str]
     leaves: list[Array]
     steps: list[Any]
     penalties: list[Any]
@@ -159,10 +156,9 @@ def _checked(params: Params, step: Setting, penalty: Setting, scope: str, where:
     largest = float(np.finfo(np.float32).max) / 4
     steps = settings.per_leaf(step, selection, "step", float(TINY), largest)
     penalties = settings.per_leaf(penalty, selection, "penalty", 0, largest)
-    names, leaves = selection.names, selection.values
-    message = "holds NaN or infinity, which is no multiple of a step"
-    settings.refuse(zip(names, leaves, strict=True), settings.not_finite, message)
-    return _Rows(selection, names, leaves, steps, penalties)
+    leaves, message = selection.values, "holds NaN or infinity, which is no multiple of a step"
+    settings.refuse(zip(selection.names, leaves, strict=True), settings.not_finite, message)
+    return _Rows(selection, leaves, steps, penalties)
 
 
 def _tables(rows: _Rows, scope: str) -> list[Cuts]:
@@ -176,7 +172,7 @@ def _tables(rows: _Rows, scope: str) -> list[Cuts]:
                 made[id(count), id(penalty)] = _cuts(count, penalty)
         return [made[id(count), id(penalty)] for count, penalty in zip(found, rows.penalties, strict=True)]
 
-    plain = [deadzone.plain()] * len(rows.leaves)
+    plain = [_plain()] * len(rows.leaves)
     traced = settings.any_traced(rows)
     rounds = jnp.where(jnp.any(jnp.stack(rows.penalties) > 0), _ROUNDS, 0) if traced else _ROUNDS
     return _repeat(rounds, estimate, plain, traced)
@@ -202,6 +198,11 @@ def _over_leaves(kernel: Callable[..., Array], rows: _Rows, tables: list[Cuts]) 
     return reduce(lambda before, leaf: kernel(*leaf, before), leaves, _nothing())
 
 
+def _plain() -> Cuts:
+    """The tables of plain rounding: no bit is worth anything."""
+    return _cuts(_nothing(), np.float32(0))
+
+
 def _nothing() -> Array:
     return jax.device_put(np.zeros(deadzone.BINS, np.float32))
 
@@ -219,7 +220,7 @@ def _find_step(rows: _Rows, goal: Any, to_error: bool, scope: str) -> Array:
 
     def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         tried = rows._replace(steps=[_step_between(largest, *bracket)] * len(rows.leaves))
-        tables = _tables(tried, scope) if weighed else [deadzone.plain()] * len(rows.leaves)
+        tables = _tables(tried, scope) if weighed else [_plain()] * len(rows.leaves)
         if to_error:
             return _closer(bracket, _over_leaves(_squared_errors, tried, tables), limit)
         counts = _counted(tried, tables, scope)[: 1 if scope == "global" else None]

@@ -40,7 +40,7 @@ def unit_norm(params: Params, *, ord: float = 1, layout: Layout = None) -> Score
     if isinstance(ord, bool) or not isinstance(ord, Real) or not ord > 0:
         raise ValueError(f"ord must be a number above 0 (it is static, inf is allowed), got {ord!r}")
     selection = tree.floating(params)
-    return score(selection, _unit_norm, float(ord), axes=axes_of(selection, layout))
+    return score(selection, _unit_norm, static=(float(ord),), axes=axes_of(selection, layout))
 
 
 def _unit_norm(w: Array, of: Axes, ord: float) -> Array:
@@ -85,7 +85,7 @@ def unit_entropy(params: Params, *, bins: int = 64, layout: Layout = None) -> Sc
     Array([[2., 0.]], dtype=float32)
     """
     selection, axes = _countable(params, bins, layout)
-    return score(selection, unit_statistics.entropy, int(bins), axes=axes)
+    return score(selection, unit_statistics.entropy, static=(int(bins),), axes=axes)
 
 
 def unit_sparsity(params: Params, *, layout: Layout = None) -> Scores:
@@ -142,7 +142,7 @@ def activation_entropy(activations: Any, *, bins: int = 64) -> Any:
     for path, x in zip(selection.names, selection.taken, strict=True):
         if np.ndim(x) == 0:
             raise ValueError(f"activations at {path!r} are a scalar; they need a last axis of units")
-    return score(selection, _activation_entropy, int(bins), axes=axes)
+    return score(selection, _activation_entropy, static=(int(bins),), axes=axes)
 
 
 def activation_taylor(activations: Any, grads: Any, *, normalize: bool = False) -> Any:
@@ -176,7 +176,7 @@ def activation_taylor(activations: Any, grads: Any, *, normalize: bool = False) 
     for path, shape in zip(selection.names, map(np.shape, selection.taken), strict=True):
         if len(shape) < 2:
             raise ValueError(f"activations at {path!r} have shape {shape}; they need a batch and a last axis of units")
-    return score(selection, _activation_taylor, bool(normalize), partners=[partners])
+    return score(selection, _activation_taylor, partners, static=(bool(normalize),))
 
 
 def _activation_taylor(x: Array, g: Array, normalize: bool) -> Array:

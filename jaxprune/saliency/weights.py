@@ -1,6 +1,5 @@
 """Criteria that score each weight; and what every criterion shares: scores for all floating leaves of a tree."""
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +15,7 @@ from jaxprune.layout import Axes, axes_of
 
 
 def score(
-    selection: tree.Selection,
-    kernel: Callable[..., Array],
-    *static: Any,
-    partners: Sequence[list[Array]] = (),
-    axes: Sequence[Axes] = (),
+    selection: tree.Selection, kernel: Any, *partners: list[Array], static: tuple[Any, ...] = (), axes: Any = ()
 ) -> Scores:
     """Applies ``kernel(leaf, *partners, *static)`` to every chosen leaf; with its ``axes`` before what is static."""
     return selection.replace(by_shape.each(kernel, selection.values, *partners, static=static, own=axes), tree.no_score)
@@ -77,7 +72,7 @@ def gradient(params: Params, grads: Params) -> Scores:
     Array([1., 3.], dtype=float32)
     """
     selection, partners = matching(params, grads, "params", "grads")
-    return score(selection, _gradient, partners=[partners])
+    return score(selection, _gradient, partners)
 
 
 def _gradient(w: Array, g: Array) -> Array:
@@ -107,7 +102,7 @@ def fisher(params: Params, squared_grads: Params) -> Scores:
     Array([2., 4.], dtype=float32)
     """
     selection, partners = matching(params, squared_grads, "params", "squared_grads")
-    return score(selection, _fisher, partners=[partners])
+    return score(selection, _fisher, partners)
 
 
 def _fisher(w: Array, squared: Array) -> Array:

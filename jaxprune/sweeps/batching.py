@@ -53,7 +53,7 @@ def _program(fn: Callable[..., Any], vmapped: bool, mesh: Mesh | None, axis: str
 
         return jax.vmap(one)(settings) if vmapped else jax.lax.map(one, settings)
 
-    def evaluate_own(settings: Any, args: tuple[Any, ...]) -> Any:
+    def own_part(settings: Any, args: tuple[Any, ...]) -> Any:
         # All settings are on every device, as NumPy arrays arrive under any mesh, explicit axes and several processes
         # included. Each device cuts out its own.
         def own(leaf: jax.Array) -> jax.Array:
@@ -67,9 +67,7 @@ def _program(fn: Callable[..., Any], vmapped: bool, mesh: Mesh | None, axis: str
     # Manual over the settings axis alone: every device runs its own settings, with no grouped convolutions and no
     # collectives, and a model sharded over the other axes is partitioned as usual. Carries of loops inside `fn` may
     # turn from constant to varying over the axis, hence no check of that.
-    sharded = jax.shard_map(
-        evaluate_own, mesh=mesh, in_specs=P(), out_specs=P(axis), axis_names={axis}, check_vma=False
-    )
+    sharded = jax.shard_map(own_part, mesh=mesh, in_specs=P(), out_specs=P(axis), axis_names={axis}, check_vma=False)
     # A process can only read what lies on its own devices, and each wants the whole result.
     return jax.jit(sharded, out_shardings=NamedSharding(mesh, P()) if mesh.is_multi_process else None)
 

@@ -8,6 +8,8 @@ import optax
 
 from jaxprune import schedules, settings, tree
 from jaxprune.base import Array, Masks, Params, Scope, Setting, Where
+from jaxprune.kernels.rounding import passed_through
+from jaxprune.masks.application import mask_each
 from jaxprune.training.held_masks import held, masked
 from jaxprune.training.mask_updates import MaskFn, Ranking, as_running, scheduled
 
@@ -200,14 +202,5 @@ def masked_forward(params: Params, masks: Masks) -> Params:
     [1.0, 1.0]
     """
     chosen, kept = tree.pair(params, masks)
-    return chosen.replace([_pass_through(value, mask) for value, mask in zip(chosen.values, kept, strict=True)])
-
-
-@jax.custom_jvp
-def _pass_through(value: Array, mask: Array) -> Array:
-    return jnp.where(mask, value, jnp.zeros((), value.dtype))
-
-
-@_pass_through.defjvp
-def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    return _pass_through(*primals), tangents[0]
+    values = chosen.values
+    return chosen.replace(list(map(passed_through, values, mask_each(values, kept))))

@@ -166,9 +166,8 @@ def _pair(params: Params, log_alpha: Any) -> tuple[tree.Selection, list[Array]]:
             raise TypeError(f"leaf {path} has dtype {kinds[0]} and gates of {kinds[1]}; both must be floats")
         shape, wanted = np.shape(gate), np.shape(leaf)
         if len(shape) != len(wanted) or not tree.broadcasts(shape, wanted):
-            raise ValueError(
-                f"the gates of {path} have shape {shape}; they need its shape {wanted}, or one entry a unit"
-            )
+            needed = f"they need its shape {wanted}, or one entry a unit"
+            raise ValueError(f"the gates of {path} have shape {shape}; {needed}")
     return chosen, tree.arrays(gates)
 
 

@@ -146,14 +146,12 @@ def _widths(selection: tree.Selection, bits: Setting, signed: bool) -> list[Any]
 def _steps_of(selection: tree.Selection, steps: Params) -> list[Array]:
     """The step of each chosen leaf, which broadcasts to it."""
     by_path = follow_paths(steps, selection.paths, selection.names, "steps")
-    for path, leaf in zip(selection.names, selection.values, strict=True):
-        step = by_path[path]
+    for path, leaf in zip(selection.names, selection.taken, strict=True):
+        step, name, wanted = by_path[path], tree.show(path), np.shape(leaf)
         if not tree.is_floating(step):
-            raise TypeError(f"the step of {tree.show(path)} is {step!r}; steps are floating-point numbers")
-        if not tree.broadcasts(shape := np.shape(step), leaf.shape):
-            raise ValueError(
-                f"the step of {tree.show(path)} has shape {shape}, which does not broadcast to {leaf.shape}"
-            )
+            raise TypeError(f"the step of {name} is {step!r}; steps are floating-point numbers")
+        if not tree.broadcasts(shape := np.shape(step), wanted):
+            raise ValueError(f"the step of {name} has shape {shape}, which does not broadcast to {wanted}")
     return [jnp.asarray(by_path[path], jnp.float32) for path in selection.names]
 
 

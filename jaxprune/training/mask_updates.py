@@ -23,6 +23,8 @@ from jaxprune.training.held_masks import chosen_of, masked, need, within
 
 #: ``(scores, sparsity) -> masks``.
 MaskFn = Callable[[Scores, Setting], Masks]
+#: ``(gradients or updates, params, masks) -> gradients or updates``.
+Rule = Callable[[Any, Params, Masks], Any]
 
 
 class PruningState(NamedTuple):
@@ -70,21 +72,15 @@ def as_running(saliency: Any, with_grads: bool = True) -> RunningSaliency:
 
 
 def scheduled(
-    inner: optax.GradientTransformation,
-    schedule: Any,
-    every: Any,
-    ranking: Ranking,
-    seen: Callable[[Any, Params, Masks], Any],
-    given: Callable[[Any, Params, Masks], Any],
-    name: str,
+    inner: optax.GradientTransformation, schedule: Any, every: Any, ranking: Ranking, seen: Rule, given: Rule, name: str
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer with masks that follow a schedule, and :class:`PruningState`.
 
     Args:
       inner, schedule, every: as for ``gradual_pruning``.
       ranking: how masks are made.
-      seen: ``(gradients, params, masks before the step) -> gradients`` for the inner optimizer.
-      given: ``(inner updates, params, masks of the step) -> updates``.
+      seen: makes, of the gradients and the masks before the step, those of the inner optimizer.
+      given: makes, of the inner updates and the masks of the step, the updates.
       name: for errors.
     """
     _check(every, ranking.scope)

@@ -90,8 +90,7 @@ def shared_weights(
 
     def init(params: Params) -> SharedState:
         selection = chosen_of(params, where)
-        like = {"axis": axis, "keep_zeros": keep_zeros, "layout": layout}
-        shares = _shares_of(selection, within(k, params), like)
+        shares = _shares_of(selection, codebook.records_of(selection, within(k, params), axis, 0, keep_zeros, layout))
         return SharedState(shares, inner.init(_centroids(selection, shares)))
 
     def update(updates: Any, state: Any, params: Params | None = None, **extra: Any) -> tuple[Any, SharedState]:
@@ -107,19 +106,13 @@ def shared_weights(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _shares_of(selection: tree.Selection, k: Setting, like: dict[str, Any]) -> tuple[Shares, ...]:
-    """The clusters of equal weights of each chosen leaf."""
-    chosen, params = set(selection.names), selection.treedef.unflatten(selection.leaves)
-    encoded = codebook.encode(params, k, iterations=0, where=lambda path, _: path in chosen, **like)
-    every = selection.treedef.flatten_up_to(encoded)
-    records = [every[i] for i in selection.chosen]
+def _shares_of(selection: tree.Selection, records: list[CodebookArray]) -> tuple[Shares, ...]:
+    """The clusters of equal weights of each chosen leaf, once it is sure that there are no others."""
     for path, leaf, record in zip(selection.names, selection.values, records, strict=True):
         if not isinstance(leaf, Tracer) and not _is_shared(leaf, record):
             size = record.centroids.shape[-1]
-            raise ValueError(
-                f"leaf {tree.show(path)} has more than {size} distinct values; share them first, "
-                f"with jaxprune.codebook.kmeans(params, {size})"
-            )
+            advice = f"share them first, with jaxprune.codebook.kmeans(params, {size})"
+            raise ValueError(f"leaf {tree.show(path)} has more than {size} distinct values; {advice}")
     return tuple(map(_shares, records))
 
 

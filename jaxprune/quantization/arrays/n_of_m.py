@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Layout, Masks, Params, Where
+from jaxprune.kernels import by_shape
 from jaxprune.layout import check_axis, grouped_along
 from jaxprune.quantization.arrays.packed import pack, packed_length, unpack
 from jaxprune.quantization.arrays.protocol import FlaxState, masked, stored
@@ -59,7 +60,18 @@ class NOfMArray(FlaxState):
                 f"{n}:{m} of an array of shape {shape} is values of shape {stored} and {number} bytes of indices, not "
                 f"{jnp.shape(self.values)} and {jnp.shape(self.indices)} (records made under jax.vmap need it here too)"
             )
-        return _from_leaf(self)
+        axis, values = self.axis % len(shape), jnp.asarray(self.values)
+        along = (*(length for i, length in enumerate(stored) if i != axis), stored[axis])
+        indices = jnp.moveaxis(unpack(jnp.asarray(self.indices), _width(m), along), -1, axis)
+        entries, indices = _groups(values, n, axis), _groups(indices, n, axis)
+        found = jnp.zeros(_with_length(entries.shape, axis + 1, m), values.dtype)
+        place = jax.lax.broadcasted_iota(jnp.uint8, found.shape, axis + 1)
+
+        def step(s: Any, found: Array) -> Array:
+            at = jax.lax.dynamic_index_in_dim(indices, s, axis + 1)
+            return jnp.where(at == place, jax.lax.dynamic_index_in_dim(entries, s, axis + 1), found)
+
+        return jax.lax.fori_loop(0, n, step, found).reshape(shape)
 
 
 def to_n_of_m(
@@ -111,8 +123,7 @@ def to_n_of_m(
         if length % m:
             raise ValueError(f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}")
         _check_groups(path, leaf, mask, n, m, axis)
-    rows = zip(selection.values, kept, axes, strict=True)
-    return selection.replace([_to_leaf(x, mask, int(n), int(m), axis) for x, mask, axis in rows])
+    return selection.replace(by_shape.each(_to_leaf, selection.values, kept, own=axes, static=(int(n), int(m))))
 
 
 def fault(record: NOfMArray) -> str:
@@ -143,10 +154,8 @@ def _check_groups(path: str, leaf: Array, mask: Array, n: int, m: int, axis: int
     *others, group = (int(i) for i in np.argwhere(kept > n)[0])
     place = [str(i) for i in others]
     place.insert(axis % leaf.ndim, f"{group * m}:{group * m + m}")
-    raise ValueError(
-        f"leaf {tree.show(path)}: the mask keeps {kept[kept > n][0]} of group {group} along axis {axis}, "
-        f"[{', '.join(place)}], more than n={n}"
-    )
+    where = f"group {group} along axis {axis}, [{', '.join(place)}]"
+    raise ValueError(f"leaf {tree.show(path)}: the mask keeps {kept[kept > n][0]} of {where}, more than n={n}")
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
@@ -154,8 +163,7 @@ def _crowded(mask: Array, shape: tuple[int, ...], n: int, m: int, axis: int) -> 
     return jnp.any(_groups(jnp.broadcast_to(mask, shape), m, axis).sum(axis=axis + 1, dtype=jnp.int32) > n)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _to_leaf(x: Array, mask: Array, n: int, m: int, axis: int) -> NOfMArray:
+def _to_leaf(x: Array, mask: Array, axis: int, n: int, m: int) -> NOfMArray:
     axis = axis % x.ndim
     entries, kept = _groups(x, m, axis), _groups(jnp.broadcast_to(mask, x.shape), m, axis)
     total = jnp.sum(kept, axis=axis + 1, keepdims=True, dtype=jnp.int16)
@@ -181,22 +189,6 @@ def _to_leaf(x: Array, mask: Array, n: int, m: int, axis: int) -> NOfMArray:
     stored = _with_length(x.shape, axis, x.shape[axis] // m * n)
     along = jnp.moveaxis(indices.reshape(stored), axis, -1)
     return NOfMArray(values.reshape(stored), pack(along, _width(m)), n, m, axis - x.ndim, x.shape)
-
-
-def _from_leaf(record: NOfMArray) -> Array:
-    n, m, axis = record.n, record.m, record.axis % len(record.shape)
-    values = jnp.asarray(record.values)
-    along = (*(length for i, length in enumerate(values.shape) if i != axis), values.shape[axis])
-    indices = jnp.moveaxis(unpack(jnp.asarray(record.indices), _width(m), along), -1, axis)
-    entries, indices = _groups(values, n, axis), _groups(indices, n, axis)
-    shape = _with_length(entries.shape, axis + 1, m)
-    place = jax.lax.broadcasted_iota(jnp.uint8, shape, axis + 1)
-
-    def step(s: Any, found: Array) -> Array:
-        at = jax.lax.dynamic_index_in_dim(indices, s, axis + 1)
-        return jnp.where(at == place, jax.lax.dynamic_index_in_dim(entries, s, axis + 1), found)
-
-    return jax.lax.fori_loop(0, n, step, jnp.zeros(shape, values.dtype)).reshape(record.shape)
 
 
 def _groups(x: Array, length: int, axis: int) -> Array:

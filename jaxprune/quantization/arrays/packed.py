@@ -16,7 +16,6 @@ from jax.core import Tracer
 
 Either: TypeAlias = Any  # a NumPy or a JAX array
 
-_WIDEST = 16  # bits that `pack` takes
 _AT_ONCE = 1 << 16  # codes that the host works on together, in cache
 _FEW = 1 << 10  # codes whose single bits are looked at, which takes fewer steps
 
@@ -45,7 +44,7 @@ def pack(codes: Either, bits: int) -> Either:
     >>> pack(np.array([-1, 0, 1]), 2)
     array([19], dtype=uint8)
     """
-    bits = _checked(bits, _WIDEST)
+    bits = _checked(bits)
     codes = codes if isinstance(codes, np.ndarray) else jnp.asarray(codes)
     if not (jnp.issubdtype(codes.dtype, jnp.integer) or codes.dtype == bool):
         raise TypeError(f"codes are integers, not {codes.dtype}")
@@ -85,7 +84,7 @@ def unpack(packed: Either, bits: int, shape: int | Sequence[int], *, signed: boo
     >>> unpack(packed, 3, 6, signed=True)
     Array([ 1, -1,  0, -3, -2,  2], dtype=int8)
     """
-    bits = _checked(bits, _WIDEST)
+    bits = _checked(bits)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     size = math.prod(shape)
     if packed.dtype != np.uint8 or packed.shape != (packed_length(size, bits),):
@@ -105,11 +104,11 @@ def unpack(packed: Either, bits: int, shape: int | Sequence[int], *, signed: boo
     return codes.reshape(shape)
 
 
-def _checked(bits: int, most: int) -> int:
+def _checked(bits: int) -> int:
     if isinstance(bits, bool) or not isinstance(bits, int | np.integer):
-        raise TypeError(f"bits is a Python integer from 1 to {most}, not {bits!r}")
-    if not 1 <= bits <= most:
-        raise ValueError(f"bits is an integer from 1 to {most}, not {bits}")
+        raise TypeError(f"bits is a Python integer from 1 to 16, not {bits!r}")
+    if not 1 <= bits <= 16:
+        raise ValueError(f"bits is an integer from 1 to 16, not {bits}")
     return int(bits)
 
 

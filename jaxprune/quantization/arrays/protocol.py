@@ -1,11 +1,13 @@
 """The protocol of arrays that are stored in another way, and the one verb that decodes all of them.
 
-JAX's ``BCOO`` is one of them, and ``flax.serialization`` learns of those that are made here.
+A new form is one class, a registered pytree node, with three members: ``shape`` and ``dtype`` of the dense array, and
+``dense()``, which gives it, or raises ``ValueError`` if the parts do not fit together; ``jaxprune.dequantize`` decodes
+it. JAX's ``BCOO`` is one of them, and ``flax.serialization`` learns of those that are made here.
 """
 
 import sys
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -18,27 +20,6 @@ from jaxprune.paths import join
 
 T = TypeVar("T")
 _known: set[type] = set()  # to Flax
-
-
-class StoredArray(Protocol):
-    """An array in another form: a registered pytree node that knows what it stands for.
-
-    A new form is one class with these three; ``jaxprune.dequantize`` decodes it, JAX's ``BCOO`` (``todense``) too.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the dense array."""
-        ...
-
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the dense array."""
-        ...
-
-    def dense(self) -> Array:
-        """The dense array; raises ``ValueError`` if the parts do not fit together."""
-        ...
 
 
 def is_stored(node: Any) -> bool:
