@@ -15,8 +15,8 @@ from jaxprs import equations, primitives
 
 from jaxprune import masks
 from jaxprune.kernels import bisection, many_ranks, order, radix
-from jaxprune.kernels.counts import removed_count, removed_of
 from jaxprune.kernels.float_keys import Cut, Ranked, common_dtype, flat_index, to_keys
+from jaxprune.kernels.order import removed_count, removed_of
 
 F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), strategies.BFLOAT16
 CHUNK = 1 << 14  # beyond four of them a CPU histogram runs in a loop, a whole number of times over each

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxprune.base import Array
 from jaxprune.kernels import order
-from jaxprune.kernels.counts import removed_count
+from jaxprune.kernels.order import removed_count
 
 _BLOCK = 32  # rows at once: what they owe to each other stays in cache, what they owe the rest is one product
 

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Scope, Scores, Setting, Where
 from jaxprune.kernels import by_shape, float_keys, order, ranking
-from jaxprune.kernels.counts import removed_count, removed_of
+from jaxprune.kernels.order import removed_count, removed_of
 
 
 def by_threshold(scores: Scores, threshold: Setting, *, where: Where = None) -> Masks:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, QuantSpec, Where
 from jaxprune.kernels import order, unit_statistics
-from jaxprune.kernels.counts import removed_count
+from jaxprune.kernels.order import removed_count
 from jaxprune.layout import Axes, countable_axes
 from jaxprune.quantization.integers import fake_quant
 

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Params, Saliency, Where
-from jaxprune.kernels.counts import removed_of
+from jaxprune.kernels.order import removed_of
 from jaxprune.structure.cutting import fits
 from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units

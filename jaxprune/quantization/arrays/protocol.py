@@ -150,8 +150,10 @@ class FlaxState:
     def __repr__(self) -> str:
         """What the array stands for and its bytes, not its entries."""
         parts = [part for part in jax.tree.leaves(self) if hasattr(part, "dtype")]
-        held, shape = sum(part.size * part.dtype.itemsize for part in parts), getattr(self, "shape", "?")
-        return f"{type(self).__name__}(shape={shape}, {_static(self, 'shape')}, {held:,} bytes)"
+        held = sum(part.size * part.dtype.itemsize for part in parts)
+        known = [f"{name}={getattr(self, name, '?')}" for name in ("shape", "dtype")]
+        facts = filter(None, [*known, _static(self, "shape", "dtype"), f"{held:,} bytes"])
+        return f"{type(self).__name__}({', '.join(facts)})"
 
 
 class CodedArray(FlaxState):
