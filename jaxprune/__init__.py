@@ -28,37 +28,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Compressed",
-    "Pruned",
-    "QArray",
-    "QParams",
-    "QuantSpec",
-    "calibration",
-    "choose_qparams",
-    "codebook",
-    "compress",
-    "dequantize",
-    "fake_quant",
-    "files",
-    "fixed_point",
-    "grid",
-    "load",
-    "masks",
-    "pareto_front",
-    "prune",
-    "quantization",
-    "quantize",
-    "report",
-    "reports",
-    "saliency",
-    "save",
-    "schedules",
-    "shrink",
-    "structure",
-    "sweep",
-    "threshold_prune",
-    "training",
-]
+    "Compressed", "Pruned", "QArray", "QParams", "QuantSpec", "calibration", "choose_qparams", "codebook",
+    "compress", "dequantize", "fake_quant", "files", "fixed_point", "grid", "load", "masks", "pareto_front",
+    "prune", "quantization", "quantize", "report", "reports", "saliency", "save", "schedules", "shrink",
+    "structure", "sweep", "threshold_prune", "training",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """Exact order statistics of float arrays in O(n): the kernels that every selection uses.
 
 Elements are ordered by their scores (see ``jaxprune.kernels.float_keys``: -0.0 equals 0.0, NaN above +inf), equal
-ones by their flat index, leaves in the order given. No sort, no concatenation, a few reads of memory
-whatever the number of ranks. How many elements a sparsity removes is counted in integers. What is done for each leaf is jitted, so that leaves of one shape are traced once.
+ones by their flat index, leaves in the order given; how many a sparsity removes is counted in integers. No sort, no
+concatenation, a few reads of memory whatever the number of ranks. What is done for each leaf is jitted, so that leaves
+of one shape are traced once.
 """
 
 from collections.abc import Sequence

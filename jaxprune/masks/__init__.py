@@ -6,14 +6,6 @@ from jaxprune.masks.patterns import blocks, by_unit_entropy, by_unit_sparsity, n
 from jaxprune.masks.selection import by_sparsity, by_threshold, thresholds
 
 __all__ = [
-    "allocation",
-    "apply_masks",
-    "blocks",
-    "by_sparsity",
-    "by_threshold",
-    "by_unit_entropy",
-    "by_unit_sparsity",
-    "n_of_m",
-    "sparsity_of",
-    "thresholds",
-]
+    "allocation", "apply_masks", "blocks", "by_sparsity", "by_threshold", "by_unit_entropy", "by_unit_sparsity",
+    "n_of_m", "sparsity_of", "thresholds",
+]  # fmt: skip

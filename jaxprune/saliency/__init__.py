@@ -16,15 +16,6 @@ from jaxprune.saliency.units import activation_entropy, activation_taylor, unit_
 from jaxprune.saliency.weights import connection_entropy, fisher, gradient, magnitude, random
 
 __all__ = [
-    "activation_entropy",
-    "activation_taylor",
-    "connection_entropy",
-    "fisher",
-    "geometric_median",
-    "gradient",
-    "magnitude",
-    "random",
-    "unit_entropy",
-    "unit_norm",
-    "unit_sparsity",
-]
+    "activation_entropy", "activation_taylor", "connection_entropy", "fisher", "geometric_median", "gradient",
+    "magnitude", "random", "unit_entropy", "unit_norm", "unit_sparsity",
+]  # fmt: skip
