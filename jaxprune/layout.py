@@ -69,10 +69,10 @@ def sure(path: str, leaf: Any, axes: Axes | None) -> Axes:
     if axes is not None:
         return axes
     if is_kernel(path, leaf):
-        raise ValueError(
-            f"leaf {show(path)} has shape {np.shape(leaf)}, and no rule knows which of its axes are inputs and which "
-            f"outputs; say so by layout={{{path!r}: (batch, inputs, outputs)}}, tuples of axes"
+        unknown = (
+            f"leaf {show(path)} has shape {np.shape(leaf)}, and no rule knows which of its axes are inputs and which"
         )
+        raise ValueError(f"{unknown} outputs; say so by layout={{{path!r}: (batch, inputs, outputs)}}, tuples of axes")
     return _flax(np.ndim(leaf))
 
 
@@ -188,10 +188,8 @@ def _given(path: str, shape: tuple[int, ...], given: Any) -> Axes:
             return Axes(batch, inputs, outputs)
     except (TypeError, ValueError):
         pass
-    raise ValueError(
-        f"layout of leaf {show(path)} is {given!r}; give (batch, inputs, outputs), tuples of axes that together are "
-        f"all {rank} of its shape {shape}"
-    )
+    needed = f"(batch, inputs, outputs), tuples of axes that together are all {rank} of its shape {shape}"
+    raise ValueError(f"layout of leaf {show(path)} is {given!r}; give {needed}")
 
 
 def check_axis(path: str, leaf: Any, axis: int) -> int:

@@ -231,10 +231,8 @@ def _match(patterns: Sequence[str], paths: list[str], default: list[bool]) -> li
     names = [path for path, taken in zip(paths, default, strict=True) if taken]
 
     def complaint(pattern: str) -> str:
-        return (
-            f"pattern {pattern.removeprefix('!')!r} matches no leaf; patterns choose among {names}; "
-            f"a predicate (path, leaf) -> bool can choose any of {paths}"
-        )
+        choice = f"patterns choose among {names}; a predicate (path, leaf) -> bool can choose any of {paths}"
+        return f"pattern {pattern.removeprefix('!')!r} matches no leaf; {choice}"
 
     found = iter(matching(patterns, [(name, name.removeprefix("params/")) for name in names], complaint))
     return [taken and next(found) for taken in default]

@@ -29,7 +29,11 @@ def keep_from(leaves, removed, min_keep=0):
     return keep_from_some(leaves, removed, (min_keep,) * len(leaves))
 
 
-keep_from_each = jax.jit(order.keep_from_each)
+@jax.jit
+def keep_from_each(leaves, removed):
+    return [order.keep_above(leaf, count) for leaf, count in zip(leaves, removed, strict=True)]
+
+
 kth_smallest = jax.jit(order.kth_smallest)
 
 
@@ -385,7 +389,7 @@ def test_vmap_over_ranks_of_each():
         jnp.asarray(normals(7, BF16, ties=True)),
     ]
     ranks = jnp.stack([RANKS, RANKS[::-1], RANKS % 3], 1)
-    mapped = jax.jit(jax.vmap(lambda each: order.keep_from_each(leaves, list(each))))(ranks)
+    mapped = jax.jit(jax.vmap(lambda each: keep_from_each(leaves, list(each))))(ranks)
     assert_masks(mapped, [loop([leaf], ranks[:, i])[0] for i, leaf in enumerate(leaves)])
 
 

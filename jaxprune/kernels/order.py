@@ -56,11 +56,6 @@ def keep_from(leaves: Sequence[Array], removed: Array, min_keep: Sequence[int] =
     return [keeps(leaf, Cut(key, last)) for leaf, last in zip(ranked, after_ties(ranked, key, rest), strict=True)]
 
 
-def keep_from_each(leaves: Sequence[Array], removed: Sequence[Array]) -> list[Array]:
-    """Masks that remove exactly the ``removed[i]`` smallest elements of leaf i; arguments as for ``keep_from``."""
-    return [keep_above(leaf, count) for leaf, count in zip(leaves, removed, strict=True)]
-
-
 @jax.jit
 def keep_above(leaf: Array, removed: Array) -> Array:
     """The mask that removes exactly the ``removed`` smallest elements of one leaf."""

@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, QParams, QuantSpec, Setting, Where
-from jaxprune.kernels import rounding, uniform
+from jaxprune.kernels import by_shape, rounding, uniform
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.quantization.arrays.coded import QArray
 from jaxprune.quantization.leaves import rows_of
@@ -190,8 +190,8 @@ def fixed_point(params: Params, exponent: Setting, *, codes: bool = False, where
     """
     selection = tree.select(params, where)
     exponents = settings.per_leaf(exponent, selection, "exponent", -126, 126)
-    rounded = _power_codes if codes else _round_to_power
-    return selection.replace([rounded(x, e) for x, e in zip(selection.values, exponents, strict=True)])
+    rounded = rounding.power_codes if codes else rounding.round_to_power
+    return selection.replace(by_shape.each(rounded, selection.values, exponents))
 
 
 # Called eagerly, each compiles one small program for every shape, dtype and sharding among the leaves.
@@ -226,7 +226,3 @@ def _stretched(part: Array, shape: tuple[int, ...], axes: set[int]) -> Array:
     """``part`` repeated to the length of ``shape`` along some axes."""
     own = (1,) * (len(shape) - part.ndim) + part.shape
     return jnp.broadcast_to(part, tuple(shape[i] if i in axes else n for i, n in enumerate(own)))
-
-
-_round_to_power = jax.jit(rounding.round_to_power)
-_power_codes = jax.jit(rounding.power_codes)

@@ -85,14 +85,9 @@ def _sums_over_tiles(rows: Array, taken: Array) -> Array:
         other = taken[i][:, None] & taken[j][None, :] & ((i != j) | ~jnp.eye(tile, dtype=bool))
         both = squares[i][:, None] + squares[j][None, :]
         product = jax.lax.dot_general(rows[i], rows[j], (((1,), (1,)), ((), ())), precision="highest")
-        distance = jax.lax.cond(
-            jnp.any(other & (both - 2 * product < _NEAR * both)),
-            partial(_from_differences, scale=scale),
-            lambda a, b: jnp.sqrt(jnp.maximum(both - 2 * product, 0.0)),
-            rows[i],
-            rows[j],
-        )
-        distance = jnp.where(other, distance, 0.0)
+        near = jnp.any(other & (both - 2 * product < _NEAR * both))
+        ways = partial(_from_differences, scale=scale), lambda *_: jnp.sqrt(jnp.maximum(both - 2 * product, 0.0))
+        distance = jnp.where(other, jax.lax.cond(near, *ways, rows[i], rows[j]), 0.0)
         sums = sums.at[i].add(jnp.sum(distance, axis=1))
         return sums.at[j].add(jnp.where(i != j, jnp.sum(distance, axis=0), 0.0)), None
 

@@ -142,10 +142,9 @@ def _check(fn: Any, batch_size: int | None, mesh: Mesh | None, axis: str | None)
     try:
         hash(fn)
     except TypeError:
-        raise TypeError(
-            f"fn must be hashable, and {type(fn).__name__} is not: pass it as an argument, "
-            "as in sweep(lambda setting, model: model(setting), settings, model)"
-        ) from None
+        call = "sweep(lambda setting, model: model(setting), settings, model)"
+        kind = type(fn).__name__
+        raise TypeError(f"fn must be hashable, and {kind} is not: pass it as an argument, as in {call}") from None
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     names = mesh.axis_names if mesh else ("",)

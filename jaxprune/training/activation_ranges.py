@@ -179,9 +179,8 @@ def range_qparams(state: Range, bits: Setting, *, spec: QuantSpec = _SYMMETRIC) 
     """
     if spec.block_size is not None:
         raise ValueError(f"an observed range has no blocks, got block_size {spec.block_size}")
-    return _range_qparams(state, jnp.asarray(settings.check_setting(bits, "bits", 1, 16)), spec.symmetric)
+    width = uniform.width(jnp.asarray(settings.check_setting(bits, "bits", 1, 16)))
+    return _qparams_of(state.low, state.high, width, spec.symmetric)
 
 
-@partial(jax.jit, static_argnames="symmetric")
-def _range_qparams(state: Range, bits: Array, symmetric: bool) -> QParams:
-    return qparams_of(state.low, state.high, uniform.width(bits), symmetric)
+_qparams_of = jax.jit(qparams_of, static_argnums=3)

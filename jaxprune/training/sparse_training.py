@@ -218,23 +218,18 @@ def _exchange(
     flat, treedef = jax.tree.flatten(masks)
     weights, slopes = map(treedef.flatten_up_to, (optax.apply_updates(params, updates), grads))
     places = [i for i, mask in enumerate(flat) if mask.ndim]
-    rows = [(flat[i], weights[i], slopes[i]) for i in places]
-    for i, new in zip(places, _exchanged(rows, growth, fraction, key), strict=True):
-        flat[i] = new
+    for i, own in zip(places, jax.random.split(key, max(len(places), 1)), strict=False):
+        flat[i] = _exchanged(flat[i], weights[i], _finite(growth(slopes[i], own)), fraction)
     return treedef.unflatten(flat)
 
 
-def _exchanged(rows: list[tuple[Array, Array, Array]], growth: Growth, fraction: Array, key: Array) -> list[Array]:
-    """New masks of (mask, weights, gradients): of the live weights the largest survive, of the others the best grow."""
-    dead = [jnp.sum(~mask, dtype=jnp.uint32) for mask, _, _ in rows]
-    live = [np.uint32(mask.size) - count for (mask, _, _), count in zip(rows, dead, strict=True)]
-    drop = [jnp.floor(jnp.clip(fraction, 0, 1) * count.astype(jnp.float32)).astype(jnp.uint32) for count in live]
-    sizes = [jnp.where(mask, jnp.abs(weight), -1) for mask, weight, _ in rows]
-    stay = order.keep_from_each(sizes, [d + jnp.minimum(k, n) for d, k, n in zip(dead, drop, live, strict=True)])
-    keys = jax.random.split(key, max(len(rows), 1))
-    wanted = [_finite(growth(grad, k)) for (_, _, grad), k in zip(rows, keys, strict=False)]
-    scores = [jnp.where(kept, jnp.inf, want) for kept, want in zip(stay, wanted, strict=True)]
-    return order.keep_from_each(scores, dead)
+def _exchanged(mask: Array, weights: Array, wanted: Array, fraction: Array) -> Array:
+    """A new mask: of the live weights the largest survive, of all others the most wanted grow."""
+    dead = jnp.sum(~mask, dtype=jnp.uint32)
+    live = np.uint32(mask.size) - dead
+    drop = jnp.floor(jnp.clip(fraction, 0, 1) * live.astype(jnp.float32)).astype(jnp.uint32)
+    stay = order.keep_above(jnp.where(mask, jnp.abs(weights), -1), dead + jnp.minimum(drop, live))
+    return order.keep_above(jnp.where(stay, jnp.inf, wanted), dead)
 
 
 def _finite(scores: Array) -> Array:

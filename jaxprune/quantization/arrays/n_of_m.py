@@ -175,12 +175,8 @@ def _to_leaf(x: Array, mask: Array, axis: int, n: int, m: int) -> NOfMArray:
         take = keep | (spare > 0)
         here = take & (place == taken)
         entry = jnp.where(keep, jax.lax.dynamic_index_in_dim(entries, p, axis + 1), jnp.zeros((), x.dtype))
-        return (
-            jnp.where(here, entry, values),
-            jnp.where(here, jnp.asarray(p, jnp.uint8), indices),
-            taken + take.astype(jnp.int16),
-            spare - (take & ~keep).astype(jnp.int16),
-        )
+        values, indices = jnp.where(here, entry, values), jnp.where(here, jnp.asarray(p, jnp.uint8), indices)
+        return values, indices, taken + take.astype(jnp.int16), spare - (take & ~keep).astype(jnp.int16)
 
     zeros = jnp.zeros(place.shape, x.dtype), jnp.zeros(place.shape, jnp.uint8)
     # A loop, also where it is short: otherwise XLA computes the indices again for each byte that they are packed in.
