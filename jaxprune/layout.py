@@ -69,10 +69,9 @@ def sure(path: str, leaf: Any, axes: Axes | None) -> Axes:
     if axes is not None:
         return axes
     if is_kernel(path, leaf):
-        unknown = (
-            f"leaf {show(path)} has shape {np.shape(leaf)}, and no rule knows which of its axes are inputs and which"
-        )
-        raise ValueError(f"{unknown} outputs; say so by layout={{{path!r}: (batch, inputs, outputs)}}, tuples of axes")
+        unknown = f"shape {np.shape(leaf)}, and no rule knows which of its axes are inputs and which outputs"
+        advice = f"say so by layout={{{path!r}: (batch, inputs, outputs)}}, tuples of axes"
+        raise ValueError(f"leaf {show(path)} has {unknown}; {advice}")
     return _flax(np.ndim(leaf))
 
 
