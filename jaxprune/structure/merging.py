@@ -10,9 +10,6 @@ from jax import tree_util
 from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting
 
-_STATISTICS = ("mean", "var")
-_AFFINE = ("scale", "bias")
-
 Path = tuple[Any, ...]
 
 
@@ -112,8 +109,7 @@ def _check(layer: dict[str, _Leaf], norm: dict[str, _Leaf], layer_path: str, nor
     """Raises ``ValueError`` unless the two modules fit together."""
     if "kernel" not in layer:
         raise ValueError(f"{layer_path!r} has no kernel; it has {sorted(layer)}")
-    missing = [name for name in _STATISTICS if name not in norm]
-    if missing or not {*norm} <= {*_STATISTICS, *_AFFINE}:
+    if not {"mean", "var"} <= {*norm} <= {"mean", "var", "scale", "bias"}:
         raise ValueError(f"{norm_path!r} is no BatchNorm with mean and var; it has {sorted(norm)}")
     units = layer["kernel"].value.shape[-1:]
     for name, leaf in norm.items():
