@@ -859,7 +859,8 @@ def test_padding_is_left_out():
 def test_gradients_of_rows_in_a_scan():
     kept, how = jnp.array([True, True, False, True, True]), {"key": jax.random.key(1), "want": ()}
     apart = {name: list(one) for name, one in STACKED.items()} | {"shared": [STACKED["shared"]] * 3}
-    stats = collect(scanned, STACKED, X, rows=kept, **how).gradients
+    with jax.checking_leaks():
+        stats = collect(scanned, STACKED, X, rows=kept, **how).gradients
     want = collect(unrolled, apart, X, rows=kept, **how).gradients
     layers = [want[f"up/{i}"].squares[0] for i in range(3)]
     np.testing.assert_allclose(stats["up"].squares, layers, rtol=1e-4, atol=1e-4)

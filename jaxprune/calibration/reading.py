@@ -120,7 +120,7 @@ class Reading:
             self.found[noted.name] = self.moments(product, *given)
         outs = jaxprs.bind(site.equation, values)
         if noted.name in self.taps:
-            outs = [_tap(partial(self.gradients, product), outs[0], given, self.taps[noted.name])]
+            outs = [_tap(partial(_gradients, product, self.wanted.gram), outs[0], given, self.taps[noted.name])]
         return outs
 
     def moments(self, product: Any, data: Array, sizes: Array | None, valid: Array | None) -> Any:
@@ -136,26 +136,6 @@ class Reading:
 
         return automatic(partial(_in_parts, product, of, valid), data)
 
-    def gradients(self, product: Any, given: Any, g: Array) -> statistics.Gradients:
-        """What is found of the gradient of a product."""
-        data, sizes, valid = given
-        if isinstance(product, Lookup):
-            places, out = _places(product, data, valid), product.out_rows(g)
-            rows = jnp.zeros(product.shape[1]).at[places].add((out**2).sum(-1), mode="drop")
-            weighted = automatic(lambda out: out.T @ out, out)[None] if self.wanted.gram else None
-            return statistics.Gradients((out**2).sum(0)[None], weighted, rows[None])
-
-        def of(valid: Array | None, data: Array, g: Array) -> Any:
-            rows, out = product.rows(data), product.out_rows(g)
-
-            def of_group(valid: Array | None) -> Any:
-                own = out if valid is None else jnp.where(valid[..., None], out, 0)
-                return statistics.gradients(rows, own, self.wanted.gram)
-
-            return _by_group(of_group, rows, sizes, valid)
-
-        return automatic(partial(_in_parts, product, of, valid), data, g)
-
     def nothing(self, noted: Noted, steps: int) -> Any:
         """The moments of no rows, of so many steps."""
         many, inputs = steps * noted.product.shape[0], noted.product.shape[1]
@@ -163,6 +143,27 @@ class Reading:
             return statistics.Lookups(jnp.zeros(many, jnp.uint32), jnp.zeros((many, inputs), jnp.uint32))
         rows = jax.ShapeDtypeStruct((many, 1, inputs), jnp.float32)
         return statistics.nothing(jax.eval_shape(lambda rows: statistics.moments(rows, *self.wanted), rows))
+
+
+def _gradients(product: Any, gram: bool, given: Any, g: Array) -> statistics.Gradients:
+    """What is found of the gradient of a product."""
+    data, sizes, valid = given
+    if isinstance(product, Lookup):
+        places, out = _places(product, data, valid), product.out_rows(g)
+        rows = jnp.zeros(product.shape[1]).at[places].add((out**2).sum(-1), mode="drop")
+        weighted = automatic(lambda out: out.T @ out, out)[None] if gram else None
+        return statistics.Gradients((out**2).sum(0)[None], weighted, rows[None])
+
+    def of(valid: Array | None, data: Array, g: Array) -> Any:
+        rows, out = product.rows(data), product.out_rows(g)
+
+        def of_group(valid: Array | None) -> Any:
+            own = out if valid is None else jnp.where(valid[..., None], out, 0)
+            return statistics.gradients(rows, own, gram)
+
+        return _by_group(of_group, rows, sizes, valid)
+
+    return automatic(partial(_in_parts, product, of, valid), data, g)
 
 
 def _places(table: Lookup, data: Array, valid: Array | None) -> Array:
