@@ -31,6 +31,7 @@ def cheapest(x: Array, spread: Array, penalty: Array) -> Array:
 def spreads(x: Array) -> Array:
     """A standard deviation for each entry of [L, K, N], as a product of one for its row and one for its column."""
     square = x * x
-    rows = square.mean(2, keepdims=True)
-    columns = jnp.mean(square / jnp.maximum(rows, np.finfo(np.float32).tiny), 1, keepdims=True)
-    return jnp.maximum(jnp.sqrt(rows * columns), _NARROWEST)
+    rows = square.mean(2)
+    weights = 1 / (jnp.maximum(rows, np.finfo(np.float32).tiny) * x.shape[1])
+    columns = jnp.einsum("lk,lkn->ln", weights, square, precision="highest")  # quotients: quadratic in N
+    return jnp.maximum(jnp.sqrt(rows[..., None] * columns[:, None]), _NARROWEST)
