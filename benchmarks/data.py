@@ -147,13 +147,14 @@ def of_layers(params: Any, stats: Any, test: Test) -> dict[str, float]:
     """The same with data."""
     scores = jp.calibration.wanda(params, stats, where=KERNELS)
     masks = jp.masks.by_sparsity(scores, 0.5, where=KERNELS)
-    half = jp.calibration.prune(params, stats, 0.5, where=KERNELS).params
     ways = {
         "Wanda, 50%": lambda: jp.masks.apply_masks(params, masks),
-        "SparseGPT, 50%": lambda: half,
+        "SparseGPT, 50%": lambda: jp.calibration.prune(params, stats, 0.5, where=KERNELS).params,
         "SparseGPT, 2:4": lambda: jp.calibration.prune(params, stats, pattern=(2, 4), where=KERNELS).params,
         **{f"GPTQ, {b} bits": lambda b=b: jp.calibration.fake_quant(params, stats, b, where=KERNELS) for b in (4, 3)},
-        "SparseGPT, 50%, then 4 bits": lambda: jp.calibration.fake_quant(half, stats, 4, where=KERNELS),
+        "SparseGPT, 50% and 4 bits": lambda: jp.dequantize(
+            jp.calibration.prune(params, stats, 0.5, bits=4, where=KERNELS).params
+        ),
     }
     return {name: test.cosine(way()) for name, way in ways.items()}
 
