@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--target-size", default="6MB", help="of the file, such as 6MB or 800kB")
 parser.add_argument("--sentences", metavar="FILE", help="one a line: every second one calibrates, the others test")
-parser.add_argument("--short", action="store_true", help="few sentences, no table and no picture")
+parser.add_argument("--short", action="store_true", help="few sentences, no table, few points")
 options = parser.parse_args()
 UNITS = {"kB": 1e3, "MB": 1e6}
 TARGET = int(float(options.target_size[:-2]) * UNITS[options.target_size[-2:]])
@@ -79,43 +79,39 @@ KERNELS = "layer_*/*/kernel"
 CHANNELS = jp.QuantSpec(axis="units", calibration=jp.quantization.mean_squared_error())
 
 
-def table():
-    def masked(masks):
-        return jp.masks.apply_masks(params, masks)
-
-    magnitude, wanda = jp.saliency.magnitude(params), jp.calibration.wanda(params, stats, where=KERNELS)
-    fitted = {what: jp.calibration.prune(params, stats, *how[0], **how[1]).params for what, how in PRUNED.items()}
-    yield (
-        "half of the weights gone",
-        (
-            ("magnitude", jp.prune(params, 0.5, where=KERNELS).params),
-            ("Wanda", masked(jp.masks.by_sparsity(wanda, 0.5, where=KERNELS))),
-            ("SparseGPT", fitted["half"]),
-        ),
-    )
-    yield (
-        "2 of 4 weights stay",
-        (
-            ("magnitude", masked(jp.masks.n_of_m(magnitude, 2, 4, where=KERNELS))),
-            ("Wanda", masked(jp.masks.n_of_m(wanda, 2, 4, where=KERNELS))),
-            ("SparseGPT", fitted["2:4"]),
-        ),
-    )
-    for bits in (4, 3):
-        yield (
-            f"{bits} bits, a scale a channel",
-            (
-                ("nearest", jp.fake_quant(params, bits, spec=CHANNELS, where=KERNELS)),
-                ("GPTQ", jp.calibration.fake_quant(params, stats, bits)),
-            ),
-        )
+def nearest(bits):
+    return jp.fake_quant(params, bits, spec=CHANNELS, where=KERNELS)
 
 
-PRUNED = {"half": ((0.5,), {}), "2:4": ((), {"pattern": (2, 4)})}
+def masked(masks):
+    return jp.masks.apply_masks(params, masks)
+
+
+magnitude, wanda = jp.saliency.magnitude(params), jp.calibration.wanda(params, stats, where=KERNELS)
+METHODS = {
+    "half of the weights gone": {
+        "magnitude": lambda: jp.prune(params, 0.5, where=KERNELS).params,
+        "Wanda": lambda: masked(jp.masks.by_sparsity(wanda, 0.5, where=KERNELS)),
+        "SparseGPT": lambda: jp.calibration.prune(params, stats, 0.5, where=KERNELS).params,
+    },
+    "2 of 4 weights stay": {
+        "magnitude": lambda: masked(jp.masks.n_of_m(magnitude, 2, 4, where=KERNELS)),
+        "Wanda": lambda: masked(jp.masks.n_of_m(wanda, 2, 4, where=KERNELS)),
+        "SparseGPT": lambda: jp.calibration.prune(params, stats, pattern=(2, 4), where=KERNELS).params,
+    },
+    "4 bits, a scale a channel": {
+        "nearest": lambda: nearest(4),
+        "GPTQ": lambda: jp.calibration.fake_quant(params, stats, 4, where=KERNELS),
+    },
+    "3 bits, a scale a channel": {
+        "nearest": lambda: nearest(3),
+        "GPTQ": lambda: jp.calibration.fake_quant(params, stats, 3, where=KERNELS),
+    },
+}
 if not options.short:
     print("\ncosine to the original embeddings")
-    for what, ways in table():
-        print(f"{what:28s}" + "".join(f"{name:>12s} {cosine(small):.3f}" for name, small in ways))
+    for what, ways in METHODS.items():
+        print(f"{what:28s}" + "".join(f"{name:>12s} {cosine(way()):.3f}" for name, way in ways.items()))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files. One number sets the size: the step of all codes, or for the trellis the bits a weight.
@@ -151,22 +147,24 @@ def of_size(code, target, *settings):
     return files[max((n for n in files if n <= target), default=min(files))][1]
 
 
-if not options.short:
-    print("\n                 bytes  cosine")
-    curves = {"weighted by data": (by_data, (-7.75, -8.5, -9.25, -10)), "trellis": (by_trellis, (1.5, 2.5, 3.5, 4.5))}
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for name, (code, asked) in curves.items():
-        points = []
-        for setting in asked:
-            file = code(setting)
-            points.append((file.nbytes / 1e6, cosine(decoded(file))))
-            print(f"{name:16s} {file.nbytes:9,d}  {points[-1][1]:.4f}")
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
-    axes.set(xlabel="size of the file, MB (dense: 90.9)", ylabel="mean cosine to the original embeddings")
-    axes.set_title("all-MiniLM-L6-v2, sentences that calibration has not seen")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig("compress_minilm.png", dpi=150, bbox_inches="tight")
+print("\n                 bytes  cosine")
+steps, widths = ((-8.5, -10.0), (2.5, 4.5)) if options.short else ((-7.75, -8.5, -9.25, -10.0), (1.5, 2.5, 3.5, 4.5))
+figure, axes = plt.subplots(figsize=(7, 4.5))
+for name, code, asked in (("weighted by data", by_data, steps), ("trellis", by_trellis, widths)):
+    points = []
+    for setting in asked:
+        file = code(setting)
+        points.append((file.nbytes / 1e6, cosine(decoded(file))))
+        print(f"{name:16s} {file.nbytes:9,d}  {points[-1][1]:.4f}")
+    axes.plot(*zip(*points, strict=True), marker="o", label=name)
+axes.set(xlabel="size of the file, MB (dense: 90.9)", ylabel="mean cosine to the original embeddings")
+axes.set_title("all-MiniLM-L6-v2, sentences that calibration has not seen")
+axes.grid(alpha=0.3)
+axes.legend()
+figure.savefig("compress_minilm.png", dpi=150, bbox_inches="tight")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file that was asked for, read back; and the best that can be done without data in as many bytes.
 
 begin = time.perf_counter()
 size = jp.save("minilm.jp", of_size(by_data, TARGET, -8.0, -9.0))
