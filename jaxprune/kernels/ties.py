@@ -43,7 +43,7 @@ def after_ties(leaves: list[Ranked], key: Array, rest: Array) -> list[Array]:
         rank = rest - jnp.max(jnp.stack([jnp.where(before <= rest, before, np.uint32(0)) for before in passed]))
         return passed, index_in(leaves, key, here, rank)
 
-    def nothing(*_: Any) -> tuple[list[Array], Array]:
+    def nothing(leaves: list[Ranked], *_: Any) -> tuple[list[Array], Array]:
         return [jnp.ones((), jnp.uint32) for _ in range(len(leaves) + 1)], jnp.zeros((), jnp.uint32)
 
     def needed(leaves: list[Ranked], key: Array, rest: Array) -> tuple[list[Array], Array]:
