@@ -900,3 +900,19 @@ def test_leaves_that_are_used_alike_share_a_program():
     fake_quant(params, stats, 3)
     encode(params, stats, 0.1)
     assert [program._cache_size() - size for program, size in zip(programs, before, strict=True)] == [1, 1]
+
+
+def test_what_no_gradient_reaches_is_fitted_to_its_inputs():
+    """No gradient goes back through a loop of unknown length: its statistics are zero, and say nothing."""
+
+    def loop(params, x):
+        def body(state):
+            return state[0] + 1, jnp.tanh(state[1] @ params["w"])
+
+        return jax.lax.while_loop(lambda state: state[0] < 2, body, (0, x))[1]
+
+    params, x = {"w": draw(6, 6)}, draw(20, 6)
+    with_key = collect(loop, params, x, key=jax.random.key(0))
+    assert not float(jnp.max(jnp.abs(next(iter(with_key.gradients.values())).weighted)))
+    found, want = (fake_quant(params, stats, 3) for stats in (with_key, collect(loop, params, x)))
+    np.testing.assert_array_equal(found["w"], want["w"])

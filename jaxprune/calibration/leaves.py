@@ -142,16 +142,20 @@ def parts(stats: Statistics, path: str) -> list[Part]:
 
 def _gram(stats: Statistics, path: str, names: list[str]) -> Array:
     uses = dict(stats.uses)
-    weighted = [stats.gradients[name].weighted for name in names if name in stats.gradients]
-    grams = [_moments(stats, uses[name]).gram for name in names]
-    own = [
-        one for one in (weighted if weighted and all(one is not None for one in weighted) else grams) if one is not None
-    ]
-    if len(own) < len(names):
+    weighted: list[Any] = [stats.gradients[name].weighted for name in names if name in stats.gradients]
+    grams: list[Any] = [_moments(stats, uses[name]).gram for name in names]
+    if any(one is None for one in (*grams, *weighted)):
         raise ValueError(
             f"the statistics of leaf {tree.show(path)} hold no Gram matrices: collect them with want=['gram']"
         )
-    return sum(own[1:], own[0])
+    plain = sum(grams[1:], grams[0])
+    if not weighted:
+        return plain
+    total = sum(weighted[1:], weighted[0])
+    reached = jnp.trace(total, axis1=1, axis2=2)[:, None, None] > 0
+    if not isinstance(reached, Tracer) and bool(reached.all()):
+        return total  # itself: a copy of each would double what statistics take
+    return jnp.where(reached, total, plain)  # no gradient goes back through a loop of unknown length
 
 
 def _moments(stats: Statistics, use: Use) -> Moments:
