@@ -148,10 +148,10 @@ def _gram(stats: Statistics, path: str, names: list[str]) -> Array:
         raise ValueError(
             f"the statistics of leaf {tree.show(path)} hold no Gram matrices: collect them with want=['gram']"
         )
-    plain = sum(grams[1:], grams[0])
+    plain: Array = sum(grams[1:], grams[0])  # type: ignore[assignment]
     if not weighted:
         return plain
-    total = sum(weighted[1:], weighted[0])
+    total: Array = sum(weighted[1:], weighted[0])  # type: ignore[assignment]
     reached = jnp.trace(total, axis1=1, axis2=2)[:, None, None] > 0
     if not isinstance(reached, Tracer) and bool(reached.all()):
         return total  # itself: a copy of each would double what statistics take
