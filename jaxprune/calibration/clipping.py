@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import settings, tree
+from jaxprune import tree
 from jaxprune.base import Array, Calibration, Layout, Params, QParams, QuantSpec, Setting
 from jaxprune.calibration import leaves
 from jaxprune.calibration.statistics import Statistics
 from jaxprune.calibration.views import Use
 from jaxprune.kernels import rounding, uniform
-from jaxprune.layout import find_axes
 from jaxprune.quantization import integers
-from jaxprune.quantization.leaves import spec_of
+from jaxprune.quantization.arrays.coded import QArray
+from jaxprune.quantization.leaves import Row, rows_of
 from jaxprune.quantization.ranges import MeanSquaredError, mean_squared_error
 
 
@@ -50,18 +50,14 @@ class Grids(NamedTuple):
     """What the chosen leaves are rounded to; for each of them the operands of ``snap``, and the spec of its own."""
 
     chosen: tree.Selection
-    bits: Setting
-    spec: QuantSpec
-    layout: Layout
     qparams: Params
     each: list[tuple[tuple[Array, ...], QuantSpec]]
+    rows: list[Row]
+    stacked: list[tuple[int, ...]]
 
-    def coded(self, place: int, leaf: Array) -> Any:
+    def coded(self, place: int, leaf: Array) -> QArray:
         """The codes of one leaf, which is rounded already."""
-        alone = self.chosen._replace(chosen=(self.chosen.chosen[place],))
-        how = {"spec": self.spec, "qparams": self.qparams, "layout": self.layout}
-        small = integers.quantize(alone.replace([leaf]), self.bits, where=lambda path, _: path == alone.names[0], **how)
-        return alone.treedef.flatten_up_to(small)[alone.chosen[0]]
+        return integers.coded(self.chosen.names[place], (leaf, *self.rows[place][1:]), self.stacked[place])
 
 
 #: A pass with grids: what the function makes of each new leaf and its mask, by its place among the chosen ones.
@@ -82,23 +78,21 @@ def find_grids(
     ratios = spec.calibration.ratios if isinstance(spec.calibration, OutputError) else None
     spec = spec if ratios is None else replace(spec, calibration=None)
 
-    def found(clip: float) -> Params:
-        where = lambda path, _: path in chosen.names  # noqa: E731
-        return integers.choose_qparams(params, bits, spec=spec, clip=clip, where=where, layout=layout)
+    names = frozenset(chosen.names)
+    where = lambda path, _: path in names  # noqa: E731
 
-    on = partial(_on, chosen, bits, spec, layout)
-    return on(found(1)) if ratios is None else on(_best(chosen, stats, [on(found(one)) for one in ratios], passed))
+    def on(qparams: Params) -> Grids:
+        _, rows, stacked = rows_of(params, bits, 1, qparams, spec, where, layout)
+        fixed = [uniform.from_the_end(own, leaf.ndim) for leaf, *_, own in rows]
+        operands = [
+            _operands(found, width, own.symmetric) for (_, width, _, found, _), own in zip(rows, fixed, strict=True)
+        ]
+        return Grids(chosen, qparams, list(zip(operands, fixed, strict=True)), rows, stacked)
 
+    def found(clip: float) -> Grids:
+        return on(integers.choose_qparams(params, bits, spec=spec, clip=clip, where=where, layout=layout))
 
-def _on(chosen: tree.Selection, bits: Setting, spec: QuantSpec, layout: Layout, qparams: Params) -> Grids:
-    widths = settings.per_leaf(bits, chosen, "bits", 1, 16)
-    parameters = [chosen.treedef.flatten_up_to(qparams)[i] for i in chosen.chosen]
-    each = []
-    rows = zip(chosen.names, chosen.values, parameters, widths, find_axes(chosen, layout), strict=True)
-    for path, leaf, found, width, own in rows:
-        fixed = uniform.from_the_end(spec_of(spec, path, leaf, own), leaf.ndim)
-        each.append((_operands(found, width, fixed.symmetric), fixed))
-    return Grids(chosen, bits, spec, layout, qparams, each)
+    return found(1) if ratios is None else on(_best(chosen, stats, [found(one) for one in ratios], passed))
 
 
 def _layout(chosen: tree.Selection, stats: Statistics) -> Layout:

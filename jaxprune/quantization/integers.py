@@ -32,7 +32,7 @@ from jaxprune.base import Array, Layout, Params, QParams, QuantSpec, Setting, Wh
 from jaxprune.kernels import by_shape, rounding, uniform
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.quantization.arrays.coded import QArray
-from jaxprune.quantization.leaves import rows_of
+from jaxprune.quantization.leaves import Row, rows_of
 
 _PLAIN = QuantSpec()
 
@@ -153,13 +153,18 @@ def quantize(
     selection, rows, stacked = rows_of(params, bits, clip, qparams, spec, where, layout)
     if any(isinstance(row[1], Tracer) for row in rows):
         raise TypeError("quantize needs static bits, which set the storage dtype; fake_quant takes traced ones")
-    widths = [int(np.floor(row[1] + np.float32(0.5))) for row in rows]
-    if not spec.symmetric:
-        leaves = zip(selection.names, selection.values, widths, strict=True)
-        full = [(name, leaf) for name, leaf, width in leaves if width % 8 == 0]
-        settings.refuse(full, settings.has_nan, "holds NaN, for which asymmetric codes of 8 or 16 bits leave no room")
-    every = zip(rows, widths, stacked, strict=True)
-    return selection.replace([_quantize(*row, width, along) for row, width, along in every])
+    every = zip(selection.names, rows, stacked, strict=True)
+    return selection.replace([coded(*one) for one in every])
+
+
+def coded(path: str, row: Row, stacked: tuple[int, ...]) -> QArray:
+    """The codes of one leaf, of concrete bits; as :func:`jaxprune.quantization.leaves.rows_of` has it."""
+    x, bits, clip, given, spec = row
+    width = int(np.floor(bits + np.float32(0.5)))
+    if not spec.symmetric and width % 8 == 0:
+        reason = "holds NaN, for which asymmetric codes of 8 or 16 bits leave no room"
+        settings.refuse([(path, x)], settings.has_nan, reason)
+    return _quantize(x, bits, clip, given, spec, width, stacked)
 
 
 def fixed_point(params: Params, exponent: Setting, *, codes: bool = False, where: Where = None) -> Params:
