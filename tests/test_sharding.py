@@ -261,8 +261,14 @@ def what_is_fitted_to_data_lies_as_it_did():
     def network(params, x):
         return jax.lax.scan(lambda x, own: (jnp.tanh(x @ own), None), x, params["layers"])[0] @ params["last"]
 
-    stats = calibration.collect(network, params, x)
-    functions = (lambda p, s: calibration.fake_quant(p, s, 4), lambda p, s: calibration.prune(p, s, 0.5).params)
+    stats = calibration.collect(network, params, x, key=jax.random.key(0))
+    functions = (
+        lambda p, s: calibration.fake_quant(p, s, 4),
+        lambda p, s: calibration.prune(p, s, 0.5).params,
+        lambda p, s: jax.tree.map(
+            lambda one: one.codes, calibration.encode(p, s, 0.3), is_leaf=lambda x: hasattr(x, "codes")
+        ),
+    )
     for kind in TYPES:
         mesh = mesh_of((4, 2), kind)
         lying = {"layers": NamedSharding(mesh, P(None, "x", "y")), "last": NamedSharding(mesh, P("y"))}

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.calibration import feedback, leaves, rates
 from jaxprune.calibration.statistics import Lookups, Statistics
 from jaxprune.calibration.views import Use
+from jaxprune.kernels.sharding import everywhere
 from jaxprune.quantization.arrays.coded import PARTS, ScaledArray, octaves
 
 _FLOOR = 0.05  # of the mean, added to what each output weighs
@@ -81,16 +83,23 @@ class _Asked(NamedTuple):
 
 
 class _Matrices(NamedTuple):
-    """Matrices of a leaf, log2 of the steps [L, K, N] that they should have, and the factors of feedback."""
+    """Matrices [L, K, N] of a leaf, and what errors in them cost.
+
+    Attributes:
+      use: of the leaf.
+      metrics: second moments of inputs, [L, K, K] each, and their weights [L]: added up one layer at a time.
+      outputs: what each of them weighs, [L, N].
+    """
 
     use: Use
-    steps: Array
-    factors: Array
+    metrics: list[tuple[Array, Array]]
+    outputs: Array
 
 
 def _encoded(stats: Statistics, path: str, leaf: Array, asked: _Asked) -> ScaledArray:
-    axes, matrices = _matrices(stats, path, leaf, asked.damping)
-    wanted = sum(one.use.leaf(one.steps, leaf) for one in matrices)
+    lying, leaf = leaf.sharding, everywhere(leaf)
+    axes, matrices = _matrices(stats, path, leaf)
+    wanted = sum(one.use.leaf(_steps(one.metrics, one.outputs, asked.damping), leaf) for one in matrices)
     _, inputs, outputs = axes
     across = jnp.mean(wanted, outputs, keepdims=True)
     along = jnp.mean(wanted - across, inputs, keepdims=True)
@@ -100,14 +109,14 @@ def _encoded(stats: Statistics, path: str, leaf: Array, asked: _Asked) -> Scaled
     base = jnp.float32(asked.step) * octaves(whole.astype(jnp.int32))
     steps = base * octaves(rows.astype(jnp.int32) + columns.astype(jnp.int32))
     codes = jnp.zeros(leaf.shape)
-    for use, _, factors in matrices:
+    for use, metrics, _ in matrices:
         own = use.matrices(leaf), use.matrices(steps)
-        codes += use.leaf(_numbers(*own, factors, jnp.float32(asked.penalty)), leaf)
-    return ScaledArray(_least(path, codes), base, rows, columns, np.dtype(leaf.dtype))
+        codes += use.leaf(_numbers(*own, metrics, jnp.float32(asked.penalty), asked.damping), leaf)
+    return ScaledArray(jax.device_put(_least(path, codes), lying), base, rows, columns, np.dtype(leaf.dtype))
 
 
-def _matrices(stats: Statistics, path: str, leaf: Array, damping: Any) -> tuple[Any, list[_Matrices]]:
-    """The matrices that a leaf is made of, and its batch, input and output axes.
+def _matrices(stats: Statistics, path: str, leaf: Array) -> tuple[Any, list[_Matrices]]:
+    """The batch, input and output axes of a leaf, and the matrices that it is made of.
 
     If a table that is looked up is the factor of a product as well, an embedding that is the head, the costs add up.
     """
@@ -126,16 +135,17 @@ def _matrices(stats: Statistics, path: str, leaf: Array, damping: Any) -> tuple[
         )
     found = []
     for use, metric, outputs in costs:
-        gram = metric * outputs.sum(1)[:, None, None]
+        metrics = [(metric, _shares(outputs.sum(1), _trace(metric)))]
         for table in tables:
             own = use.matrices(table.use.leaf(jnp.broadcast_to(table.outputs[:, None], table.use.shape), leaf))[:, 0]
-            gram, outputs = gram + table.metric * own.sum(1)[:, None, None], outputs + own
-        found.append(_Matrices(use, *_with_feedback(gram, outputs, damping)))
+            metrics.append((table.metric, _shares(own.sum(1), _trace(table.metric))))
+            outputs = outputs + own
+        found.append(_Matrices(use, metrics, outputs))
     return axes.pop(), found
 
 
 class _Costs(NamedTuple):
-    """What errors in a matrix [L, K, N] cost: e' metric e, [L, K, K] of trace 1, times the outputs' own [L, N]."""
+    """What errors e in a matrix [L, K, N] cost: e' metric e over its trace, times the outputs' own [L, N]."""
 
     use: Use
     metric: Array
@@ -146,8 +156,7 @@ def _of_product(stats: Statistics, part: leaves.Part) -> _Costs:
     use, gram = part
     alike = [name for name, other in stats.of(use.path) if (other.view, other.shape) == (use.view, use.shape)]
     squares = jnp.asarray(sum(stats.gradients[name].squares for name in alike))
-    energy = jnp.trace(gram, axis1=1, axis2=2)[:, None]
-    return _Costs(use, _shares(gram, energy[..., None]), _shares(squares, squares.sum(1, keepdims=True)) * energy)
+    return _Costs(use, gram, _shares(squares, squares.sum(1, keepdims=True)) * _trace(gram)[:, None])
 
 
 def _of_lookups(stats: Statistics, name: str, use: Use) -> _Costs:
@@ -164,12 +173,12 @@ def _of_lookups(stats: Statistics, name: str, use: Use) -> _Costs:
     often = np.sqrt(expected * expected.mean(1, keepdims=True)) / np.maximum(total, 1)
     many, size, width = use.shape
     turned = use.view.then("transpose", (many, width, size), permutation=(0, 2, 1))
-    energy = jnp.trace(gradients.weighted, axis1=1, axis2=2)[:, None]
-    return _Costs(
-        Use(turned, (many, width, size), use.source),
-        _shares(gradients.weighted, energy[..., None]),
-        jnp.asarray(often, jnp.float32) * energy,
-    )
+    outputs = jnp.asarray(often, jnp.float32) * _trace(gradients.weighted)[:, None]
+    return _Costs(Use(turned, (many, width, size), use.source), gradients.weighted, outputs)
+
+
+def _trace(many: Array) -> Array:
+    return jnp.trace(many, axis1=1, axis2=2)
 
 
 def _shares(parts: Array, total: Array) -> Array:
@@ -177,23 +186,36 @@ def _shares(parts: Array, total: Array) -> Array:
 
 
 @jax.jit
-def _with_feedback(gram: Array, outputs: Array, damping: Array) -> tuple[Array, Array]:
-    """log2 of the steps with which errors of as many steps cost alike, and the factors of feedback."""
-    factors = feedback.factor(gram, damping)
-    scale = jnp.mean(jnp.diagonal(gram, axis1=1, axis2=2), 1, keepdims=True)  # factor is of the gram over its mean
-    inputs = jnp.diagonal(factors, axis1=1, axis2=2) ** 2 / jnp.where(scale > 0, scale, 1)
-    weights = outputs + _FLOOR * outputs.mean(1, keepdims=True)
-    weights = jnp.where(weights > 0, _shares(weights, weights.sum(1, keepdims=True)), 1)
-    return (jnp.log2(inputs)[..., None] - jnp.log2(weights)[:, None]) / 2, factors
+def _steps(metrics: Any, outputs: Array, damping: Array) -> Array:
+    """log2 of the steps [L, K, N] with which errors of as many steps cost alike."""
+
+    def one(row: Any) -> Array:
+        gram, weights = _sum(row[0]), row[1]
+        scale = jnp.mean(jnp.diagonal(gram))  # factor is of the gram over its mean
+        inputs = jnp.diagonal(feedback.factor(gram[None], damping)[0]) ** 2 / jnp.where(scale > 0, scale, 1)
+        weights = weights + _FLOOR * weights.mean()
+        weights = jnp.where(weights > 0, _shares(weights, weights.sum()), 1)
+        return (jnp.log2(inputs)[:, None] - jnp.log2(weights)) / 2
+
+    return lax.map(one, (metrics, outputs))
 
 
 @jax.jit
-def _numbers(weights: Array, steps: Array, factors: Array, penalty: Array) -> Array:
-    """The whole numbers of [L, K, N]."""
-    operands = (steps, rates.spreads(weights / steps), jnp.full(weights.shape[:2], penalty))
-    kept = jnp.ones(weights.shape, bool)
-    new, _ = feedback.run(weights, factors, kept, operands, (), feedback.Pass(rounded=_rounded))
-    return jnp.round(new / steps)
+def _numbers(weights: Array, steps: Array, metrics: Any, penalty: Array, damping: Array) -> Array:
+    """The whole numbers of [L, K, N], one layer and one factor at a time."""
+
+    def one(row: Any) -> Array:
+        weights, steps, metrics = row
+        operands = (steps[None], rates.spreads(weights[None] / steps), jnp.full((1, len(weights)), penalty))
+        how, kept = feedback.Pass(rounded=_rounded), jnp.ones((1, *weights.shape), bool)
+        factors = feedback.factor(_sum(metrics)[None], damping)
+        return jnp.round(feedback.run(weights[None], factors, kept, operands, (), how)[0][0] / steps)
+
+    return lax.map(one, (weights, steps, metrics))
+
+
+def _sum(metrics: Any) -> Array:
+    return sum(weight * gram for gram, weight in metrics)  # type: ignore[return-value]
 
 
 def _rounded(row: Array, step: Array, spread: Array, penalty: Array) -> Array:

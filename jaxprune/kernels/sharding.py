@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune.base import Array
 
@@ -34,3 +34,13 @@ def automatic(fn: Callable[..., Any], array: Array, *args: Any, out: Any = None)
     axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.sharding.auto_axes(fn, axes=axes, out_sharding=PartitionSpec() if out is None else out)(array, *args)
+
+
+def everywhere(array: Array) -> Array:
+    """The array as it is, or, if its type names a sharding, a copy of it in full on each device.
+
+    For what runs eagerly and needs no rules for sharding.
+    """
+    if all(entry is None for entry in explicit_spec(array)):
+        return array
+    return jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))  # type: ignore[union-attr]
