@@ -295,6 +295,23 @@ def test_large_leaves_on_a_mesh(size):
     assert_masks(keep_from([sharded], np.uint32(size // 3)), expected_masks([x], size // 3))
 
 
+def test_small_leaves_among_large_ones():
+    """Small neighbours are ranked as one leaf; ties still go leaf by leaf, wherever the cut falls."""
+    sizes = [(7, 3), (0,), (40,), (5 * CHUNK + 3,), (11,), (2, 2)]
+    leaves = [np.random.default_rng(i).integers(0, 3, size).astype(np.float32) for i, size in enumerate(sizes)]
+    zeros = np.cumsum([(leaf == 0).sum() for leaf in leaves])
+    for removed in (0, *(zeros - 1), *zeros, sum(leaf.size for leaf in leaves) - 3):
+        assert_masks(keep_from(leaves, np.uint32(removed)), expected_masks(leaves, removed))
+
+
+def test_what_is_compiled_for_small_leaves():
+    """One histogram a digit, however many they are."""
+    leaves = [normals(64, F32, seed=i) for i in range(9)]
+    program = jax.make_jaxpr(lambda leaves: order.keep_from(leaves, jnp.uint32(99)))
+    counts = [sum(e.primitive.name == "scatter-add" for e in equations(program(leaves[:n]))) for n in (2, 9)]
+    assert counts[0] == counts[1] > 0
+
+
 def test_ranks_share_wide_and_narrow_digits():
     """Many ranks of one leaf take narrower second digits than one rank does; what they find is the same."""
     x = normals(5 * CHUNK + 3, F32)

@@ -1,9 +1,9 @@
 """Exact order statistics of float arrays in O(n): the kernels that every selection uses.
 
 Elements are ordered by their scores (see ``jaxprune.kernels.float_keys``: -0.0 equals 0.0, NaN above +inf), equal
-ones by their flat index, leaves in the order given; how many a sparsity removes is counted in integers. No sort, no
-concatenation, a few reads of memory whatever the number of ranks. What is done for each leaf is jitted, so that leaves
-of one shape are traced once.
+ones by their flat index, leaves in the order given; how many a sparsity removes is counted in integers. No sort, a few
+reads of memory whatever the number of ranks; only small leaves are joined. What is done for each leaf is jitted, so
+that leaves of one shape are traced once.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array
-from jaxprune.kernels import bisection, many_ranks, radix
+from jaxprune.kernels import bisection, many_ranks, radix, ties
 from jaxprune.kernels.batching import batch_axes, one_at_a_time
 from jaxprune.kernels.float_keys import Cut, Ranked, common_dtype, flat_index, from_keys, highest_key, key_type
 from jaxprune.kernels.histogram import Weigh
-from jaxprune.kernels.ties import after_ties, search
+from jaxprune.kernels.ties import search
 
 #: Above this many elements in a leaf, positions no longer fit the signed indices of XLA.
 MAX_LEAF = 2**31 - 1
@@ -49,11 +49,13 @@ def keep_from(leaves: Sequence[Array], removed: Array, min_keep: Sequence[int] =
         return [keeps(ranked[0], _cut_of(ranked[0], removed))]
     if not total:
         return [jnp.ones(leaf.shape, bool) for leaf in leaves]
-    key, rest = _find_keys(radix.key_at, lax.stop_gradient(ranked), jnp.minimum(removed, np.uint32(total - 1)))
+    runs, sizes = ties.join(lax.stop_gradient(ranked))
+    key, rest = _find_keys(radix.key_at, runs, jnp.minimum(removed, np.uint32(total - 1)))
     # Guarded elements alone have the highest key, and they are not counted as removable.
     everything = removed >= np.uint32(total)
     key, rest = jnp.where(everything, highest_key(dtype), key), jnp.where(everything, np.uint32(0), rest)
-    return [keeps(leaf, Cut(key, last)) for leaf, last in zip(ranked, after_ties(ranked, key, rest), strict=True)]
+    lasts = ties.positions(runs, sizes, key, rest)
+    return [keeps(leaf, Cut(key, last)) for leaf, last in zip(ranked, lasts, strict=True)]
 
 
 @jax.jit

@@ -18,45 +18,48 @@ from jaxprune.kernels.float_keys import Cut, Ranked, common_dtype, highest_key, 
 
 def keep_from(leaves: Sequence[Array], removed: int, min_keep: Sequence[int]) -> tuple[list[Array], list[int]]:
     """The masks of ``order.keep_from`` for concrete arguments, and how many elements of each leaf stay."""
-    dtype, sizes = common_dtype(leaves), [leaf.size for leaf in leaves]
+    dtype, total = common_dtype(leaves), sum(leaf.size for leaf in leaves)
     guards: list[Cut | None] = [None] * len(leaves)
     if any(min_keep):
-        spare = [max(size - keep, 0) for size, keep in zip(sizes, min_keep, strict=True)]
+        spare = [max(leaf.size - keep, 0) for leaf, keep in zip(leaves, min_keep, strict=True)]
         removed = min(removed, sum(spare))
         guards = by_shape.each(order.guard, leaves, list(np.asarray(spare, np.uint32)), static=(dtype,), together=1)
-    groups = [g for g in by_shape.groups(leaves) if sizes[g[0]]]
-    columns = [[Ranked(leaves[i], dtype, guards[i]) for i in group] for group in groups]
-    key, rest = _key_at(columns, dtype, min(removed, max(sum(sizes) - 1, 0)))
-    if removed >= sum(sizes):
+    runs, sizes = ties.join([Ranked(leaf, dtype, guard) for leaf, guard in zip(leaves, guards, strict=True)])
+    groups = [[runs[i] for i in group] for group in by_shape.groups([run.values for run in runs])]
+    key, rest = _key_at(groups, dtype, min(removed, max(total - 1, 0)))
+    if removed >= total:
         key, rest = highest_key(dtype), 0
-    higher, equal = np.zeros((2, len(leaves)), np.int64)
-    tallies = [_count(column, key) for column in columns]
-    for group, tally in zip(groups, tallies, strict=True):
-        higher[group], equal[group] = np.asarray(tally)
-    shares = np.clip(rest - (np.cumsum(equal) - equal), 0, equal)
-    masks: list[Array] = [jnp.ones(leaf.shape, bool) if not leaf.size else leaf for leaf in leaves]
-    for group, column in zip(groups, columns, strict=True):
-        whole = [np.uint32(sizes[i] if shares[i] == equal[i] else 0) for i in group]
-        partly = [n for n, i in enumerate(group) if 0 < shares[i] < equal[i]]
-        which, rank = (partly[0], shares[group[partly[0]]]) if partly else (-1, 0)
-        kept = _keep(column, key, whole, np.int32(which), np.uint32(rank))
-        for i, mask in zip(group, kept, strict=True):
-            masks[i] = mask
-    return masks, (higher + equal - shares).tolist()
+    lasts = []
+    for last, parts in zip(_positions(runs, key, rest), sizes, strict=True):
+        lasts += [np.uint32(max(last - passed, 0)) for passed in np.cumsum([0, *parts])[:-1]]
+    found = by_shape.each(_keep, leaves, guards, lasts, [key] * len(leaves), static=(dtype,))
+    return [mask for mask, _ in found], [int(count) for _, count in found]
 
 
-def _key_at(columns: Sequence[Any], dtype: np.dtype, rank: int) -> tuple[Any, int]:
+def _key_at(groups: Sequence[list[Ranked]], dtype: np.dtype, rank: int) -> tuple[Any, int]:
     """The key of one rank among all leaves, and how many of its equals come before it."""
     key = key_type(dtype).type(0)
     for shift in radix.digit_shifts(dtype):
         counts = np.zeros(1 << radix.DIGIT, np.uint32)
-        for column in columns:
-            counts = _count_digit(counts, column, key, shift)
+        for leaves in groups:
+            counts = _count_digit(counts, leaves, key, shift)
         passed = np.cumsum(np.asarray(counts), dtype=np.int64)
-        digit = int(np.searchsorted(passed, rank, side="right")) if columns else 0
+        digit = int(np.searchsorted(passed, rank, side="right")) if groups else 0
         rank -= int(passed[digit - 1]) if digit else 0
         key |= key.dtype.type(digit) << shift
     return key, rank
+
+
+def _positions(leaves: Sequence[Ranked], key: Any, rest: int) -> list[int]:
+    """``ties.positions``, of leaves that were joined."""
+    if not rest:
+        return [0] * len(leaves)
+    found = []
+    for leaf, equal in zip(leaves, map(int, jax.device_get([_count_equal(leaf, key) for leaf in leaves])), strict=True):
+        within = 0 < rest < equal
+        found.append(int(_search(leaf, np.uint32(rest), key)) if within else ties.BEYOND if rest else 0)
+        rest = max(rest - equal, 0)
+    return found
 
 
 @jax.jit
@@ -65,15 +68,16 @@ def _count_digit(counts: Any, leaves: list[Ranked], above: Array, shift: Array) 
 
 
 @jax.jit
-def _count(leaves: list[Ranked], key: Array) -> Array:
-    """Elements of a higher key and of this one: uint32 [2, leaves]."""
-    return jnp.stack([jnp.stack(ties.count_from(leaf, key)) for leaf in leaves], 1)
+def _count_equal(leaf: Ranked, key: Array) -> Array:
+    return jnp.sum(leaf.keys() == key, dtype=jnp.uint32)
 
 
 @jax.jit
-def _keep(leaves: list[Ranked], key: Array, whole: list[Array], which: Array, rank: Array) -> list[Array]:
-    """Masks: of its elements of this key, a leaf loses those before ``whole``; leaf ``which`` its ``rank`` first."""
-    here = [which == i for i in range(len(leaves))]
-    found = ties.index_in(leaves, key, here, rank)
-    rows = zip(leaves, here, whole, strict=True)
-    return [order.keeps(leaf, Cut(key, jnp.where(mine, found, position))) for leaf, mine, position in rows]
+def _search(leaf: Ranked, rank: Array, key: Array) -> Array:
+    return ties.search(leaf, rank, key).position
+
+
+def _keep(leaf: Array, guard: Cut | None, last: Array, key: Array, dtype: np.dtype) -> tuple[Array, Array]:
+    """The mask of what lies above a cut, and how much that is."""
+    mask = order.keeps(Ranked(leaf, dtype, guard), Cut(key, last))
+    return mask, jnp.sum(mask, dtype=jnp.uint32)

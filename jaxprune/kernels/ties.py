@@ -15,43 +15,66 @@ from jaxprune.base import Array
 from jaxprune.kernels import bisection, radix
 from jaxprune.kernels.batching import one_at_a_time
 from jaxprune.kernels.float_keys import Cut, Ranked, flat_index
+from jaxprune.kernels.sharding import explicit_spec
 
-_BEYOND = np.uint32(2**32 - 1)  # every flat index lies before it
+BEYOND = 2**32 - 1  # every flat index lies before it
 _SMALL = 1 << 16  # elements up to which a bisection is as fast as a histogram; it compiles sooner
+_JOINED = 1 << 22  # elements of small leaves in one
+
+
+def join(leaves: Sequence[Ranked]) -> tuple[list[Ranked], list[list[int]]]:
+    """Small neighbours as one leaf, as copying takes less than compiling, and the sizes of what each is made of."""
+    runs: list[list[Ranked]] = []
+    room = 0
+    for leaf in leaves:
+        size = leaf.values.size
+        small = size <= _SMALL and leaf.guard is None and not any(explicit_spec(leaf.values))
+        if small and size <= room:
+            runs[-1].append(leaf)
+            room -= size
+        else:
+            runs.append([leaf])
+            room = _JOINED - size if small else 0
+    joined = [_as_one(run) if len(run) > 1 else run[0] for run in runs]
+    return joined, [[leaf.values.size for leaf in run] for run in runs]
 
 
 @jax.jit
-def count_from(leaf: Ranked, key: Array) -> tuple[Array, Array]:
-    """How many elements have a higher key, and how many have this one: uint32."""
-    keys = lax.stop_gradient(leaf).keys()
-    return jnp.sum(keys > key, dtype=jnp.uint32), jnp.sum(keys == key, dtype=jnp.uint32)
+def _as_one(run: list[Ranked]) -> Ranked:
+    dtype = run[0].dtype
+    return Ranked(jnp.concatenate([leaf.values.astype(dtype).ravel() for leaf in run]), dtype)
 
 
-def after_ties(leaves: list[Ranked], key: Array, rest: Array) -> list[Array]:
-    """For each leaf, the flat index before which its elements of this key go, if ``rest`` of them go in all leaves.
+def positions(leaves: list[Ranked], sizes: list[list[int]], key: Array, rest: Array) -> list[Array]:
+    """For each leaf that was joined, the flat index before which its elements of this key go, ``rest`` in all.
 
     All that tells one leaf from the next is how many of these elements ``passed`` before it, a number that the sum over
-    the leaf before has made: XLA compiles equal programs of leaves once, and those that hold a number of their own, or
-    cut it out of an array, are not equal.
+    the leaf before has made, and which is opaque outside of the branch: XLA compiles equal programs of leaves once, and
+    those that hold a number of their own, or cut it out of an array, are not equal.
     """
 
-    def find(leaves: list[Ranked], key: Array, rest: Array) -> tuple[list[Array], Array]:
+    def find(leaves: list[Ranked], key: Array, rest: Array) -> list[Array]:
         passed = [jnp.zeros((), jnp.uint32)]
         for leaf in leaves:
             passed.append(_pass(leaf, key, passed[-1]))
         here = [(before <= rest) & (rest < after) for before, after in pairwise(passed)]
         rank = rest - jnp.max(jnp.stack([jnp.where(before <= rest, before, np.uint32(0)) for before in passed]))
-        return passed, index_in(leaves, key, here, rank)
+        index = index_in(leaves, key, here, rank)
+        lasts = []
+        for (before, after), parts in zip(pairwise(passed), sizes, strict=True):
+            last = jnp.where(after <= rest, np.uint32(BEYOND), jnp.where(before <= rest, index, np.uint32(0)))
+            for size in map(np.uint32, parts):
+                lasts.append(last)
+                last = jnp.where(last > size, last - size, np.uint32(0))
+        return lasts
 
-    def nothing(leaves: list[Ranked], *_: Any) -> tuple[list[Array], Array]:
-        return [jnp.ones((), jnp.uint32) for _ in range(len(leaves) + 1)], jnp.zeros((), jnp.uint32)
+    def nothing(*_: Any) -> list[Array]:
+        return [jnp.zeros((), jnp.uint32) for parts in sizes for _ in parts]
 
-    def needed(leaves: list[Ranked], key: Array, rest: Array) -> tuple[list[Array], Array]:
+    def needed(leaves: list[Ranked], key: Array, rest: Array) -> list[Array]:
         return lax.cond(rest > 0, find, nothing, leaves, key, rest)
 
-    passed, index = one_at_a_time(needed)(lax.stop_gradient(leaves), key, rest)
-    partly = (jnp.where(before <= rest, index, np.uint32(0)) for before in passed[:-1])
-    return [jnp.where(after <= rest, _BEYOND, some) for after, some in zip(passed[1:], partly, strict=True)]
+    return one_at_a_time(needed)(leaves, key, rest)
 
 
 @jax.jit
