@@ -19,7 +19,7 @@ from jaxprune.quantization.arrays.coded import QArray
 from jaxprune.quantization.arrays.protocol import dequantize
 from jaxprune.quantization.integers import choose_qparams, fake_quant, fixed_point, quantize
 from jaxprune.reports import report
-from jaxprune.sweeps import grid, pareto_front, sweep
+from jaxprune.sweeps import grid, pareto_front, search, sensitivity, sweep
 
 if TYPE_CHECKING:
     from jaxprune import calibration, structure, training
@@ -30,8 +30,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Compressed", "Pruned", "QArray", "QParams", "QuantSpec", "calibration", "choose_qparams", "codebook",
     "compress", "dequantize", "fake_quant", "files", "fixed_point", "grid", "load", "masks", "pareto_front",
-    "prune", "quantization", "quantize", "report", "reports", "saliency", "save", "schedules", "shrink",
-    "structure", "sweep", "threshold_prune", "training",
+    "prune", "quantization", "quantize", "report", "reports", "saliency", "save", "schedules", "search", "sensitivity",
+    "shrink", "structure", "sweep", "threshold_prune", "training",
 ]  # fmt: skip
 
 

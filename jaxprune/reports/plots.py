@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune.host import library
 from jaxprune.reports.page import around, brief, visible
-from jaxprune.sweeps import column, host_settings, pareto_front
+from jaxprune.sweeps.sweeping import column, host_settings, pareto_front
 
 if TYPE_CHECKING:
     from jaxprune.reports.summary import Report, Row

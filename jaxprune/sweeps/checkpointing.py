@@ -33,10 +33,10 @@ def describe(settings: Any, args: Any, results: Any) -> dict[str, Any]:
     """What a checkpoint must agree on before it is continued: digests of the inputs, and the layout of the results."""
     leaves = jax.tree_util.tree_leaves_with_path(results)
     layout = [[jax.tree_util.keystr(path), leaf.dtype.name, list(leaf.shape)] for path, leaf in leaves]
-    return {"format": _FORMAT, "settings": _digest(settings), "args": _digest(args), "result": layout}
+    return {"format": _FORMAT, "settings": digest(settings), "args": digest(args), "result": layout}
 
 
-def _digest(tree: Any) -> str:
+def digest(tree: Any) -> str:
     """SHA-256 of the paths, shapes, dtypes and values of the leaves (no values of arrays that other hosts hold)."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
