@@ -95,6 +95,7 @@ def _machine() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "numpy": np.__version__,
         "qwix": _version("qwix"),
+        "keras": _version("keras"),
         "torch": _version("torch"),
     }
 

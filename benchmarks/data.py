@@ -7,6 +7,9 @@ original one, for sentences that calibration has not seen; of files, after they 
 docstrings), three times, the test on 2,000 others, and across domains; else on docstrings of some packages, and others.
 
     pip download --no-deps --no-binary :all: -d data vaderSentiment==3.3.2
+
+Qwix's and Keras's GPTQ and AWQ get the same matrices and the same statistics, where they are installed
+(``pip install -e '.[bench]'``).
 """
 
 import sys
@@ -21,6 +24,7 @@ import random
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from benchmarks import _qwix
+from benchmarks import _calibrators
 from benchmarks._report import Table, Target, options, report
 from benchmarks._timer import Case, measure, ratio
 from examples import minilm
@@ -36,6 +40,7 @@ from examples import minilm
 VADER = pathlib.Path("data/vaderSentiment-3.3.2.tar.gz")
 PACKAGES = ("numpy", "scipy", "jax", "optax", "flax")
 CHANNELS = jp.QuantSpec(axis="units", calibration=jp.quantization.mean_squared_error())
+GROUPS = jp.QuantSpec(block_size=128, calibration=jp.quantization.mean_squared_error())
 KERNELS = "layer_*/*/kernel"
 STEPS = (-7.75, -8.25, -8.75, -9.25, -9.75)  # log2
 #: Bytes of ``jp.compress(params, bits, quantizer="trellis", side="int8")``, as they were at b58ca0b.
@@ -82,10 +87,11 @@ def main() -> None:
         halves = {"docstrings": ["docstrings"], "reviews and news": [name for name in sources if name != "docstrings"]}
         across = dict(_across(params, path, sources, halves, few * 5, many))
         print("calibrated on, tested on:", across)
-    rows, more = _timings(params, stats, data, test)
+    rows, more = _timings(params, stats, data)
+    others, beside = _peers(params, stats, data, test)
     sizes = {"sources": list(sources), "draws": draws, "calibration": few * len(sources), "test": many * len(sources)}
     tables = [Table("A batch of 32 sentences", rows)]
-    report(arguments, "data", sizes, tables, targets + more, results=mean | fixed | across)
+    report(arguments, "data", sizes, tables, targets + more + beside, results=mean | fixed | across | others)
 
 
 class Test:
@@ -256,7 +262,7 @@ def _across(
             yield f"encode, step 2**-9: {name}, {other}", test.cosine(codes)
 
 
-def _timings(params: Any, stats: Any, data: Sequence[minilm.Batch], test: Test) -> tuple[Any, list[Target]]:
+def _timings(params: Any, stats: Any, data: Sequence[minilm.Batch]) -> tuple[Any, list[Target]]:
     batch = data[0]
     rows = measure(
         Case("forward pass", lambda: minilm.embed(params, [batch])),
@@ -279,17 +285,29 @@ def _timings(params: Any, stats: Any, data: Sequence[minilm.Batch], test: Test) 
         Target("seconds: coded rounding, 36 matrices", seconds["coded rounding"], "<=", 8),
         Target("seconds: SparseGPT, 36 matrices", seconds["SparseGPT"], "<=", 12),
     ]
-    peer = _qwix.gptq(params, stats)
-    if peer is None:
-        return rows, targets
-    theirs, took = peer
-    ours = jp.calibration.fake_quant(params, stats, 4, where=KERNELS)
-    lost = (1 - test.cosine(ours)) / (1 - test.cosine(theirs))
-    return rows, [
-        *targets,
-        Target("1 - cosine: GPTQ, 4 bits / Qwix's", lost, "<=", 1),
-        Target("seconds: GPTQ, 4 bits / Qwix's", seconds["GPTQ"] / took, "<=", 1),
-    ]
+    return rows, targets
+
+
+def _peers(params: Any, stats: Any, data: Sequence[minilm.Batch], test: Test) -> tuple[dict[str, float], list[Target]]:
+    """All 36 matrices in groups of 128 by others, whose calibration has to change what they give, and by GPTQ here."""
+    lost, seconds, targets = {}, {}, []
+    for bits in (4, 3):
+        solve = partial(jp.calibration.fake_quant, params, stats, bits, spec=GROUPS, where=KERNELS)
+        lost[f"GPTQ, {bits} bits"], seconds[f"GPTQ, {bits} bits"] = 1 - test.cosine(solve()), _seconds(solve)
+    means = _calibrators.mean_magnitudes(params, data)
+    for name, widths, method in _calibrators.methods():
+        share = _calibrators.changed_by_data(method, 4, params, stats, means)
+        assert share > 0.01, f"{name} does not look at data"
+        for bits in widths:
+            own, ours = f"{name}, {bits} bits", f"GPTQ, {bits} bits"
+            small, seconds[own] = _calibrators.compressed(method, bits, params, stats, means)
+            lost[own] = 1 - test.cosine(small)
+            targets.append(Target(f"1 - cosine: {ours} / {name}", lost[ours] / lost[own], "<=", 1))
+            targets.append(Target(f"seconds: {ours} / {name}", seconds[ours] / seconds[own], "<=", 1))
+            print(f"{own}: {share:.0%} of the codes of a matrix are of the data", flush=True)
+    for name, value in lost.items():
+        print(f"groups of 128: {name:24s} 1 - cosine {value:.4f}  {seconds[name]:7.1f} s", flush=True)
+    return {f"1 - cosine: {name}, groups of 128": value for name, value in lost.items()}, targets
 
 
 def _seconds(call: Callable[[], Any]) -> float:

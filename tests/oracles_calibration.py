@@ -96,3 +96,36 @@ def sparsegpt(weights, gram, sparsity, block, rounded=lambda row: row):
         for i in range(start, end):
             done[i] = np.where(keep[i - start], rounded(refitted(weights, done, gram, i)[0]), 0)
     return done
+
+
+def magnitudes(histogram, largest, each=64):
+    """Numbers spread evenly within the bins of an eighth of an octave, and how many each of them stands for."""
+    ends = np.minimum((np.arange(2041, dtype=np.uint32) << 20).view(np.float32).astype(np.float64), largest)
+    some = np.flatnonzero(histogram)
+    inside = (np.arange(each) + 0.5) / each
+    numbers = ends[some, None] + inside * np.diff(ends)[some, None]
+    counts = np.repeat(np.asarray(histogram, np.float64)[some, None] / each, each, 1)
+    return numbers.ravel(), counts.ravel()
+
+
+def percentile(numbers, counts, q):
+    return np.interp(q / 100 * counts.sum(), np.cumsum(counts), numbers)
+
+
+def squared_error(numbers, counts, high, bits):
+    top = 2 ** (bits - 1) - 1
+    rounded = np.minimum(np.round(numbers / high * top), top) * high / top
+    return np.sum(counts * (numbers - rounded) ** 2)
+
+
+def divergence(counts, bins, levels):
+    """As in the slides on TensorRT: of the first ``bins`` of linear ones, outliers in the last, from as many levels."""
+    reference = counts[:bins].copy()
+    reference[-1] += counts[bins:].sum()
+    rounded = np.zeros(bins)
+    for level in range(levels):
+        own = [k for k in range(bins) if k * levels // bins == level and counts[k] > 0]
+        rounded[own] = counts[own].sum() / max(len(own), 1)
+    p, q = reference / reference.sum(), rounded / rounded.sum()
+    with np.errstate(divide="ignore"):
+        return sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)

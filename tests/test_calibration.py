@@ -16,8 +16,10 @@ from jaxprune.calibration import (
     coding,
     collect,
     correct_biases,
+    divergence,
     encode,
     fake_quant,
+    input_qparams,
     leaves,
     merge,
     obd,
@@ -361,6 +363,93 @@ def test_ranges_of_the_least_error_of_outputs(stats):
     assert np.isclose(small["kernel"].dense(), want, rtol=1e-5).mean() >= 0.99
     np.testing.assert_array_equal(fake_quant(LAYER, stats, 3, spec=spec)["kernel"], small["kernel"].dense())
     assert len({*best}) > 1 and loss(jp.dequantize(small)) < 0.9 * loss(fake_quant(LAYER, stats, 3))
+
+
+def test_percentiles_clip_weights_that_are_fitted_to_data(stats):
+    spec = jp.QuantSpec(axis="units", calibration=jp.quantization.percentile(95.0))
+    scale = np.percentile(abs(np.asarray(LAYER["kernel"], np.float64)), 95.0, 0) / 7
+    want = oracles.gptq(LAYER["kernel"], stats.inputs["kernel"].gram[0], scale[None], 7)
+    assert np.isclose(fake_quant(LAYER, stats, 4, spec=spec)["kernel"], want, rtol=1e-5).mean() >= 0.99
+
+
+def outliers(rows, scale):
+    """Rectified numbers, half of them 0, and a few that are far away."""
+    x = np.maximum(np.random.default_rng(rows).normal(size=(rows, 8)), 0) * scale
+    x[:3, 0] = 40 * scale
+    return x.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def of_outliers():
+    """Of two layers of a scan: the inputs of the second are larger."""
+    x = outliers(4000, 1.0)
+    function = lambda p, x: jax.lax.scan(lambda x, w: (x * 3, x @ w), jnp.asarray(x), p)[1]  # noqa: E731
+    stats = collect(function, jnp.ones((2, 8, 1)), x, want=["histogram"])
+    return stats, [abs(x).ravel(), abs(x * 3).ravel()]
+
+
+@pytest.mark.parametrize("q", [100.0, 99.9, 50.0, 10.0])
+def test_percentiles_of_inputs(of_outliers, q):
+    stats, numbers = of_outliers
+    scale, _ = input_qparams(stats, 8, spec=jp.QuantSpec(calibration=jp.quantization.percentile(q)))[""]
+    for found, own, histogram in zip(np.asarray(scale) * 127, numbers, stats.inputs[""].histogram, strict=True):
+        want = oracles.percentile(*oracles.magnitudes(histogram, own.max()), q)
+        np.testing.assert_allclose(found, want, rtol=2e-3, atol=1e-30)
+        np.testing.assert_allclose(found, np.percentile(own, q), rtol=0.05)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_ranges_of_inputs_of_least_squared_error(of_outliers, bits):
+    stats, numbers = of_outliers
+    ratios = tuple(i / 25 for i in range(25, 0, -1))
+    spec = jp.QuantSpec(calibration=jp.quantization.mean_squared_error(ratios))
+    scale, zero = input_qparams(stats, bits, spec=spec)[""]
+    for found, own, histogram in zip(scale, numbers, stats.inputs[""].histogram, strict=True):
+        spread = oracles.magnitudes(histogram, own.max(), 4096)
+        costs = [oracles.squared_error(*spread, ratio * own.max(), bits) for ratio in ratios]
+        high = ratios[int(np.argmin(costs))] * own.max()
+        np.testing.assert_allclose(float(found) * (2 ** (bits - 1) - 1), high, rtol=1e-5)
+        each = [oracles.squared_error(own, np.ones(own.size), ratio * own.max(), bits) for ratio in ratios]
+        assert oracles.squared_error(own, np.ones(own.size), high, bits) <= 1.02 * min(each)
+    assert not zero.any()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_ranges_of_inputs_of_least_divergence(of_outliers, bits):
+    stats, numbers = of_outliers
+    ratios = tuple(i / 32 for i in range(32, 1, -1))
+    scale, _ = input_qparams(stats, bits, spec=jp.QuantSpec(calibration=divergence(ratios)))[""]
+    for found, own, histogram in zip(scale, numbers, stats.inputs[""].histogram, strict=True):
+        spread, counts = oracles.magnitudes(histogram, own.max(), 4096)
+        linear, _ = np.histogram(spread, 2048, (0, own.max()), weights=np.where(spread > 1e-30, counts, 0))
+        levels = 2 ** (bits - 1)
+        costs = [oracles.divergence(linear, round(r * 2048), levels) if r * 2048 >= levels else np.inf for r in ratios]
+        np.testing.assert_allclose(float(found) * (levels - 1), ratios[int(np.argmin(costs))] * own.max(), rtol=1e-5)
+    assert float(scale[1] * (levels - 1)) < 0.5 * numbers[1].max()
+
+
+def test_ranges_of_inputs_are_traced_and_refuse_what_magnitudes_do_not_say(of_outliers):
+    stats, numbers = of_outliers
+    several = jnp.array([4, 8])
+    for calibration in (None, jp.quantization.mean_squared_error(), divergence((1.0, 0.5))):
+        spec = jp.QuantSpec(calibration=calibration)
+        many = jax.jit(jax.vmap(lambda bits, spec=spec: input_qparams(stats, bits, spec=spec)[""].scale))(several)
+        for one, bits in zip(many, several, strict=True):
+            np.testing.assert_allclose(one, input_qparams(stats, bits, spec=spec)[""].scale, rtol=1e-6)
+    np.testing.assert_allclose(input_qparams(stats, 8)[""].scale * 127, [own.max() for own in numbers], rtol=1e-6)
+    x = jnp.asarray(outliers(4000, 1.0)[:, :1])
+    clipped = jp.fake_quant(x, 8, qparams=jax.tree.map(lambda one: one[0], input_qparams(stats, 8)[""]))
+    assert float(abs(clipped - x).max()) <= 20.2 / 127
+    for spec in (jp.QuantSpec(symmetric=False), jp.QuantSpec(axis=0), jp.QuantSpec(calibration=lambda *_: None)):
+        with pytest.raises(ValueError, match="statistics hold magnitudes"):
+            input_qparams(stats, 8, spec=spec)
+    with pytest.raises(ValueError, match="hold no histograms"):
+        input_qparams(replace(stats, inputs={"": replace(stats.inputs[""], histogram=None)}), 8, spec=PERCENT)
+    with pytest.raises(ValueError, match="bits must be in"):
+        input_qparams(stats, 1)
+
+
+PERCENT = jp.QuantSpec(calibration=jp.quantization.percentile(99.0))
 
 
 @pytest.mark.parametrize("spec", [PLAIN, jp.QuantSpec(symmetric=False, block_size=15)])

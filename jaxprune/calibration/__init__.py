@@ -1,5 +1,6 @@
 """Compression that looks at data: statistics of what products multiply parameters with, and what to make of them."""
 
+from jaxprune.calibration.activations import divergence, input_qparams
 from jaxprune.calibration.biases import correct_biases
 from jaxprune.calibration.clipping import output_error
 from jaxprune.calibration.coding import encode
@@ -14,8 +15,10 @@ __all__ = [
     "Statistics",
     "collect",
     "correct_biases",
+    "divergence",
     "encode",
     "fake_quant",
+    "input_qparams",
     "merge",
     "obd",
     "obs",
