@@ -48,7 +48,9 @@ class Search:
         base = table.alone()
         self.offsets = {name: self.value(name, base) - choosing.total(self.costs[name], base) for name in wanted.costs}
         for name in {"bytes"} & wanted.limits.keys():
-            if (least := self.costs[name].min(axis=1).sum() + self.offsets[name]) > 1.001 * wanted.limits[name]:
+            if (least := self.value(name, tuple(self.costs[name].argmin(axis=1).tolist()))) > 1.01 * wanted.limits[
+                name
+            ]:
                 said = f"{wanted.said(name)} contradicts what there is: the smallest settings take {least:,.0f}"
                 raise ValueError(f"{said}; raise it or add smaller settings to methods")
         self.allowed = wanted.limits.get("loss", np.inf)  # of the loss; lower where a quality needs it
@@ -142,6 +144,8 @@ class Search:
             values |= {name: self.value(name, choice) for name in self.wanted.qualities}
             excess = sum(self.wanted.excess(name, values[name]) for name in self.wanted.qualities)
         self.tried[choice] = Tried(choice, values, excess)
+        # Headers name each kind of array once, and costs need not add up: as far off as here, others will be too.
+        self.offsets |= {name: values[name] - choosing.total(table, choice) for name, table in self.costs.items()}
         return True
 
     def merit(self, choice: Choice) -> tuple[float, ...]:

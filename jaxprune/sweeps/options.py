@@ -58,8 +58,8 @@ class Options(NamedTuple):
       options: of which the first is to leave things as they are.
       leaves: those that take part.
       rest: the other leaves, by their number, compressed.
-      nbytes: float64 [groups, options], what the leaves of a group take in a file; infinite where a method has left all
-        of them as they are.
+      nbytes: float64 [groups, options], what the leaves of a group take in a file, without its header; infinite where a
+        method has left all of them as they are.
     """
 
     flat: tree.Selection

@@ -23,7 +23,7 @@ class Sensitivity:
       groups: the names of the groups, [G]; the leaves of a group, between commas, share one decision.
       options: [K], each with ``method`` and ``setting``; the first is a leaf as it is.
       loss: float64 [G, K], of the whole parameters with one group changed; infinite where a method changes nothing.
-      nbytes: float64 [G, K], of the group in a file, exactly; likewise.
+      nbytes: float64 [G, K], of the group in a file, without its header; likewise.
       base: the loss of the parameters as they are.
     """
 
