@@ -354,6 +354,15 @@ def fake_quant_symmetric(x, bits, axis=None, block_size=None, clip=1.0, scale=No
     return _fake_quant(x, one_range, axis, block_size)
 
 
+def fake_quant_short(x, bits, axis=-1):
+    """As files are quantized by default: a scale an index of ``axis``, rounded up to three binary digits."""
+    top, others = F32(2 ** (bits - 1) - 1), tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    fraction, exponent = np.frexp(np.abs(x).max(others, keepdims=True).astype(F32) / top)
+    scale = np.ldexp(np.ceil(fraction * 16) / 16, exponent).astype(F32)
+    codes = np.divide(x.astype(F32), scale, where=scale > 0, out=np.zeros(x.shape, F32))
+    return (np.clip(np.rint(codes), -top, top) * scale + F32(0)).astype(x.dtype)
+
+
 def fake_quant_asymmetric(x, bits, axis=None, block_size=None):
     """(asymmetric_codes - zero_point) * scale for each range, float32 then cast back once; as above otherwise."""
 

@@ -9,6 +9,7 @@ import sys
 import jax
 import ml_dtypes
 import numpy as np
+import oracles
 import pytest
 
 import jaxprune as jp
@@ -73,15 +74,21 @@ def wide(name):
     return LEAVES[name].astype(np.float64)
 
 
-def entropy(codes):
-    counts = np.unique(codes, return_counts=True)[1]
-    return -np.sum(counts / codes.size * np.log2(counts / codes.size))
+UNITS = {"model.a.weight": 1, "model.b.weight": 0, "model.c.weight": 0}  # the axis that indexes them
 
 
-def codes_of(array, bits):
-    top = np.float32(2 ** (bits - 1) - 1)
-    array = array.astype(np.float32)
-    return np.rint(array / (np.abs(array).max() / top))
+def short(name, array, bits):
+    """Codes with a scale a unit, as files have them unless they are told otherwise."""
+    return oracles.fake_quant_short(np.asarray(array), bits, UNITS[name])
+
+
+def relative(pairs):
+    error, norm = (sum(np.sum(part) for part in parts) for parts in zip(*pairs, strict=True))
+    return np.sqrt(error / norm)
+
+
+def apart(name, after):
+    return (np.asarray(after, np.float64) - wide(name)) ** 2, wide(name) ** 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -99,19 +106,37 @@ def test_inspect_against_numpy(model, call):
         assert (row["parameters"], row["bytes"]) == (leaf.size, leaf.nbytes)
         assert (row["zeros"], row["nan"], row["inf"]) == (np.sum(wide(name) == 0), 0, 0)
         assert row["absmax"] == np.abs(wide(name)).max() and row["selected"] == (name in KERNELS)
-        assert ("entropy_8" in row) == (name != "model.ids")
-        for bits in (8, 4) if "entropy_8" in row else ():
-            coded = entropy(codes_of(leaf, bits))
-            assert row[f"entropy_{bits}"] == pytest.approx(coded, rel=1e-9, abs=1e-12)
-            assert row[f"fixed_bytes_{bits}"] == np.ceil(leaf.size * bits / 8) + 4
-            assert row[f"coded_bytes_{bits}"] == np.ceil(leaf.size * row[f"entropy_{bits}"] / 8) + 4
+        for bits in (8, 4) if name in KERNELS else ():
+            wanted = relative([apart(name, short(name, leaf, bits))])
+            assert row[f"relative_error_{bits}"] == pytest.approx(wanted, rel=1e-6) and not row[f"ruined_{bits}"]
     total = found["total"]
     assert (total["parameters"], total["bytes"]) == (sum(leaf.size for leaf in LEAVES.values()), BYTES)
     assert total["zeros"] == sum(np.sum(leaf == 0) for leaf in LEAVES.values())
     assert total["absmax"] == max(np.abs(wide(name)).max() for name in LEAVES if name != "model.ids")
-    rest = sum(leaf.nbytes for name, leaf in LEAVES.items() if name not in KERNELS)
-    for key in ("fixed_bytes_8", "coded_bytes_8", "fixed_bytes_4", "coded_bytes_4"):
-        assert total[key] == rest + sum(rows[name][key] for name in KERNELS)
+    for bits in (8, 4):
+        made = call("compress", model, "-o", "small.jp", f"--bits={bits}", "--force", "--json")
+        assert total[f"coded_bytes_{bits}"] == os.path.getsize("small.jp")
+        sizes = {row["name"]: row["bytes_after"] for row in made["leaves"]}
+        assert sizes == {name: row[f"coded_bytes_{bits}"] for name, row in rows.items()}
+
+
+def test_inspect_marks_what_is_ruined(tmp_path, monkeypatch, call, fails):
+    """The total leaves it as it is, and compress does not write it."""
+    monkeypatch.chdir(tmp_path)
+    wild = RNG.normal(size=(400, 30)).astype(np.float32)
+    wild[0] = 30  # beside which all else of each unit becomes 0 at 4 bits
+    checkpoints.write("wild.npz", {"wild": wild})
+    found = call("inspect", "wild.npz", "--json")
+    (row,), total = found["leaves"], found["total"]
+    assert row["ruined_4"] and not row["ruined_8"] and row["relative_error_4"] > 0.5 > row["relative_error_8"]
+    call("compress", "wild.npz", "-o", "whole.jp")
+    assert total["coded_bytes_4"] == os.path.getsize("whole.jp") > 10 * row["coded_bytes_4"]
+    assert f"!{row['coded_bytes_4']:,}" in call("inspect", "wild.npz")
+    said = fails("compress", "wild.npz", "-o", "w.jp", "--bits", "4")
+    assert f"has a relative error of {row['relative_error_4']:.2f}, above 0.5, most of 'wild'" in said
+    assert "--bits, --eval or --calibrate, or --force" in said
+    call("compress", "wild.npz", "-o", "w.jp", "--bits", "4", "--force")
+    call("compress", "wild.npz", "-o", "v.jp", "--bits", "8", "--sparsity", "0.98")  # which was asked for
 
 
 def test_inspect_warns(tmp_path, call):
@@ -144,9 +169,8 @@ def test_inspect_draws_a_table(model, call):
     kernel = LEAVES["model.a.weight"]
     row = next(line for line in lines if "a.weight" in line)
     assert row.split()[:8] == ["*", "model.a.weight", "8x12", "0>1", "float32", "96", "384", "8"]
-    assert row.split()[9:12] == [f"{np.abs(kernel).max():.4g}"] + [
-        f"{entropy(codes_of(kernel, b)):.2f}" for b in (8, 4)
-    ]
+    errors = [relative([apart("model.a.weight", short("model.a.weight", kernel, b))]) for b in (8, 4)]
+    assert row.split()[9:12] == [f"{np.abs(kernel).max():.4g}", *(f"{error:.2g}" for error in errors)]
     assert any(line.split()[:3] == ["total", f"{sum(x.size for x in LEAVES.values())}", f"{BYTES:,}"] for line in lines)
 
 
@@ -157,7 +181,8 @@ def test_inspect_draws_a_table(model, call):
 def test_compress_decompress_diff(model, call):
     found = call("compress", model, "-o", "small.jp", "--sparsity=0.5", "--bits=4", "--scope=global", "--json")
     params = {name: LEAVES[name] for name in KERNELS}
-    wanted = jp.fake_quant(jp.prune(params, 0.5, scope="global").params, 4)
+    pruned = jp.prune(params, 0.5, scope="global").params
+    wanted = {name: short(name, pruned[name], 4) for name in KERNELS}
     loaded = jp.load("small.jp")
     assert set(loaded) == set(LEAVES)
     for name, leaf in LEAVES.items():
@@ -288,6 +313,7 @@ def test_n_of_m_units_and_blocks_follow_the_layout(layouts, call):
     for options, spec in (
         (("--block-size", "4"), jp.QuantSpec(block_size=4)),
         (("--axis", "units"), jp.QuantSpec(axis="units")),
+        (("--axis", "leaf"), jp.QuantSpec()),
     ):
         wanted = jp.fake_quant(params, 4, spec=spec, layout=said)
         call("compress", "model.npz", "-o", "c.jp", "--bits", "4", *options, *SAID, "--force")
@@ -297,9 +323,7 @@ def test_n_of_m_units_and_blocks_follow_the_layout(layouts, call):
         settings = [(params, None), (params, 4), (pruned, None), (pruned, 4)]
         for row, (before, bits) in zip(tried["settings"], settings, strict=True):
             after = before if bits is None else jp.fake_quant(before, bits, spec=spec, layout=said)
-            mask = kept if before is pruned else None
-            report = jp.report(params, after, masks=mask, bits=bits, spec=spec, layout=said)
-            assert row["bytes"] == report.total.coded_bytes
+            report = jp.report(params, after, layout=said)
             assert row["relative_error"] == pytest.approx(report.total.relative_error, rel=1e-6, abs=1e-9)
         assert "2:4" in call("sweep", "model.npz", "--sparsity", "2:4", "--bits", "4", *options, *SAID)
 
@@ -319,7 +343,8 @@ def test_names_are_data(model, call):
     checkpoints.write("odd.npz", leaves)
     call("compress", "odd.npz", "-o", "odd.jp", "--sparsity=0.5", "--bits=4")
     call("decompress", "odd.jp", "-o", "back.safetensors")
-    wanted = jp.fake_quant(jp.prune({"a": leaves["/m/MatMul"], "b": leaves[""], "c": leaves["/"]}, 0.5).params, 4)
+    pruned = jp.prune({"a": leaves["/m/MatMul"], "b": leaves[""], "c": leaves["/"]}, 0.5).params
+    wanted = {key: oracles.fake_quant_short(np.asarray(leaf), 4) for key, leaf in pruned.items()}
     read = {name: leaf.read() for name, leaf in checkpoints.open("back.safetensors").leaves.items()}
     assert set(read) == set(leaves) and np.array_equal(read["n"], leaves["n"])
     assert all(np.array_equal(read[name], wanted[key]) for name, key in (("/m/MatMul", "a"), ("", "b"), ("/", "c")))
@@ -513,17 +538,20 @@ def test_sweep_against_numpy(model, call):
     found = call(*argv, "--json", "--png", "curve.png")
     assert open("curve.png", "rb").read(8) == b"\x89PNG\r\n\x1a\n"
     tree = {name: LEAVES[name] for name in KERNELS[:2]}
-    rest = BYTES - sum(leaf.nbytes for leaf in tree.values())
-    norm = sum(np.sum(wide(name) ** 2) for name in tree)
     rows = found["settings"]
     assert [(row["sparsity"], row["bits"]) for row in rows] == [(s, b) for s in (0, 0.5) for b in (None, 8, 3)]
     for row in rows:
-        pruned, masks = jp.prune(tree, row["sparsity"], scope="leaf")
-        after = pruned if row["bits"] is None else jp.fake_quant(pruned, row["bits"])
-        size = jp.report(tree, after, masks=masks, bits=row["bits"]).total.coded_bytes
-        error = sum(np.sum((wide(name) - np.asarray(after[name], np.float64)) ** 2) for name in tree)
-        assert row["bytes"] == size + rest
-        assert row["relative_error"] == pytest.approx(np.sqrt(error / norm), rel=1e-5, abs=1e-9)
+        after = dict(jp.prune(tree, row["sparsity"], scope="leaf").params)
+        after |= {} if row["bits"] is None else {name: short(name, after[name], int(row["bits"])) for name in after}
+        error = relative([apart(name, after[name]) for name in tree])
+        assert row["relative_error"] == pytest.approx(error, rel=1e-5, abs=1e-9)
+        options = [
+            "--exclude=*c.weight",
+            f"--sparsity={row['sparsity']}",
+            *[f"--bits={row['bits']}"] * bool(row["bits"]),
+        ]
+        call("compress", model, "-o", "small.jp", "--force", *options)
+        assert row["bytes"] == os.path.getsize("small.jp")
     best = [not any(o["bytes"] <= r["bytes"] and o["relative_error"] < r["relative_error"] for o in rows) for r in rows]
     assert [row["front"] for row in rows] == best
     assert "* is on the front" in call(*argv)

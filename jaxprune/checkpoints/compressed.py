@@ -35,7 +35,7 @@ def _read(path: Path, limit: float) -> Content:
 def _write(path: Path, content: Content) -> None:
     """Codes one leaf after the other without loss; what they take in the file is held in memory, not the arrays."""
     parts = {name: part for name, leaf in content.leaves.items() for name, part in code({name: leaf.read()}).items()}
-    write_compressed(path, replace(assemble(parts), metadata=dict(content.metadata)))
+    write_compressed(path, assemble(parts, content.metadata))
 
 
 def write_compressed(path: Path, compressed: Compressed) -> None:
@@ -51,9 +51,9 @@ def code(leaves: Mapping[str, np.ndarray], **options: Any) -> dict[str, Compress
     return dict(zip(tree_order(leaves), parts, strict=True))
 
 
-def assemble(parts: Mapping[str, Compressed]) -> Compressed:
-    """One tree of leaves that were compressed one by one, or some together."""
-    return join(stored_tree(parts))
+def assemble(parts: Mapping[str, Compressed], metadata: Mapping[str, str]) -> Compressed:
+    """One tree of leaves that were compressed one by one, or some together; what a file says beside them."""
+    return replace(join(stored_tree(parts)), metadata=dict(metadata))
 
 
 def tree_order(names: Iterable[str]) -> list[str]:

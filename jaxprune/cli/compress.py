@@ -2,18 +2,14 @@
 
 import argparse
 import math
-from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from jaxprune import checkpoints, files, host
 from jaxprune.checkpoints import Checkpoint, CheckpointError, compressed
-from jaxprune.cli import diff, recipe, shared
-from jaxprune.cli.recipe import Recipe
+from jaxprune.cli import attempts, data, diff, goals, recipe, shared, treatments
+from jaxprune.cli.attempts import Attempt
 
 _LOST = 0.9  # relative error; 1 is that of zeros alone
-_BATCH = 2**24  # bytes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +19,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="FILE", help="a TOML file of these options, with sections for patterns")
     group = parser.add_argument_group("what is lost", "Without any of these, nothing is.")
     recipe.add_options(group)
+    group = parser.add_argument_group("what is wished for", "Finds the step, or with --quantizer uniform the width.")
+    goals.add_options(group)
+    group.add_argument("--calibrate", metavar="MODULE:FUNCTION", help=data.ABOUT)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,56 +38,46 @@ def run(args: argparse.Namespace) -> None:
     if suffix not in compressed.FORMAT.suffixes:
         others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
         raise ValueError(f"{args.output}: compress writes jaxprune files, so end the name in .jp{others}")
-    said = recipe.from_options(args)
+    said, goal = recipe.from_options(args), goals.of(args)
     if args.recipe and said:
         raise ValueError(f"--recipe says everything: put {', '.join(said)} into {args.recipe} instead")
     opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
     checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     wanted = recipe.resolve(recipe.from_file(args.recipe) if args.recipe else said, opened.leaves)
-    made = replace(coded(wanted, args.progress), metadata=dict(opened.metadata))
+    params = data.params_of(wanted) if args.calibrate or args.eval else {}
+    before = goals.metric(args.eval, params) if args.eval else None
+    stats = data.statistics(args.calibrate, params) if args.calibrate else None
+    work = attempts.Work(wanted, opened.metadata, args.eval, params, stats, args.progress)
+    made = attempts.reached(work, goal) if goal else attempts.once(work)
     output = checkpoints.check_output(args.output, force=args.force)
     with host.written_whole(output, over_folder=args.force) as beside:
-        compressed.write_compressed(beside, made)
-        rows = _verified(made, str(beside), wanted, args.progress)
+        compressed.write_compressed(beside, made.made)
+        rows = _verified(made, str(beside), args.progress)
+        if not (args.force or args.eval or args.calibrate):
+            _refuse_ruins(rows)
         after = beside.stat().st_size
     found = {"path": args.output, "verified": True, "bytes_before": opened.file_bytes, "bytes_after": after}
     total = diff.total(rows) | {key: sum(row[key] for row in rows) for key in ("bytes_before", "bytes_after")}
-    found |= {"leaves": rows, "total": total, "left_out": wanted.left_out}
+    found |= {"leaves": rows, "total": total, "left_out": wanted.left_out, "goal": goal.said if goal else None}
+    found |= {"metric_before": before, "chosen": made.row, "attempts": made.tried}
     shared.show(args, found, _text(found), opened)
 
 
-def coded(wanted: Recipe, progress: bool) -> files.Compressed:
-    """All leaves, those of the recipe with its losses, coded one by one; their arrays are never in memory together."""
-
-    def array_of(name: str) -> np.ndarray:
-        array = wanted.leaves[name].read()
-        mask = wanted.mask(name, array)
-        return array if mask.all() else np.where(mask, array, np.zeros((), array.dtype))
-
-    def code(group: tuple[bool, dict[str, Any], list[str]]) -> dict[str, files.Compressed]:
-        meant, codes, names = group
-        arrays = {name: array_of(name) for name in names}
-        return compressed.code(arrays, side=wanted.side, where=lambda *_: meant, **codes)
-
-    def batches(names: list[str]) -> list[list[str]]:  # many small leaves take no longer than one of their size
-        return host.batches(names, lambda name: wanted.leaves[name].nbytes, _BATCH)
-
-    alike: dict[Any, list[str]] = {}  # leaves of one treatment are coded together
-    for name in wanted.leaves:
-        alike.setdefault((name in wanted.treatments, tuple(wanted.codes(name).items())), []).append(name)
-    groups = [
-        (meant, dict(codes), group)
-        for (meant, codes), names in alike.items()
-        for group in ([names] if dict(codes).get("quantizer") in recipe.TOGETHER else batches(names))
-    ]
-    parts = host.in_parallel(code, groups, "leaves", progress)
-    return compressed.assemble({name: part for group in parts for name, part in group.items()})
+def _refuse_ruins(rows: list[dict[str, Any]]) -> None:
+    """Raises if rounding to fixed widths loses more than half of what is rounded, and nobody looked at data."""
+    rounded = {row["name"]: row["rounded"] for row in rows if row["rounded"]}
+    error = diff.relative(rounded.values())
+    if error > treatments.RUINED:
+        worst = max(rounded, key=lambda name: rounded[name]["relative_error"])
+        said = f"rounding to these bits has a relative error of {error:.2f}, above {treatments.RUINED}"
+        most = f"most of {worst!r} ({rounded[worst]['relative_error']:.2f})"
+        raise ValueError(f"{said}, {most}; nothing was written: more --bits, --eval or --calibrate, or --force")
 
 
-def _verified(made: files.Compressed, path: str, wanted: Recipe, progress: bool) -> list[dict[str, Any]]:
+def _verified(made: Attempt, path: str, progress: bool) -> list[dict[str, Any]]:
     """Reads the file back: the bytes are those that were made, every leaf decodes, the untouched ones are equal."""
-    back, stored = checkpoints.open(path, max_bytes=math.inf), files.read(path)
-    if stored.to_bytes() != made.to_bytes():
+    back, stored, wanted = checkpoints.open(path, max_bytes=math.inf), files.read(path), made.wanted
+    if stored.to_bytes() != made.made.to_bytes():
         raise CheckpointError("the file reads back with other bytes; the disk or the memory is faulty")
     sizes = dict(zip(back.leaves, (leaf.nbytes for leaf in stored.leaves), strict=True))
     before = wanted.leaves
@@ -102,7 +91,10 @@ def _verified(made: files.Compressed, path: str, wanted: Recipe, progress: bool)
         sized = {"bytes_before": before[name].nbytes, "bytes_after": sizes[name]}
         by_axes = treatment and (treatment.keys() & {"n_of_m", "block_size"} or treatment.get("axis") == "units")
         axes = {"axes": str(wanted.axes[name] or "?")} if by_axes else {}
-        return found | sized | axes | {"treatment": treatment}
+        rounded = found if treatment and "bits" in treatment and treatment.get("quantizer") is None else None
+        if rounded and found["removed"]:  # pruning was asked for
+            rounded = diff.compared(wanted.pruned(name, before[name].read()), back.leaves[name].read())
+        return found | sized | axes | {"treatment": treatment, "rounded": rounded}
 
     return host.in_parallel(row, list(before), "read back", progress, lambda name: before[name].nbytes)
 
@@ -112,13 +104,19 @@ def _text(found: dict[str, Any]) -> str:
     forms = "{name} {shape} {axes} {bytes_before:,} {bytes_after:,} {smaller} {zeros:.1%} {width:.2f} "
     forms += "{relative_error:.3g}"
     total = _ratios(found["total"] | {"name": "total"})
+    chosen = found["chosen"]
     lines = [shared.table(heads, forms, [_ratios(row) for row in found["leaves"]], total, left=3), ""]
     if found["left_out"]:
         lines += [recipe.LEFT_OUT.format(shared.few(found["left_out"])), ""]
     lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
     if lost:
         lines += [f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {shared.few(lost)}"]
-        lines += ["Try a scale for each unit (--axis units), --scope leaf, more bits, or --exclude.", ""]
+        lines += ["Try --scope leaf, more bits, or --exclude.", ""]
+    if found["goal"]:
+        knob = next(f"{key} {chosen[key]:.4g}" for key in ("step", "bits") if key in chosen)
+        lines += [f"{found['goal'].capitalize()}: {knob}, after {len(found['attempts'])} attempts."]
+    if "metric" in chosen:
+        lines += [f"metric: {found['metric_before']:.6g} before, {chosen['metric']:.6g} after"]
     smaller = shared.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join([*lines, f"{found['path']}: {smaller}. Read back: every leaf is as it was coded."])
 

@@ -1,9 +1,11 @@
 """``jaxprune diff``: two checkpoints, leaf by leaf."""
 
 import argparse
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import checkpoints
 from jaxprune.checkpoints import Leaf
@@ -66,18 +68,28 @@ def run(args: argparse.Namespace) -> None:
 def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Sums over all leaves; the error over the floating ones, for indices would outweigh any weight."""
     floating = [row for row in rows if row["floating"]]
-    errors = sum(row["squared_error"] for row in floating), sum(row["squared_norm"] for row in floating)
     largest = max((row["max_error"] for row in floating), default=0.0)
     counts = {key: sum(row[key] or 0 for row in rows) for key in _COUNTS}
-    return counts | {"relative_error": measures.relative(*errors), "max_error": largest}
+    return counts | {"relative_error": relative(floating), "max_error": largest}
+
+
+def relative(rows: Collection[Mapping[str, Any]]) -> float:
+    """The relative error of leaves together."""
+    return measures.relative(*(sum(row[key] for row in rows) for key in ("squared_error", "squared_norm")))
 
 
 def measured(before: Leaf, after: Leaf, axes: Axes | None) -> dict[str, Any]:
     """What is known of a leaf when both its arrays have been read."""
-    found = measures.compare(before.read(), after.read(), axes.inputs if axes else None)
+    found = compared(before.read(), after.read(), axes.inputs if axes else None)
     row = {"name": before.name, "shape": list(before.shape), "dtype": before.dtype.name}
     row |= {"dtype_after": after.dtype.name, "floating": bool(jnp.issubdtype(before.dtype, jnp.inexact))}
-    return row | {"relative_error": found.relative_error, **found._asdict()}
+    return row | found
+
+
+def compared(before: np.ndarray, after: np.ndarray, inputs: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """The fields of a difference, and the relative error that they make."""
+    found = measures.compare(before, after, inputs)
+    return {"relative_error": found.relative_error, **found._asdict()}
 
 
 def _text(found: dict[str, Any], changed: bool) -> str:

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, host
-from jaxprune.checkpoints import Leaf
-from jaxprune.cli import shared
-from jaxprune.kernels.rounding import HUGE, TINY
+from jaxprune.checkpoints import Leaf, compressed
+from jaxprune.checkpoints.leaf import dtype_of
+from jaxprune.cli import recipe, shared, treatments
+from jaxprune.cli.treatments import Recipe
+from jaxprune.files import Compressed
 from jaxprune.layout import Axes
 from jaxprune.reports import measures
 
 _NOTES = """\
-H8, H4: entropy in bits a weight of the codes of jaxprune.quantize(leaf, 8 or 4): symmetric, one scale a leaf.
-8-bit, 4-bit: bytes of these codes at their entropy, and 4 for the scale. The total takes them for the leaves marked *,
-which compress works on by default (floating, rank 2 and more), and all other leaves as they are.
+error 8, error 4: relative error of the leaves marked * after compress --bits 8 or 4, with a scale a unit; 8-bit, 4-bit:
+bytes of each leaf in that file, whose size is the total. !: more than half is lost; the total has that leaf as it is.
 axes: which are inputs > which are outputs (units); stacked layers before a colon; ? where no rule knows, and --layout
 can say it."""
 WIDTHS = (8, 4)
@@ -30,8 +31,6 @@ class Facts(NamedTuple):
     Attributes:
       zeros, nan, inf: entries that are 0 (or -0), NaN, infinite.
       absmax: the largest finite magnitude; 0 of no entries.
-      entropy: by width, bits a weight: the empirical entropy of the codes that :func:`jaxprune.quantize` makes with one
-        scale, NaN entries left out. Empty for what is not floating.
       dead: of units and of inputs (looked up rows), or of the last and first axis where they are not known: along which
         axes, how many there are, and how many have zeros alone. Of arrays of rank 2 and more that are not all zero.
       digest: of the bytes; equal arrays have equal ones.
@@ -42,7 +41,6 @@ class Facts(NamedTuple):
     nan: int
     inf: int
     absmax: float
-    entropy: dict[int, float]
     dead: dict[str, tuple[tuple[int, ...], int, int]]
     digest: str
     constant: bool
@@ -56,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What is in a checkpoint, leaf by leaf, and what 8-bit and 4-bit codes would take.
+    """What is in a checkpoint, leaf by leaf, and what files of 8-bit and 4-bit codes would take.
 
     examples:
       jaxprune inspect model.safetensors
@@ -65,26 +63,42 @@ def run(args: argparse.Namespace) -> None:
     """
     opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
     shown = shared.matching(args.where, list(opened.leaves), opened.leaves)
-    marked = set(shared.eligible(opened.leaves))
-    leaves = [opened.leaves[name] for name in shown]
-    axes = shared.axes(opened.leaves, args.layout)
-    tracked = shared.tracked(leaves, "leaves", args.progress)
-    facts = {leaf.name: describe(leaf.read(), axes[leaf.name]) for leaf in tracked}
-    rows = [_row(leaf, facts[leaf.name], leaf.name in marked, axes[leaf.name]) for leaf in leaves]
+    marked, leaves = set(shared.eligible(opened.leaves)), [opened.leaves[name] for name in shown]
+    whole = recipe.resolve({"layout": args.layout}, opened.leaves)
+    rows, facts = [], {}
+    parts: dict[int, dict[str, Compressed]] = {bits: {} for bits in WIDTHS}
+    for leaf in shared.tracked(leaves, "leaves", args.progress):
+        name, array, axes = leaf.name, leaf.read(), whole.axes[leaf.name]
+        facts[name] = describe(array, axes)
+        coded, own = _coded(name, array, whole, name in marked)
+        rows.append(_row(leaf, facts[name], name in marked, axes) | coded)
+        for bits, part in own.items():
+            parts[bits][name] = part
     found = {"path": str(opened.path), "format": opened.format, "file_bytes": opened.file_bytes, "leaves": rows}
-    found["metadata"] = dict(opened.metadata)
-    found |= {"total": _total(rows), "warnings": _warnings(leaves, facts)}
+    found |= {"metadata": dict(opened.metadata), "total": _total(rows), "warnings": _warnings(leaves, facts)}
+    for bits, by_name in parts.items():
+        found["total"][f"coded_bytes_{bits}"] = compressed.assemble(by_name, opened.metadata).nbytes
     shared.show(args, found, _text(found), opened)
+
+
+def _coded(name: str, array: np.ndarray, whole: Recipe, marked: bool) -> tuple[dict[str, Any], dict[int, Compressed]]:
+    """What each width takes and loses, and what stands for the leaf in the file: without loss, if that is too much."""
+    row: dict[str, Any] = {}
+    parts = {}
+    for bits in WIDTHS:
+        parts[bits], apart = (whole.at(bits=bits) if marked else whole).tried(name, array)
+        row[f"coded_bytes_{bits}"] = parts[bits].leaves[0].nbytes
+        if marked:
+            row[f"relative_error_{bits}"] = apart.relative_error
+            row[f"ruined_{bits}"] = ruined = apart.relative_error > treatments.RUINED
+            parts[bits] = whole.tried(name, array)[0] if ruined else parts[bits]
+    return row, parts
 
 
 def _row(leaf: Leaf, facts: Facts, marked: bool, axes: Axes | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": leaf.name, "shape": list(leaf.shape), "axes": str(axes or "?") if marked else ""}
     row |= {"dtype": leaf.dtype.name, "parameters": leaf.size, "bytes": leaf.nbytes, "selected": marked}
     row |= {key: getattr(facts, key) for key in ("zeros", "nan", "inf", "absmax")}
-    for bits, entropy in facts.entropy.items():
-        row[f"entropy_{bits}"] = entropy
-        row[f"fixed_bytes_{bits}"] = -(-leaf.size * bits // 8) + 4
-        row[f"coded_bytes_{bits}"] = int(np.ceil(leaf.size * entropy / 8)) + 4
     dead = {f"dead_{kind}": number for kind, (_, _, number) in facts.dead.items()}
     return row | {"dead_units": 0, "dead_inputs": 0} | dead
 
@@ -92,10 +106,8 @@ def _row(leaf: Leaf, facts: Facts, marked: bool, axes: Axes | None) -> dict[str,
 def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     counts = ("parameters", "bytes", "zeros", "nan", "inf")
     total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in counts}
-    total["absmax"] = max((row["absmax"] for row in rows if "entropy_8" in row), default=0.0)
-    for key in (f"{kind}_bytes_{bits}" for bits in WIDTHS for kind in ("fixed", "coded")):
-        total[key] = sum(row[key] if row["selected"] else row["bytes"] for row in rows)
-    return total
+    floating = (row["absmax"] for row in rows if jnp.issubdtype(dtype_of(row["dtype"]), jnp.floating))
+    return total | {"absmax": max(floating, default=0.0)}
 
 
 def _warnings(leaves: list[Leaf], facts: dict[str, Facts]) -> list[str]:
@@ -117,11 +129,14 @@ def _warnings(leaves: list[Leaf], facts: dict[str, Facts]) -> list[str]:
 
 
 def _text(found: dict[str, Any]) -> str:
-    heads = "leaf, shape, axes, dtype, parameters, bytes, zeros, nan/inf, absmax, H8, H4, 8-bit, 4-bit"
-    forms = "{name} {shape} {axes} {dtype} {parameters:,} {bytes:,} {zeros:,} {odd:,} {absmax:.4g} {entropy_8:.2f} "
-    forms += "{entropy_4:.2f} {coded_bytes_8:,} {coded_bytes_4:,}"
-    rows = [row | {"name": f"{'*' if row['selected'] else ' '} {row['name']}"} for row in found["leaves"]]
-    rows = [row | {"odd": row["nan"] + row["inf"]} for row in (*rows, found["total"] | {"name": "  total"})]
+    heads = "leaf, shape, axes, dtype, parameters, bytes, zeros, nan/inf, absmax, error 8, error 4, 8-bit, 4-bit"
+    forms = "{name} {shape} {axes} {dtype} {parameters:,} {bytes:,} {zeros:,} {odd:,} {absmax:.4g} "
+    forms += "{relative_error_8:.2g} {relative_error_4:.2g} {bytes_8} {bytes_4}"
+    rows = []
+    for row in (*found["leaves"], found["total"] | {"name": "total"}):
+        sizes = {f"bytes_{b}": f"{'!' * row.get(f'ruined_{b}', False)}{row[f'coded_bytes_{b}']:,}" for b in WIDTHS}
+        name = f"{'*' if row.get('selected') else ' '} {row['name']}"
+        rows.append(row | sizes | {"name": name, "odd": row["nan"] + row["inf"]})
     table = shared.table(heads, forms, rows[:-1], rows[-1], left=4)
     title = f"{found['path']}: {found['format']}, {found['file_bytes']:,} bytes, {len(found['leaves'])} leaves"
     warnings = ["", "Warnings", *(f"  {warning}" for warning in found["warnings"])] if found["warnings"] else []
@@ -132,8 +147,8 @@ def describe(array: np.ndarray, axes: Axes | None = None) -> Facts:
     """Counts what is in an array of any dtype of numbers, which is read some times, in pieces.
 
     >>> facts = describe(np.array([[1.0, 0.0], [-2.0, 0.0]], np.float32), Axes((), (0,), (1,)))
-    >>> facts.zeros, facts.absmax, facts.dead, round(facts.entropy[8], 3)  # codes 64, 0, -127, 0
-    (2, 2.0, {'units': ((1,), 2, 1), 'inputs': ((0,), 2, 0)}, 1.5)
+    >>> facts.zeros, facts.absmax, facts.dead
+    (2, 2.0, {'units': ((1,), 2, 1), 'inputs': ((0,), 2, 0)})
     """
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     zeros = nan = inf = 0
@@ -149,23 +164,9 @@ def describe(array: np.ndarray, axes: Axes | None = None) -> Facts:
             inf += int(np.isinf(values).sum())
             values = values[finite]
         absmax = max(absmax, float(np.abs(values).max(initial=0)))
-    entropy = {bits: _code_entropy(array, bits, absmax) for bits in WIDTHS} if floating else {}
     ranked = array.ndim >= 2 and floating and 0 < zeros < array.size
     dead = {kind: (along, *_dead(array, along)) for kind, along in _kinds(array, axes).items()} if ranked else {}
-    return Facts(zeros, nan, inf, absmax, entropy, dead, digest.hexdigest(), constant)
-
-
-def _code_entropy(array: np.ndarray, bits: int, absmax: float) -> float:
-    """The entropy of the codes in bits a weight: symmetric, one scale, as ``jaxprune.quantize(array, bits)``."""
-    top, counts = np.float32(2 ** (bits - 1) - 1), np.zeros(2**bits - 1, np.int64)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        scale = np.float32(min(absmax, HUGE)) / top
-        for part in host.chunks(array):
-            values = part.astype(np.float32)
-            values = values[~np.isnan(values)]
-            codes = np.zeros_like(values) if scale < TINY else np.clip(np.rint(values / scale), -top, top)
-            counts += np.bincount(codes.astype(np.int32) + int(top), minlength=len(counts))
-    return host.entropy_of_counts(counts) / max(int(counts.sum()), 1)
+    return Facts(zeros, nan, inf, absmax, dead, digest.hexdigest(), constant)
 
 
 def _kinds(array: np.ndarray, axes: Axes | None) -> dict[str, tuple[int, ...]]:

@@ -12,22 +12,14 @@ import argparse
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from jaxprune import codebook, masks
-from jaxprune.base import Params, QuantSpec, Where
-from jaxprune.checkpoints import Leaf, compressed, ranking
+from jaxprune.checkpoints import Leaf
 from jaxprune.cli import shared
-from jaxprune.layout import Axes, sure
-from jaxprune.quantization.leaves import kept_axes, spec_of
+from jaxprune.cli.treatments import Recipe, Treatment
 
 LEFT_OUT = "Left out of N of M, as none of their axes is contracted: {}"
-TOGETHER = ("rd", "trellis")  # quantizers that choose one step for all their leaves
 
 
 class Key(NamedTuple):
@@ -47,7 +39,7 @@ KEYS = {
     "bits": Key(float, "width of the codes, 1 to 16; mean bits a weight for the quantizers rd and trellis", 1, 16),
     "codebook": Key(int, "number of values that the weights of a leaf share; instead of bits", 1, 65536),
     "quantizer": Key(str, "rd is for rate and distortion; default: uniform", choices=("uniform", "rd", "trellis")),
-    "axis": Key(int, "units, or the axis with a scale for each index; else one a leaf", choices=("units",)),
+    "axis": Key(int, "scales: units (default), leaf, or an axis with one for each index", choices=("units", "leaf")),
     "block_size": Key(int, "consecutive weights of the input axis that share a scale", 1),
 }
 TOP_KEYS = {
@@ -57,75 +49,6 @@ TOP_KEYS = {
 }
 _SECTION_KEYS = {"skip": Key(bool, "true leaves these leaves alone")}
 _RIVALS = {"sparsity": "n_of_m", "n_of_m": "sparsity", "bits": "codebook", "codebook": "bits"}
-
-
-#: What is said of one leaf, by ``KEYS``, and as ``section`` where its sparsity was: 0 for the top.
-Treatment = dict[str, Any]
-
-
-class Shared(NamedTuple):
-    """A quantizer for :func:`jaxprune.compress`: a codebook for each of the layers that are stacked along some axes."""
-
-    axis: Any
-
-    def __call__(self, params: Params, k: Any, where: Where) -> Params:
-        return codebook.encode(params, k, axis=self.axis, where=where)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The treatment of each chosen leaf, by name, what is said once for all, and the axes of all leaves.
-
-    ``left_out`` are leaves that N of M does not take, since they are not contracted along an axis: embeddings and
-    depthwise kernels, unless they were named.
-    """
-
-    leaves: Mapping[str, Leaf]
-    treatments: dict[str, Treatment]
-    scope: str
-    side: str | None
-    axes: dict[str, Axes | None]
-    left_out: list[str]
-
-    @cached_property
-    def cuts(self) -> dict[str, ranking.Cut]:
-        """Where each leaf is cut that has a sparsity; leaves of a section are ranked together in the scope global."""
-        groups: dict[tuple[Any, float], dict[str, Leaf]] = {}
-        for name in compressed.tree_order(self.treatments):
-            treatment = self.treatments[name]
-            if "sparsity" in treatment:
-                key = treatment["section"] if self.scope == "global" else name
-                groups.setdefault((key, treatment["sparsity"]), {})[name] = self.leaves[name]
-        parts = [ranking.cuts(group, sparsity) for (_, sparsity), group in groups.items()]
-        return {name: cut for part in parts for name, cut in part.items()}
-
-    def mask(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Which weights stay: in the shape of the array, or a single True."""
-        if name in self.cuts:
-            return ranking.mask(array, self.cuts[name])
-        treatment = self.treatments.get(name, {})
-        if "n_of_m" not in treatment:
-            return np.ones((), bool)
-        axis = treatment.get("n_of_m_axis")
-        axis = sure(name, array, self.axes[name]).along - array.ndim if axis is None else axis
-        scores = {name: np.abs(array.astype(np.float32))}
-        return np.asarray(masks.n_of_m(scores, *treatment["n_of_m"], axis=axis, where=lambda *_: True)[name])
-
-    def spec(self, name: str) -> QuantSpec:
-        """The spec of a uniform quantizer, with the axes of the leaf."""
-        said = {key: value for key, value in self.treatments[name].items() if key in ("axis", "block_size")}
-        return spec_of(QuantSpec(**said), name, self.leaves[name], self.axes[name])
-
-    def codes(self, name: str) -> dict[str, Any]:
-        """What :func:`jaxprune.compress` is told of the codes of a leaf; nothing if it has none."""
-        treatment = self.treatments.get(name, {})
-        if "codebook" in treatment:
-            tables = kept_axes(None, name, self.leaves[name], self.axes[name])
-            return {"bits": treatment["codebook"], "quantizer": Shared(tables)}
-        if "bits" not in treatment:
-            return {}
-        quantizer = treatment.get("quantizer")
-        return {"bits": treatment["bits"], "quantizer": quantizer if quantizer in TOGETHER else self.spec(name)}
 
 
 def add_options(parser: Any, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> None:
@@ -140,7 +63,7 @@ def add_options(parser: Any, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> None:
 
 
 def _axis(text: str) -> int | str:
-    return text if text == "units" else int(text)
+    return text if text in KEYS["axis"].choices else int(text)
 
 
 def from_options(args: argparse.Namespace, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> dict[str, Any]:

@@ -1,29 +1,42 @@
 """``jaxprune sweep``: every combination of sparsities and widths, leaf by leaf."""
 
 import argparse
-import math
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
 from jaxprune import checkpoints, host
-from jaxprune.checkpoints import nested
-from jaxprune.cli import recipe, shared
-from jaxprune.reports import measures, sizes
+from jaxprune.checkpoints import Leaf, compressed, nested
+from jaxprune.cli import goals, recipe, shared
+from jaxprune.cli.goals import Goal
+from jaxprune.cli.treatments import Recipe
+from jaxprune.files import Compressed
+from jaxprune.reports import measures
 
 _NOTES = """\
-bytes: ceil(kept * bits / 8) a leaf, and a mask of a bit a weight, and 4 a scale; other leaves as they are. Files of
-jaxprune compress are smaller. rel. error: L2 norm of the change over that of the weights, over all chosen leaves.
-* is on the front: nothing else has at most these bytes and a better {metric}."""
-_OPTIONS = ("scope", "axis", "block_size", *shared.CHOICES)
+bytes: of the file that jaxprune compress writes. rel. error: L2 norm of the change over that of the weights, over all
+chosen leaves. * is on the front: nothing else has at most these bytes and a better {metric}."""
+_OPTIONS = ("scope", "axis", "block_size", "side", *shared.CHOICES)
+_USUAL = Goal("relative_error", 0.1, "a relative error of at most 0.1")
+_NEAR = 0.01  # of the best metric, that may be lost
 
 
-#: One of the sparsities: how it is said, and what it means for the leaves.
-Pruning = tuple[dict[str, Any], recipe.Recipe]
+#: A setting, as it is printed.
+Row = dict[str, Any]
+
+
+class Setting(NamedTuple):
+    """One of the combinations: how its pruning and its width are said, and what they mean for the leaves."""
+
+    said: dict[str, Any]
+    bits: float | None
+    wanted: Recipe
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,45 +45,71 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", help="any format")
     add("--sparsity", default="0,0.5,0.75,0.9", metavar="S,S,...", help="also N:M, such as 2:4; default: %(default)s")
     add("--bits", default="none,8,4,2", metavar="B,B,...", help="none for no codes; default: %(default)s")
-    add("--eval", metavar="MODULE:FUNCTION", help="called with the parameters of each setting")
     add("--png", metavar="FILE", help="draw the curves (needs matplotlib)")
     recipe.add_options(parser, _OPTIONS)
+    group = parser.add_argument_group("which row to take", "Default: the smallest that loses little.")
+    goals.add_options(group)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Try sparsities and bit widths: error and bytes, or a metric of your own.
+    """Try sparsities and bit widths: error and the bytes of the file, or a metric of your own.
 
     examples:
       jaxprune sweep model.safetensors
       jaxprune sweep model.safetensors --sparsity 0,0.5,0.8,0.9 --bits none,8,4 --png curves.png
-      jaxprune sweep model.safetensors --sparsity 0,2:4 --bits 8,4 --block-size 32
+      jaxprune sweep model.safetensors --sparsity 0,2:4 --bits 8,4 --block-size 32 --target-size 6MB
       jaxprune sweep model.msgpack --eval my_model:accuracy --bits 8,6,4 --json
 
       my_model.py has a function accuracy(params) -> number, larger is better; params is a tree of dicts.
     """
     sparsities, widths = _sparsities(args.sparsity), _numbers(args.bits, "--bits", 1, 16)
+    goal = goals.of(args)
     if args.png:
         checkpoints.check_output(args.png, force=args.force)
         host.library("matplotlib", "jaxprune[plots]")
-    evaluate = shared.function(args.eval) if args.eval else None
+    if args.eval:
+        shared.function(args.eval)
     opened = checkpoints.open(args.checkpoint, max_bytes=args.max_bytes)
     options = recipe.from_options(args, _OPTIONS)
     prunings = [(said, recipe.resolve(options | said, opened.leaves)) for said in sparsities]
-    rows = curves(prunings, widths, args.progress)
+    tried = [
+        Setting(said, bits, wanted if bits is None else wanted.at(bits=bits))
+        for said, wanted in prunings
+        for bits in widths
+    ]
+    rows = curves(tried, opened.leaves, opened.metadata, args.progress)
     metric = "rel. error"
-    if evaluate is not None:
+    if args.eval:
         metric = args.eval.partition(":")[2]
-        tried = [(wanted, bits) for _, wanted in prunings for bits in widths]
-        for row, (wanted, bits) in zip(rows, shared.tracked(tried, "settings", args.progress), strict=True):
-            row["metric"] = evaluated(wanted, bits, evaluate)
+        for row, one in zip(rows, shared.tracked(tried, "settings", args.progress), strict=True):
+            row["metric"] = evaluated(one.wanted, args.eval)
     _mark_front(rows)
     wanted, left_out = prunings[0][1], max((wanted.left_out for _, wanted in prunings), key=len)
     size = sum(leaf.nbytes for leaf in opened.leaves.values())
     found = {"path": args.checkpoint, "scope": wanted.scope, "bytes": size, "chosen": list(wanted.treatments)}
-    found |= {"left_out": left_out, "settings": rows}
+    found |= {"left_out": left_out, "settings": rows, **_advice(args, goal, tried, rows)}
     if args.png:
         _draw(Path(args.png), rows, metric, args.force)
     shared.show(args, found, _text(found, metric), opened)
+
+
+def _advice(args: argparse.Namespace, goal: Goal | None, tried: list[Setting], rows: list[Row]) -> dict[str, Any]:
+    """Which row to take, and the command that does; none if none meets the goal."""
+    if goal is None and args.eval:
+        best = max(row["metric"] for row in rows)
+        goal = Goal("metric", best - _NEAR * abs(best), f"{args.eval.partition(':')[2]} within {_NEAR:.0%} of the best")
+    goal = goal or _USUAL
+    row = goal.best(rows)
+    if row is None:
+        return {"goal": goal.said, "taken": None, "command": None}
+    taken = tried[rows.index(row)]
+    said = recipe.from_options(args, _OPTIONS) | {key: value for key, value in taken.said.items() if value}
+    said |= ({} if taken.bits is None else {"bits": f"{taken.bits:g}"}) | ({"eval": args.eval} if args.eval else {})
+    words = ["jaxprune", "compress", args.checkpoint, "-o", f"{Path(args.checkpoint).stem.partition('.')[0]}.jp"]
+    for key, value in said.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [f"--{key.replace('_', '-')}", str(one)]
+    return {"goal": goal.said, "taken": rows.index(row), "command": shlex.join(words)}
 
 
 def _sparsities(text: str) -> list[dict[str, Any]]:
@@ -97,14 +136,14 @@ def _numbers(text: str, option: str, low: float, high: float) -> list[float | No
     return found
 
 
-def _mark_front(rows: list[dict[str, Any]]) -> None:
+def _mark_front(rows: list[Row]) -> None:
     quality = [row["metric"] if "metric" in row else -row["relative_error"] for row in rows]
     front = jp.pareto_front({}, cost=[row["bytes"] for row in rows], metric=np.asarray(quality))
     for i, row in enumerate(rows):
         row["front"] = bool(i in front)
 
 
-def _label(row: dict[str, Any]) -> str:
+def _label(row: Row) -> str:
     return row.get("n_of_m") or f"{row['sparsity']:g}"
 
 
@@ -116,12 +155,18 @@ def _text(found: dict[str, Any], metric: str) -> str:
         width = "-" if row["bits"] is None else f"{row['bits']:g}"
         smaller = shared.times(found["bytes"], row["bytes"])
         rows.append(row | {"mark": "*" * row["front"], "label": _label(row), "width": width, "smaller": smaller})
+    ends = [f"Nothing here has {found['goal']}: try other --sparsity or --bits."]
+    if found["command"]:
+        ends = [f"The {'best' if 'bytes' in found['goal'] else 'smallest'} row with {found['goal']} is made by", ""]
+        ends += [f"  {found['command']}"]
     title = f"{found['path']}: {len(found['chosen'])} leaves chosen, {found['bytes']:,} bytes as arrays"
     left_out = [recipe.LEFT_OUT.format(shared.few(found["left_out"])), ""] if found["left_out"] else []
-    return "\n".join([title, "", shared.table(heads, forms, rows), "", *left_out, _NOTES.format(metric=metric)])
+    return "\n".join(
+        [title, "", shared.table(heads, forms, rows), "", *left_out, _NOTES.format(metric=metric), "", *ends]
+    )
 
 
-def _draw(path: Path, rows: list[dict[str, Any]], metric: str, force: bool) -> None:
+def _draw(path: Path, rows: list[Row], metric: str, force: bool) -> None:
     """A line for each width, over bytes."""
     figure = host.library("matplotlib.figure", "jaxprune[plots]").Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -140,42 +185,30 @@ def _draw(path: Path, rows: list[dict[str, Any]], metric: str, force: bool) -> N
         figure.savefig(beside, format=path.suffix[1:] or "png", dpi=150)
 
 
-def curves(prunings: Sequence[Pruning], widths: Sequence[float | None], progress: bool) -> list[dict[str, Any]]:
-    """Relative error and bytes of every combination; each leaf is read by itself, and a shape compiles once."""
-    first = prunings[0][1]
-    rest = sum(leaf.nbytes for name, leaf in first.leaves.items() if name not in first.treatments)
-    rows: list[dict[str, Any]] = [said | {"bits": bits, "bytes": rest} for said, _ in prunings for bits in widths]
-    sums = np.zeros((len(rows), 2))
-    for name in shared.tracked(list(first.treatments), "leaves", progress):
-        array, axes, spec = first.leaves[name].read(), first.axes[name], first.spec(name)
-        masks = [wanted.mask(name, array) for _, wanted in prunings]
-        for i, row in enumerate(rows):
-            bits, mask = row["bits"], masks[i // len(widths)]
-            found = measures.compare(array, np.asarray(_changed(array, mask, bits, spec)))
-            sums[i] += found.squared_error, found.squared_norm
-            kept, entries = sizes.mask_cost(mask, array.size, axes.inputs if axes and mask.ndim else ())
-            width = 8 * array.itemsize if bits is None else math.floor(bits + 0.5)
-            scales = 0 if bits is None else math.prod(sizes.scales_of(array.shape, spec, name))
-            row["bytes"] += sizes.leaf_bytes(kept, width, entries, scales)
-    return [row | {"relative_error": measures.relative(*both)} for row, both in zip(rows, sums.tolist(), strict=True)]
+def curves(
+    tried: Sequence[Setting], leaves: Mapping[str, Leaf], metadata: Mapping[str, str], progress: bool
+) -> list[Row]:
+    """Relative error of each setting, and the bytes of its file: each leaf is read by itself, and coded."""
+    parts: list[dict[str, Compressed]] = [{} for _ in tried]
+    sums, chosen = np.zeros((len(tried), 2)), tried[0].wanted.treatments
+    for name in shared.tracked(list(leaves), "leaves", progress):
+        work = partial(_tried, name, leaves[name].read())
+        found = host.in_parallel(work, tried) if name in chosen else [work(tried[0])] * len(tried)
+        for i, (part, apart) in enumerate(found):
+            parts[i][name] = part
+            sums[i] += (apart.squared_error, apart.squared_norm) if name in chosen else 0
+    made = (compressed.assemble(part, metadata).nbytes for part in parts)
+    sizes = ({"bits": one.bits, "bytes": size} for one, size in zip(tried, made, strict=True))
+    errors = (measures.relative(*both) for both in sums.tolist())
+    rows = zip(tried, sizes, errors, strict=True)
+    return [one.said | size | {"relative_error": error} for one, size, error in rows]
 
 
-def evaluated(wanted: recipe.Recipe, bits: float | None, evaluate: Callable[..., Any]) -> float:
+def _tried(name: str, array: np.ndarray, one: Setting) -> tuple[Compressed, measures.Difference]:
+    return one.wanted.tried(name, array)
+
+
+def evaluated(wanted: Recipe, function: str) -> float:
     """The metric of a setting, on the whole tree."""
-    arrays = {name: leaf.read() for name, leaf in wanted.leaves.items()}
-    for name in wanted.treatments:
-        arrays[name] = _changed(arrays[name], wanted.mask(name, arrays[name]), bits, wanted.spec(name))
-    found = evaluate(nested({name: jnp.asarray(array) for name, array in arrays.items()}))
-    try:
-        return float(found)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the function of --eval returned {str(found)[:60]}, not a number") from error
-
-
-def _changed(array: np.ndarray, mask: np.ndarray, bits: float | None, spec: jp.QuantSpec) -> Any:
-    """A leaf after a setting."""
-    pruned = np.where(mask, array, np.zeros((), array.dtype))
-    if bits is None:
-        return pruned
-    known = pruned if array.dtype.name in ("float16", "bfloat16") else pruned.astype(np.float32)
-    return jp.fake_quant(known, bits, spec=spec, where=lambda *_: True)
+    arrays = {name: jnp.asarray(wanted.changed(name, leaf.read())) for name, leaf in wanted.leaves.items()}
+    return goals.metric(function, nested(arrays))

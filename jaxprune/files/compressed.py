@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -136,7 +136,11 @@ class Compressed:
     @cached_property
     def nbytes(self) -> int:
         """The size in bytes of the file that :func:`jaxprune.save` writes, with its headers, tables and checksums."""
-        return sum(map(len, self.pieces()))
+        return container.file_size(self.root, [part.size for part in self.stored], self.metadata)
+
+    def without_bytes(self) -> "Compressed":
+        """What tells its size, alone or in a :func:`join` of several, and keeps nothing that could be decoded."""
+        return replace(self, stored=tuple(part._replace(part=b"") for part in self.stored))
 
     def to_bytes(self) -> bytes:
         """The file itself."""

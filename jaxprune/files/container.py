@@ -56,24 +56,38 @@ def in_memory(data: bytes) -> Stored:
 
 def pieces(root: Node, payloads: Sequence[memoryview], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
     """The bytes of a file, one after another: so that large leaves need not be copied."""
-    marks = [int(len(data) >= _SMALL) for data in payloads]
+    text, marks, head, _ = _headers(root, [len(data) + _CHECKSUM for data in payloads], metadata)
+    leaves = [(data, _checksum(data, seed)) for data, seed in zip(payloads, _seeds(text), strict=False)]
+    own = [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
+    small = [leaf for leaf, mark in zip(leaves, marks, strict=True) if not mark]
+    lengths = (unsigned(len(data) + _CHECKSUM) for data, _ in small)
+    together = [b"".join([*lengths, *itertools.chain(*small)])] if small else []
+    return [len(head).to_bytes(8, "little"), head, *itertools.chain(*own), *together]
+
+
+def file_size(root: Node, sizes: Sequence[int], metadata: Mapping[str, str]) -> int:
+    """The bytes of the file of leaves that take so many each, with their checksums."""
+    _, _, head, length = _headers(root, sizes, metadata)
+    return 8 + len(head) + length
+
+
+def _headers(root: Node, sizes: Sequence[int], metadata: Mapping[str, str]) -> tuple[str, list[int], bytes, int]:
+    """The header of this library, which leaves have a tensor of their own, the header of all, and what follows it."""
+    marks = [int(size - _CHECKSUM >= _SMALL) for size in sizes]
     described = {"metadata": dict(metadata)} if metadata else {}
     text = json.dumps({"version": VERSION, **described, **tree_json.to_json(root, marks)}, separators=(",", ":"))
-    leaves = [(data, _checksum(data, seed)) for data, seed in zip(payloads, _seeds(text), strict=False)]
-    own = [list(leaf) for leaf, mark in zip(leaves, marks, strict=True) if mark]
-    small = [leaf for leaf, mark in zip(leaves, marks, strict=True) if not mark]
+    own = (size for size, mark in zip(sizes, marks, strict=True) if mark)
     tensors = dict(zip(_names(root, marks), own, strict=True))
-    if small:
-        lengths = (unsigned(len(data) + _CHECKSUM) for data, _ in small)
-        tensors[_TOGETHER] = [b"".join([*lengths, *itertools.chain(*small)])]
+    if 0 in marks:
+        small = (size for size, mark in zip(sizes, marks, strict=True) if not mark)
+        tensors[_TOGETHER] = sum(len(unsigned(size)) + size for size in small)
     header: dict[str, Any] = {_RESERVED: {_KEY: text}}
     end = 0
-    for name, parts in tensors.items():
-        begin, end = end, end + sum(map(len, parts))
-        header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+    for name, length in tensors.items():
+        begin, end = end, end + length
+        header[name] = {"dtype": "U8", "shape": [length], "data_offsets": [begin, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    return [len(head).to_bytes(8, "little"), head, *itertools.chain(*tensors.values())]
+    return text, marks, head + b" " * (-len(head) % 8), end
 
 
 def parse(file: Any) -> tuple[Node, list[Stored], dict[str, str]]:

@@ -1,6 +1,7 @@
 """What is lost, decided before anything is coded: masks, low-bit codes or a codebook, and smaller side information."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,12 @@ from jaxprune import tree
 from jaxprune.base import Masks, Params, QuantSpec, Setting, Where
 from jaxprune.files import arrays
 from jaxprune.files.records import is_record, with_scales
+from jaxprune.layout import find_axes
 from jaxprune.masks import apply_masks
 from jaxprune.quantization import codebook as codebooks
 from jaxprune.quantization import integers, rate_distortion, trellis
+from jaxprune.quantization.arrays.coded import QArray
+from jaxprune.quantization.leaves import CHANNELS, default_spec
 
 #: ``(params, bits, where) -> params`` with a record, such as a ``QArray``, in place of each selected leaf.
 Quantizer = Callable[[Params, Setting, Where], Params]
@@ -49,9 +53,17 @@ def choose(
     new, treedef = jax.tree.flatten(result, is_leaf=is_record)
     made = [path for path, node in zip(_paths(result), new, strict=True) if is_record(node)]
     whole = [arrays.one_step(node) for node in new]
-    new = [old if is_record(old) else node for old, node in zip(nodes, new, strict=True)]
+    new = [old if is_record(old) else _decodable(node) for old, node in zip(nodes, new, strict=True)]
     leaves = [part for node, one in zip(new, whole, strict=True) for part in ([node] if one else jax.tree.leaves(node))]
     return treedef.unflatten([0 if one else node for node, one in zip(new, whole, strict=True)]), leaves, made
+
+
+def _decodable(node: Any) -> Any:
+    """A record that comes back dense, without what decoding does not look at: leaves alike share a kind in the file."""
+    if not isinstance(node, QArray):
+        return node
+    spec = node.spec
+    return replace(node, spec=QuantSpec(spec.symmetric, block_size=spec.block_size, block_axis=spec.block_axis))
 
 
 def _quantizer(quantizer: Way) -> Quantizer:
@@ -59,10 +71,23 @@ def _quantizer(quantizer: Way) -> Quantizer:
         return quantizer
     if isinstance(quantizer, QuantSpec):
         return lambda params, bits, where: integers.quantize(params, bits, spec=quantizer, where=where)
-    named: dict[str, Quantizer] = {"uniform": _quantizer(QuantSpec()), "rd": _rate_distortion, "trellis": _trellis}
+    named: dict[str, Quantizer] = {"uniform": _uniform, "rd": _rate_distortion, "trellis": _trellis}
     if quantizer not in named:
         raise ValueError(f"quantizer must be one of {list(named)}, a QuantSpec or a function, got {quantizer!r}")
     return named[quantizer]
+
+
+def _uniform(params: Params, bits: Setting, where: Where) -> Params:
+    """Each leaf by the spec that is its default."""
+    chosen, by_spec = tree.select(params, where), {CHANNELS: set()}
+    for name, leaf, axes in zip(chosen.names, chosen.taken, find_axes(chosen), strict=True):
+        by_spec.setdefault(default_spec(leaf, axes), set()).add(name)
+    nodes, treedef = jax.tree.flatten(params)
+    for spec, names in by_spec.items():
+        coded = integers.quantize(params, bits, spec=spec, where=lambda path, _, names=names: path in names)
+        new = jax.tree.leaves(coded, is_leaf=is_record)
+        nodes = [after if is_record(after) else before for before, after in zip(nodes, new, strict=True)]
+    return treedef.unflatten(nodes)
 
 
 def _rate_distortion(params: Params, bits: Setting, where: Where) -> Params:
@@ -74,6 +99,13 @@ def _trellis(params: Params, bits: Setting, where: Where) -> Params:
     # An index stands for every second number, so at half the step indices have the entropy of a uniform quantizer's.
     step = rate_distortion.step_for(params, bits=bits, scope="global", where=where) / 2
     return trellis.quantize(params, step, rotate=True, where=where)
+
+
+#: The same with the step in place of the bits, each leaf by itself, as files code them.
+BY_STEP: dict[str, Quantizer] = {
+    "rd": lambda params, step, where: rate_distortion.quantize(params, step, _WORTH, where=where),
+    "trellis": lambda params, step, where: trellis.quantize(params, step / 2, rotate=True, where=where),
+}
 
 
 def _paths(params: Params) -> list[str]:

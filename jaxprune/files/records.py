@@ -16,6 +16,7 @@ from jaxprune.quantization import ranges
 from jaxprune.quantization.arrays import n_of_m, protocol
 from jaxprune.quantization.arrays.coded import CodebookArray, QArray, ScaledArray, TrellisArray
 from jaxprune.quantization.arrays.n_of_m import NOfMArray
+from jaxprune.quantization.leaves import ShortScale
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ _DEFAULT = QuantSpec()
 _CALIBRATIONS = {  # what a file can name: the class, with one field, and what makes it of that
     "percentile": (ranges.Percentile, ranges.percentile),
     "mean_squared_error": (ranges.MeanSquaredError, ranges.mean_squared_error),
+    "short_scale": (ShortScale, lambda digits: ShortScale(_whole(lambda number: 0 <= number <= 23)(digits))),
     "function": (NamedCalibration, NamedCalibration),
 }
 

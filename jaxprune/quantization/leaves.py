@@ -1,17 +1,47 @@
 """What goes into the program of each leaf: its settings, and the spec with the axes of its layout."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from jax import lax
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import rounding, uniform
+from jaxprune.kernels.ranges import full_range
 from jaxprune.layout import Axes, find_axes, sure
 
 #: A leaf, its width, its clip ratio, its given parameters, and its spec.
 Row = tuple[Array, Any, Any, QParams | None, QuantSpec]
+
+
+@dataclass(frozen=True)
+class ShortScale:
+    """A calibration: the full range, widened until its scale has so many binary digits behind the first.
+
+    At three digits a file takes half a byte for a scale, and a step is 6% longer in the mean: 0.1 bit a code less.
+    """
+
+    digits: int
+
+    def __call__(self, x: Array, axes: tuple[int, ...], bits: Array, spec: QuantSpec) -> tuple[Array, Array]:
+        low, high = full_range(x, axes, spec.symmetric)
+        if not spec.symmetric:
+            return low, high
+        top, spare = rounding.top_code(bits, True), (1 << 23 - self.digits) - 1
+        pattern = lax.bitcast_convert_type(rounding.divide(high, top), np.int32) + spare & ~spare
+        high = lax.bitcast_convert_type(pattern, np.float32) * top  # exact, as the division of it will be
+        return -high, high
+
+
+#: How files are quantized unless they are told otherwise, where a unit is known.
+CHANNELS = QuantSpec(axis="units", calibration=ShortScale(3))
+
+
+def default_spec(leaf: Any, axes: Axes | None) -> QuantSpec:
+    """A scale a unit, or one a leaf for vectors and where no rule knows what a unit is."""
+    return CHANNELS if axes and len(np.shape(leaf)) > 1 else QuantSpec()
 
 
 def rows_of(
