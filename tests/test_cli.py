@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -593,6 +594,126 @@ def test_shrink(model, call, fails):
     assert "write numbers between commas" in fails(*argv, "other.npz", "--input-shape", "a,b")
     assert "contracting dimensions" in fails(*argv, "other.npz", "--input-shape", "2,7")
     sys.modules.pop("metrics_of_test")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what is wished for
+
+NETWORK = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+X = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+
+@jax.jit
+def apply(params, x):
+    a, c = params["model"]["a"], params["model"]["c"]
+    return jnp.maximum(x @ a["weight"] + a["bias"], 0) @ c["weight"].astype(jnp.float32)
+
+def data(params):
+    return apply, [X[:32], (X[32:],)]
+
+def nothing(params):
+    return apply, []
+
+def fidelity(params, before=[]):
+    before = before or [before.append(apply(params, X)) or before[0]]
+    return -jnp.mean((apply(params, X) - before[0]) ** 2)
+"""
+
+
+@pytest.fixture
+def network(model):
+    with open("network_of_test.py", "w") as file:
+        file.write(NETWORK)
+    yield model
+    sys.modules.pop("network_of_test", None)
+
+
+def test_a_size_is_what_is_asked_for(model, call, fails):
+    made = [
+        call("compress", model, "-o", f"{size}.jp", "--target-size", size, "--json", *options)
+        for size, options in (("650", ()), ("0.9kB", ("--quantizer", "trellis")), ("0.6KiB", ("--sparsity", "0.5")))
+    ]
+    for found, size in zip(made, (650, 900, 614), strict=True):
+        assert size - 30 < os.path.getsize(found["path"]) == found["chosen"]["bytes"] <= size
+        assert len(found["attempts"]) < 20 and found["goal"] == f"at most {size:,} bytes"
+    before, after = LEAVES["model.b.weight"], np.asarray(jp.load("650.jp")["model.b.weight"])
+    step = made[0]["chosen"]["step"]
+    np.testing.assert_allclose(after / step, np.rint(after / step), atol=1e-4)  # one step for all leaves
+    assert np.abs(before - after).max() < step
+    found = call("compress", model, "-o", "u.jp", "--target-size", "800", "--quantizer", "uniform", "--json")
+    bits = int(found["chosen"]["bits"])
+    np.testing.assert_array_equal(
+        jp.load("u.jp")["model.a.weight"], short("model.a.weight", LEAVES["model.a.weight"], bits)
+    )
+    call("compress", model, "-o", "v.jp", "--bits", str(bits + 1))
+    assert os.path.getsize("v.jp") > 800 >= os.path.getsize("u.jp")
+    assert "At most 800 bytes: step" in call("compress", model, "-o", "w.jp", "--target-size", "800")
+    call("compress", model, "-o", "whole.jp", "--target-size", "2kB")  # which needs no loss
+    assert call("diff", model, "whole.jp", "--json")["equal"]
+    said = fails("compress", model, "-o", "x.jp", "--target-size", "100")
+    assert "nothing has at most 100 bytes; the nearest has" in said and "--sparsity" in said
+    assert "leave --bits out" in fails("compress", model, "-o", "x.jp", "--target-size", "1kB", "--bits", "4")
+    assert "write such as 6MB" in fails("compress", model, "-o", "x.jp", "--target-size", "big")
+
+
+def test_an_error_is_what_is_asked_for(model, call, fails):
+    for quantizer in ("rd", "uniform"):
+        options = ("--max-error", "0.15", "--quantizer", quantizer)
+        found = call("compress", model, "-o", f"{quantizer}.jp", *options, "--json")
+        loaded = jp.load(f"{quantizer}.jp")
+        error = relative([apart(name, loaded[name]) for name in KERNELS])
+        assert found["chosen"]["relative_error"] == pytest.approx(error, rel=1e-6)
+        assert (0.14 if quantizer == "rd" else 0) < error <= 0.15
+        coarser = [row for row in found["attempts"] if row["relative_error"] > 0.15]
+        assert coarser and all(row["bytes"] < os.path.getsize(f"{quantizer}.jp") for row in coarser)
+    assert "--max-error must lie between 0 and 1" in fails("compress", model, "-o", "x.jp", "--max-error", "2")
+
+
+def test_a_metric_is_what_is_asked_for(network, call, fails):
+    argv = ("compress", network, "--eval", "network_of_test:fidelity", "-o")
+    found = call(*argv, "m.jp", "--min-metric=-0.01", "--json")
+    assert found["metric_before"] == 0 and -0.01 <= found["chosen"]["metric"] < -0.005
+    assert found["bytes_after"] == min(row["bytes"] for row in found["attempts"] if row["metric"] >= -0.01)
+    text = call(*argv, "n.jp", "--bits", "1")  # outputs decide, not weights
+    assert "metric: -0 before, -" in text
+    assert "nothing has fidelity of at least 1" in fails(*argv, "o.jp", "--min-metric", "1")
+    assert "name it by --eval" in fails("compress", network, "-o", "o.jp", "--min-metric", "1")
+
+
+def test_codes_are_fitted_to_data(network, call, fails):
+    argv = ("compress", network, "--calibrate", "network_of_test:data", "--eval", "network_of_test:fidelity", "--json")
+    plain = call("compress", network, "-o", "p.jp", "--bits", "3", "--eval", "network_of_test:fidelity", "--json")
+    fitted = call(*argv, "-o", "f.jp", "--bits", "3")
+    assert fitted["chosen"]["metric"] > plain["chosen"]["metric"]
+    params = {"model": {"a": {"weight": LEAVES["model.a.weight"], "bias": LEAVES["model.a.bias"]}}}
+    assert jp.load("f.jp")["model.a.weight"].dtype == params["model"]["a"]["weight"].dtype
+    pruned = call(*argv, "-o", "s.jp", "--sparsity", "0.5")
+    kept = np.asarray(jp.load("s.jp")["model.a.weight"])
+    assert np.sum(kept == 0) == kept.size / 2 and pruned["chosen"]["metric"] < 0
+    sized = call(*argv, "-o", "t.jp", "--target-size", "1100")
+    assert 1070 < os.path.getsize("t.jp") <= 1100 and sized["chosen"]["metric"] < 0
+    assert "at least one batch" in fails("compress", network, "--calibrate", "network_of_test:nothing", "-o", "x.jp")
+    assert "say --bits" in fails("compress", network, "--calibrate", "network_of_test:data", "-o", "x.jp")
+
+
+def test_the_sweep_ends_with_the_command_that_takes_a_row(network, call):
+    """Which makes the file that the row foretells."""
+    for options in (
+        (),
+        ("--target-size", "1200", "--axis", "leaf", "--layout", "flax"),
+        ("--eval", "network_of_test:fidelity", "--scope", "global", "--side", "float16"),
+    ):
+        found = call("sweep", network, "--bits", "8,5", "--sparsity", "0,0.5,2:4", *options, "--json")
+        words = shlex.split(found["command"])
+        assert words[:4] == ["jaxprune", "compress", network, "-o"]
+        made = call(*words[1:], "--force", "--json")
+        assert made["bytes_after"] == found["settings"][found["taken"]]["bytes"]
+    text = call("sweep", network, "--bits", "1", "--sparsity", "0.9")
+    assert "Nothing here has a relative error of at most 0.1: try" in text
+    assert "is made by\n\n  jaxprune compress model.safetensors -o model.jp --bits" in call("sweep", network)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from jaxprune.files import Compressed
 
 _BATCH = 2**24  # bytes
 _FINE = 16  # steps in an octave
-_OCTAVES = 18  # below the largest weight
+_OCTAVES = 15  # below the largest weight: codes have 16 bits
 _EITHER = 30  # octaves above and below a step of 1, of codes that are fitted to data
 
 
@@ -50,13 +50,16 @@ class Attempt(NamedTuple):
     tried: list[dict[str, Any]]
 
 
-def once(work: Work, step: float | None = None, measured: bool = False, **keys: Any) -> Attempt:
-    """Codes all leaves; the error, if it is to be measured, and the metric are those of what is in the file."""
+def once(work: Work, data_step: float | None = None, measured: bool = False, **keys: Any) -> Attempt:
+    """Codes all leaves; the error, if it is to be measured, and the metric are those of what is in the file.
+
+    ``data_step`` is that of codes that are fitted to data, ``keys`` say how others are made.
+    """
     wanted = work.wanted.at(**keys) if keys else work.wanted
     if work.stats is not None:
-        wanted = replace(wanted, records=data.fitted(wanted, work.params, work.stats, step))
+        wanted = replace(wanted, records=data.fitted(wanted, work.params, work.stats, data_step))
     made = compressed.assemble(_coded(wanted, work.progress), work.metadata)
-    row = {"bytes": made.nbytes} | keys | ({} if step is None else {"step": step})
+    row = {"bytes": made.nbytes} | keys | ({} if data_step is None else {"step": data_step})
     if measured or work.evaluate:
         arrays = dict(zip(compressed.tree_order(wanted.leaves), (leaf.read() for leaf in made.leaves), strict=True))
         rows = [diff.compared(wanted.leaves[name].read(), arrays[name]) for name in wanted.treatments]
@@ -102,6 +105,8 @@ def reached(work: Work, goal: Goal) -> Attempt:
     if work.stats is None and kind != "uniform":
         largest = max(float(_largest(work.wanted.leaves[name].read())) for name in work.wanted.treatments)
     count = 2 * _EITHER * _FINE if work.stats is not None else 16 if kind == "uniform" else _OCTAVES * _FINE
+    if goal.key == "bytes" and goal.holds((whole := once(work._replace(stats=None))).row):
+        return whole  # with no loss but what was asked for
     if goals.furthest(meets, -1, count) < 0:
         nearest = min(tried, key=lambda row: abs(row[goal.key] - goal.limit))
         raise ValueError(f"nothing has {goal.said}; the nearest has {nearest[goal.key]:,.6g}: ask for less, or {_ELSE}")

@@ -113,8 +113,8 @@ def _text(found: dict[str, Any]) -> str:
         lines += [f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {shared.few(lost)}"]
         lines += ["Try --scope leaf, more bits, or --exclude.", ""]
     if found["goal"]:
-        knob = next(f"{key} {chosen[key]:.4g}" for key in ("step", "bits") if key in chosen)
-        lines += [f"{found['goal'].capitalize()}: {knob}, after {len(found['attempts'])} attempts."]
+        knob = next((f"{key} {chosen[key]:.4g}" for key in ("step", "bits") if key in chosen), "without rounding")
+        lines += [f"{found['goal'][:1].upper()}{found['goal'][1:]}: {knob}, after {len(found['attempts'])} attempts."]
     if "metric" in chosen:
         lines += [f"metric: {found['metric_before']:.6g} before, {chosen['metric']:.6g} after"]
     smaller = shared.smaller(found["bytes_before"], found["bytes_after"])
