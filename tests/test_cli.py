@@ -643,13 +643,13 @@ def test_a_size_is_what_is_asked_for(model, call, fails):
     step = made[0]["chosen"]["step"]
     np.testing.assert_allclose(after / step, np.rint(after / step), atol=1e-4)  # one step for all leaves
     assert np.abs(before - after).max() < step
-    found = call("compress", model, "-o", "u.jp", "--target-size", "800", "--quantizer", "uniform", "--json")
+    found = call("compress", model, "-o", "u.jp", "--target-size", "950", "--quantizer", "uniform", "--json")
     bits = int(found["chosen"]["bits"])
     np.testing.assert_array_equal(
         jp.load("u.jp")["model.a.weight"], short("model.a.weight", LEAVES["model.a.weight"], bits)
     )
     call("compress", model, "-o", "v.jp", "--bits", str(bits + 1))
-    assert os.path.getsize("v.jp") > 800 >= os.path.getsize("u.jp")
+    assert os.path.getsize("v.jp") > 950 >= os.path.getsize("u.jp")
     assert "At most 800 bytes: step" in call("compress", model, "-o", "w.jp", "--target-size", "800")
     call("compress", model, "-o", "whole.jp", "--target-size", "2kB")  # which needs no loss
     assert call("diff", model, "whole.jp", "--json")["equal"]
@@ -683,6 +683,7 @@ def test_a_metric_is_what_is_asked_for(network, call, fails):
     assert "name it by --eval" in fails("compress", network, "-o", "o.jp", "--min-metric", "1")
 
 
+@pytest.mark.slow
 def test_codes_are_fitted_to_data(network, call, fails):
     argv = ("compress", network, "--calibrate", "network_of_test:data", "--eval", "network_of_test:fidelity", "--json")
     plain = call("compress", network, "-o", "p.jp", "--bits", "3", "--eval", "network_of_test:fidelity", "--json")

@@ -226,7 +226,7 @@ def test_a_unit_has_a_short_scale_unless_it_is_not_known():
     params |= {"emb/embedding": draw.normal(size=(40, 6)).astype(jnp.bfloat16), "bias": draw.normal(size=20)}
     params["dense/kernel"][:, 3] = 0
     axes = {"dense/kernel": -1, "fc/weight": 0, "conv/kernel": -1, "emb/embedding": 0}
-    for bits in (2, 5, 8, 11):
+    for bits in (3, 11):
         made = jp.compress(params, bits)
         for name, array in made.decompress().items():
             if name in axes:

@@ -75,9 +75,8 @@ def reached(work: Work, goal: Goal) -> Attempt:
     Raises:
       ValueError: nothing meets the goal, with what comes nearest; widths that are said already.
     """
-    said = [one.keys() & {"bits", "codebook"} for one in work.wanted.treatments.values()]
-    if any(said):
-        raise ValueError(f"{goal.said} is to be met by a step or a width that is found: leave --{min(*said[0])} out")
+    if said := {key for one in work.wanted.treatments.values() for key in one.keys() & {"bits", "codebook"}}:
+        raise ValueError(f"{goal.said} is to be met by a step or a width that is found: leave --{min(said)} out")
     kind = next(iter(work.wanted.treatments.values())).get("quantizer", "rd")
     scale = 1 if kind == "uniform" else _FINE
     weights, tried = sum(work.wanted.leaves[name].size for name in work.wanted.treatments), []
