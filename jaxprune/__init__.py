@@ -4,7 +4,7 @@ Start with the short verbs, ``prune``, ``threshold_prune``, ``fake_quant`` and `
 ``grid``, ``sweep`` and ``pareto_front``; read the outcome with ``report``. The criteria are in ``jaxprune.saliency``,
 what is made of them in ``jaxprune.masks``, and how to train with it in ``jaxprune.training``. Small files are written
 and read by ``compress``, ``save`` and ``load``; ``shrink`` removes whole channels, heads and neurons. What looks
-at data is in ``jaxprune.calibration``. The conventions of all of it are in :mod:`jaxprune.base`.
+at data is in ``jaxprune.calibration``, and what runs on codes in ``jaxprune.integer``. The conventions of all of it are in :mod:`jaxprune.base`.
 """
 
 import importlib
@@ -22,22 +22,22 @@ from jaxprune.reports import report
 from jaxprune.sweeps import grid, pareto_front, search, sensitivity, sweep
 
 if TYPE_CHECKING:
-    from jaxprune import calibration, structure, training
+    from jaxprune import calibration, integer, structure, training
     from jaxprune.structure import shrink
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Compressed", "Pruned", "QArray", "QParams", "QuantSpec", "calibration", "choose_qparams", "codebook",
-    "compress", "dequantize", "fake_quant", "files", "fixed_point", "grid", "load", "masks", "pareto_front",
-    "prune", "quantization", "quantize", "report", "reports", "saliency", "save", "schedules", "search", "sensitivity",
-    "shrink", "structure", "sweep", "threshold_prune", "training",
+    "compress", "dequantize", "fake_quant", "files", "fixed_point", "grid", "integer", "load", "masks",
+    "pareto_front", "prune", "quantization", "quantize", "report", "reports", "saliency", "save", "schedules", "search",
+    "sensitivity", "shrink", "structure", "sweep", "threshold_prune", "training",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Imports what takes a while when it is asked for: ``training`` needs optax, the others a part of SciPy."""
-    if name in ("calibration", "structure", "training"):
+    if name in ("calibration", "integer", "structure", "training"):
         return importlib.import_module(f"jaxprune.{name}")
     if name == "shrink":
         return importlib.import_module("jaxprune.structure").shrink

@@ -133,7 +133,7 @@ def grid_of(x: Array, bits: Array, clip: Array, given: QParams | None, spec: Qua
 
 @jax.custom_jvp
 def straight_through(x: Array, scale: Array, divisor: Array, lowest: Array, highest: Array) -> Array:
-    return _store(snap(x.astype(jnp.float32), scale, divisor, lowest, highest), x.dtype)
+    return store(snap(x.astype(jnp.float32), scale, divisor, lowest, highest), x.dtype)
 
 
 @straight_through.defjvp
@@ -145,7 +145,7 @@ def _(primals, tangents):
     return straight_through(*primals), jnp.where(inside, tangents[0], 0)
 
 
-def _store(x: Array, dtype: Any) -> Array:
+def store(x: Array, dtype: Any) -> Array:
     """Casts float32 values; those beyond a smaller dtype saturate at its largest number."""
     if dtype == jnp.float32:
         return x
@@ -183,7 +183,7 @@ def dequantize(codes: Array, scale: Array, zero_point: Array, bits: int, dtype: 
         code = group(codes, spec).astype(jnp.int32)
         value = (code - zero_point).astype(jnp.float32) * scale
         value = value if marker is None else jnp.where(code == marker, jnp.nan, value)
-        return ungroup(_store(value, dtype), codes.shape, spec)
+        return ungroup(store(value, dtype), codes.shape, spec)
 
     codes = jnp.asarray(codes)
     return automatic(decoded, codes, scale, zero_point, out=explicit_spec(codes))
