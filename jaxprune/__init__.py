@@ -4,7 +4,8 @@ Start with the short verbs, ``prune``, ``threshold_prune``, ``fake_quant`` and `
 ``grid``, ``sweep`` and ``pareto_front``; read the outcome with ``report``. The criteria are in ``jaxprune.saliency``,
 what is made of them in ``jaxprune.masks``, and how to train with it in ``jaxprune.training``. Small files are written
 and read by ``compress``, ``save`` and ``load``; ``shrink`` removes whole channels, heads and neurons. What looks
-at data is in ``jaxprune.calibration``, and what runs on codes in ``jaxprune.integer``. The conventions of all of it are in :mod:`jaxprune.base`.
+at data is in ``jaxprune.calibration``, what runs on codes in ``jaxprune.integer``. The conventions of all of it are in
+:mod:`jaxprune.base`.
 """
 
 import importlib
