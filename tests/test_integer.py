@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_integer as oracle
 import pytest
+from flax import nnx
 from jax import lax
 
 import jaxprune as jp
@@ -158,6 +159,18 @@ def test_a_model():
     chex.assert_trees_all_close(mapped, y, rtol=1e-5, atol=1e-6)
     assert jax.jit(fn)(weights, ids[:1]).shape == (1, 4, 11)
     assert all(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(weights) if leaf.ndim > 1 and leaf.size > 16)
+
+
+def test_an_nnx_model_and_a_shrunk_one():
+    x = normal(2, 6, 6, 3)
+    model = nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.relu, nnx.Conv(8, 4, (3, 3), rngs=nnx.Rngs(1)))
+    graph, params = nnx.split(model)
+    shrunk = jp.shrink(lambda p, x: nnx.merge(graph, p)(x), params, x, sparsity=0.5)
+    y, plan = run(shrunk.apply, jp.quantize(shrunk.params, 8, spec=UNITS), x)
+    wanted = np.asarray(shrunk.apply(shrunk.params, x))
+    assert [one.name for one in plan.choices] == ["layers/0/kernel", "layers/2/kernel"]
+    assert plan.choices[1].shapes == "(2, 6, 6, 4) x (3, 3, 4, 4)"
+    assert np.linalg.norm(y - wanted) < 0.02 * np.linalg.norm(wanted)
 
 
 def test_rows_beyond_the_table():

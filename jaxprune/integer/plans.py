@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune import host
+from jaxprune import host, paths
 from jaxprune.base import Array, Params
 from jaxprune.integer import executing, timing
 from jaxprune.integer.weights import Weight, weight_of
-from jaxprune.paths import join
 from jaxprune.program import jaxprs
 from jaxprune.quantization.arrays.coded import QArray
 from jaxprune.quantization.arrays.protocol import dense, is_stored
@@ -91,14 +90,15 @@ class Leaves(NamedTuple):
 
 def leaves_of(codes: Params) -> Leaves:
     """Sorts out what a tree of stored and dense arrays holds."""
-    keyed, structure = jax.tree.flatten_with_path(codes, is_leaf=is_stored)
-    names, values, why = [join(path) for path, _ in keyed], [], {}
-    for name, (_, leaf) in zip(names, keyed, strict=True):
+    held = jax.tree.leaves(codes, is_leaf=is_stored)
+    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_stored(leaf) else leaf  # noqa: E731
+    structs = jax.tree.map(shape, codes, is_leaf=is_stored)
+    names, values, why = paths.leaves_of(structs).paths, [], {}
+    for name, leaf in zip(names, held, strict=True):
         if is_stored(leaf) and (reason := _unfit(leaf)):
             why[name] = reason
         values.append(dense(leaf) if name in why else weight_of(leaf, name) if is_stored(leaf) else leaf)
-    structs = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_stored(leaf) else leaf for _, leaf in keyed]
-    return Leaves(names, values, why, structure.unflatten(structs))
+    return Leaves(names, values, why, structs)
 
 
 def _unfit(leaf: Any) -> str:
