@@ -19,8 +19,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxprune.base import Array
-from jaxprune.kernels.batching import batch_axes
-from jaxprune.kernels.sharding import explicit_spec
+from jaxprune.kernels.sharding import batch_axes, explicit_spec
 
 #: ``(elements, flat_index, *operands) -> bins``, elementwise; a bin beyond the histogram is dropped. Hashable.
 Binning = Callable[..., Array]

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_batching import custom_vmap
+from jax.custom_batching import custom_vmap, sequential_vmap
 
 from jaxprune.base import Array
 from jaxprune.kernels import bisection, many_ranks, radix, ties
-from jaxprune.kernels.batching import batch_axes, one_at_a_time
 from jaxprune.kernels.float_keys import Cut, Ranked, common_dtype, flat_index, from_keys, highest_key, key_type
 from jaxprune.kernels.histogram import Weigh
+from jaxprune.kernels.sharding import batch_axes
 from jaxprune.kernels.ties import search
 
 #: Above this many elements in a leaf, positions no longer fit the signed indices of XLA.
@@ -123,7 +123,7 @@ def smallest(leaves: Sequence[Array], counts: Array, weigh: Weigh) -> tuple[Arra
 
 
 def _cut_at(leaf: Ranked, rank: Array) -> Cut:
-    @one_at_a_time
+    @sequential_vmap  # so that each search ends when it is done
     def position(leaf: Ranked, key: Array, rank: Array) -> Array:
         return search(leaf, rank, key).position
 

@@ -4,9 +4,7 @@ Over ``axes``, which are kept with size 1.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +13,9 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array
-from jaxprune.kernels.histogram import histogram
 from jaxprune.kernels.rounding import divide
-from jaxprune.kernels.sums import in_halves
+from jaxprune.kernels.sums import streamed
 
-_LANES = 2**14  # sums that the mean magnitude is made of
 _LARGE = 2**20  # entries from which a copy is worth avoiding
 _FOLD = 16  # entries that a short reduction takes
 
@@ -62,25 +58,17 @@ def _finite_bits(x: Array) -> Array:
 
 
 @cache
-def mean_magnitude(axes: tuple[int, ...], blocks: bool):
+def mean_magnitude(axes: tuple[int, ...]):
     """``(wanted, x, high) -> mean abs(x)`` over the finite entries along ``axes``, float32, or zeros where not wanted.
 
     ``high`` is their largest magnitude. A whole read that only 1-bit codes need, so it happens under a ``cond`` that a
-    sweep over bits leaves unbatched. Of an array that was cut into ``blocks`` the sum is one of plain operations, which
-    take a copy of it: how it is sharded, if the axis was, no mesh may be able to say, as a histogram has to.
+    sweep over bits leaves unbatched.
     """
 
     @jax.jit  # traced once, though the rule below meets it again
     def mean(x, high):
         shift = jnp.where(jnp.max(high) > 2.0**64, jnp.float32(2.0**-32), 1)  # against overflow; exact
-        if blocks:
-            rows = _finite_magnitude(x, shift).transpose(*(i for i in range(x.ndim) if i not in axes), *axes)
-            rows = rows.reshape(high.size, -1)
-            parts = jnp.pad(rows, ((0, 0), (0, (1 << (rows.shape[1] - 1).bit_length()) - rows.shape[1])))
-        else:
-            lane = _Lane(x.shape, axes)
-            parts = histogram(x, (shift,), lane, lane.groups * lane.lanes, _finite_magnitude).reshape(lane.groups, -1)
-        total = in_halves(parts).reshape(high.shape)
+        total = streamed(x, axes, lambda row: jnp.where(jnp.isfinite(row), jnp.abs(row) * shift, 0)).reshape(high.shape)
         count = jnp.sum(jnp.isfinite(x), axes, dtype=jnp.int32, keepdims=True).astype(jnp.float32)
         return divide(total, jnp.maximum(count, 1)) / shift
 
@@ -94,35 +82,6 @@ def mean_magnitude(axes: tuple[int, ...], blocks: bool):
         if not batched[1]:
             return lazily(wanted, x, high.max(0) if batched[2] else high), False
         high = high if batched[2] else jnp.broadcast_to(high, (size, *high.shape))
-        return mean_magnitude(tuple(a + 1 for a in axes), blocks)(wanted, x, high), True
+        return mean_magnitude(tuple(a + 1 for a in axes))(wanted, x, high), True
 
     return lazily
-
-
-def _finite_magnitude(values: Array, shift: Array) -> Array:
-    return jnp.where(jnp.isfinite(values), jnp.abs(values.astype(jnp.float32)) * shift, 0)
-
-
-@dataclass(frozen=True)
-class _Lane:
-    """Sends each entry to one of the lanes of its group: sums that are short, and in one order in every program."""
-
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-
-    @property
-    def groups(self) -> int:
-        return prod(n for i, n in enumerate(self.shape) if i not in self.axes)
-
-    @property
-    def lanes(self) -> int:
-        most = 1 << max(0, (_LANES // max(self.groups, 1)).bit_length() - 1)
-        entries = prod(n for i, n in enumerate(self.shape) if i in self.axes)
-        return min(most, 1 << max(0, entries - 1).bit_length())  # more would add zeros
-
-    def __call__(self, values: Array, index: Array, shift: Array) -> Array:
-        numbers = {True: jnp.zeros_like(index), False: jnp.zeros_like(index)}  # of the entry in its group; of the group
-        for i, n in enumerate(self.shape):
-            coordinate = (index // np.uint32(prod(self.shape[i + 1 :]))) % np.uint32(n)
-            numbers[i in self.axes] = numbers[i in self.axes] * np.uint32(n) + coordinate
-        return numbers[False] * np.uint32(self.lanes) + numbers[True] % np.uint32(self.lanes)

@@ -17,7 +17,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array, QParams
-from jaxprune.kernels.batching import batch_axes
+from jaxprune.kernels.sharding import batch_axes
 
 TINY = np.finfo(np.float32).tiny  # a step below it would be subnormal, which backends flush to zero
 HUGE = np.finfo(np.float32).max * np.float32(1 - 2**-21)  # room for the rounding of scale * code

@@ -1,4 +1,4 @@
-"""Explicitly sharded arrays, whose types carry their sharding: let the compiler place what lies in between."""
+"""Axes that a kernel does not see: of explicitly sharded arrays, whose types carry their sharding, and of ``vmap``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,13 @@ def explicit_spec(array: Array) -> PartitionSpec:
     return jax.typeof(array).sharding.spec
 
 
+def batch_axes(batched: Any) -> Any:
+    """What ``custom_vmap`` says is batched, as ``in_axes``."""
+    return jax.tree.map(lambda flag: 0 if flag else None, tuple(batched))
+
+
 def automatic(fn: Callable[..., Any], array: Array, *args: Any, out: Any = None) -> Any:
-    """``fn(array, *args)``, with explicit mesh axes of ``array`` made automatic inside.
+    """``fn(array, *args)``, with explicit mesh axes of ``array`` made automatic: the compiler places what is inside.
 
     Reshapes and the like need a sharding rule in explicit mode, which inside a kernel nobody should have to write.
 

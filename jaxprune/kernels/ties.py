@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import sequential_vmap
 
 from jaxprune.base import Array
 from jaxprune.kernels import bisection, radix
-from jaxprune.kernels.batching import one_at_a_time
 from jaxprune.kernels.float_keys import Cut, Ranked, flat_index
 from jaxprune.kernels.sharding import explicit_spec
 
@@ -74,7 +74,7 @@ def positions(leaves: list[Ranked], sizes: list[list[int]], key: Array, rest: Ar
     def needed(leaves: list[Ranked], key: Array, rest: Array) -> list[Array]:
         return lax.cond(rest > 0, find, nothing, leaves, key, rest)
 
-    return one_at_a_time(needed)(leaves, key, rest)
+    return sequential_vmap(needed)(leaves, key, rest)
 
 
 @jax.jit

@@ -119,7 +119,7 @@ def choose(x: Array, bits: Array, clip: Array, spec: QuantSpec) -> QParams:
         low, high = spec.calibration(group(x, spec, jnp.nan).astype(jnp.float32), axes, bits, spec)
     scale, zero_point = qparams_of(low, high, bits, spec.symmetric)
     if spec.symmetric:
-        mean = mean_magnitude(axes, spec.block_size is not None)
+        mean = mean_magnitude(axes)
         scale = jnp.where(bits == 1, mean(bits == 1, group(x, spec, jnp.nan), jnp.maximum(-low, high)), scale)
     clip = jnp.clip(clip, TINY, 1)
     scale = jnp.where(scale * clip >= TINY, scale * clip, 0)

@@ -167,7 +167,7 @@ def _first_step(x: Array, width: Array, axes: tuple[int, ...], signed: bool) -> 
     def first(x: Array, width: Array) -> Array:
         if not x.size:
             return jnp.zeros([1 if i in axes else n for i, n in enumerate(x.shape)], jnp.float32)
-        mean = mean_magnitude(axes, False)(jnp.bool_(True), x, full_range(x, axes, True)[1])
+        mean = mean_magnitude(axes)(jnp.bool_(True), x, full_range(x, axes, True)[1])
         return divide(2 * mean, jnp.sqrt(top_code(_codes(width, signed), signed)))
 
     return automatic(first, jax.lax.stop_gradient(x), width)
