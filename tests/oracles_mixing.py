@@ -108,15 +108,11 @@ def mixed(data, shape):
     count, at = number(data, 0)
     if not count:
         return out
-    flags, at = number(data, at)
-    top, lags, shift, mean = flags % 17, [], 0, 4
-    if flags // 17 % 2:
-        many, at = number(data, at)
-        for _ in range(many):
-            gap, at = number(data, at)
-            lags.append(gap + (lags[-1] if lags else 0))
-    if flags // 34:
-        shift, at = number(data, at)
+    both, at = number(data, at)
+    top, lags, mean = both % 17, [], 4
+    for _ in range(both // 17):
+        gap, at = number(data, at)
+        lags.append(gap + (lags[-1] if lags else 0))
     if top:
         mean, at = number(data, at)
     bits = Bits(data[at:])
@@ -125,29 +121,9 @@ def mixed(data, shape):
     assert len(kept) == count
     sign = _signs(bits, shape, kept, lags)
     size = _magnitudes(bits, shape, kept, lags, top, mean) if top else dict.fromkeys(kept, 0)
-    order = sorted(kept)
-    _beyond(bits, size, [at for at in order if size[at] == 16])
-    low = dict.fromkeys(order, 0)
-    for place in range(shift):
-        for at in order:
-            low[at] += bits.take(32768) << place
-    for i, j in order:
-        out[i][j] = sign[i, j] * ((size[i, j] << shift) + low[i, j] + 1)
+    for i, j in kept:
+        out[i][j] = sign[i, j] * (size[i, j] + 1)
     return out
-
-
-def _beyond(bits, size, reach):
-    places, alive = dict.fromkeys(reach, 0), reach
-    for place in range(1, 33):
-        alive = [at for at in alive if bits.take(32768)]
-        places.update(dict.fromkeys(alive, place))
-    more = dict.fromkeys(reach, 1)
-    for place in range(max(places.values(), default=0) - 1, -1, -1):
-        for at in reach:
-            if places[at] > place:
-                more[at] = 2 * more[at] + bits.take(32768)
-    for at in reach:
-        size[at] += more[at] - 1
 
 
 def _diagonals(shape, where):
@@ -189,13 +165,9 @@ def _ask(bits, mixer, told, features, known):
     mixer.learn(list(zip(features, got, chances, strict=True)))
 
 
-def _average(values):
-    return sum(values) * 1024 // (len(values) + 4)
-
-
 def _signs(bits, shape, kept, lags):
     scale = max(4, math.isqrt(len(kept) ** 3 // (shape[0] * shape[1]) ** 2) // 2)
-    mixer = Mixer([0.0, 1.0, 1.0, 0.2, 0.8] + [1.0] * len(lags), [8.0] * 3 + [20.0, 4.0] + [2.0] * len(lags))
+    mixer = Mixer([0.8] + [1.0] * len(lags), [4.0] + [2.0] * len(lags))
     sign = {}
     for told in _diagonals(shape, kept):
         features = []
@@ -203,8 +175,7 @@ def _signs(bits, shape, kept, lags):
             row = {b: s for (a, b), s in sign.items() if a == i}
             column = {a: s for (a, b), s in sign.items() if b == j}
             alike = sum(s * t * sign.get((a, b), 0) for a, s in column.items() for b, t in row.items())
-            x = [1024, _average(row.values()), _average(column.values()), clip(alike, 2) * 1024, alike * 1024 // scale]
-            x += [sign.get((i - lag, j), 0) * 1024 for lag in lags]
+            x = [alike * 1024 // scale, *(sign.get((i - lag, j), 0) * 1024 for lag in lags)]
             features.append([clip(f, 12288) for f in x])
         got = {}
         _ask(bits, mixer, told, features, got)
@@ -214,20 +185,17 @@ def _signs(bits, shape, kept, lags):
 
 def _magnitudes(bits, shape, kept, lags, top, mean):
     rows, columns = shape
-    spread, root = max(2, mean // 3), max(1, math.isqrt(len(lags)))
-    usual = [(mean - 4 - 4 * level) / spread for level in range(top)]
-    mixer = Mixer(usual + [0.6, 0.5, 0.3, 0.4, 0.3, 0.2, 0.2], [0.3] * top + [5.0, 5.0, 10.0, 10.0, 5.0, 5.0, 10.0])
-    size, excess = {}, {}
+    root = max(1, math.isqrt(len(lags)))
+    usual = [(mean - 4 - 4 * level) / max(2, mean // 3) for level in range(top)]
+    mixer = Mixer(usual + [0.3, 0.4, 0.2, 0.2], [0.3] * top + [10.0, 10.0, 5.0, 10.0])
+    size = {}
     for told in _diagonals(shape, kept):
         learnt = []
         for i, j in told:
             in_row, in_column = sum(a == i for a, _ in kept), sum(b == j for _, b in kept)
             y = [
-                _average([e for (a, _), e in excess.items() if a == i]) // spread,
-                _average([e for (_, b), e in excess.items() if b == j]) // spread,
                 log_ratio((in_row + 2) * rows, len(kept) + 2 * rows),
                 log_ratio((in_column + 2) * columns, len(kept) + 2 * columns),
-                sum(excess.get((i - lag, j), 0) for lag in lags) * 1024 // (spread * root),
                 sum((i - lag, j) in kept for lag in lags) * 1024 // root,
                 sum((i + lag, j) in kept for lag in lags) * 1024 // root,
             ]
@@ -246,5 +214,4 @@ def _magnitudes(bits, shape, kept, lags, top, mean):
             alive = still
         mixer.learn(facts)
         size.update(new)
-        excess.update({at: 4 * (more + 1) - mean for at, more in new.items()})
     return size

@@ -16,8 +16,8 @@ from jaxprune.files.bytestream import FormatError, unsigned
 
 pytestmark = pytest.mark.slow
 
-LEAST, MOST = -(2**31), 2**31 - 1
-values = st.one_of(st.sampled_from((0, 0, 0, 1, -1, 2, LEAST, MOST)), st.integers(-20, 20), st.integers(LEAST, MOST))
+MOST = 17
+values = st.one_of(st.sampled_from((0, 0, 0, 1, -1, 2, -MOST, MOST)), st.integers(-MOST, MOST))
 
 
 def drawn(shape, density, scale, seed=0):
@@ -52,13 +52,13 @@ CASES = {
     "one": np.full((1, 1), 7, np.int32),
     "zero": np.zeros((4, 4), np.int32),
     "equal": np.full((9, 11), -3, np.int32),
-    "least": np.full((2, 2), LEAST, np.int32),
-    "extremes": np.array([[LEAST, MOST, 0], [MOST, MOST, -1]], np.int32),
+    "least": np.full((2, 2), -MOST, np.int32),
+    "extremes": np.array([[-MOST, MOST, 0], [MOST, MOST, -1]], np.int32),
     "row": drawn((1, 50), 0.5, 2),
     "column": drawn((50, 1), 0.5, 2),
     "ternary": drawn((30, 20), 0.2, 0),
     "outlier": np.where(np.arange(300).reshape(20, 15) == 77, MOST, drawn((20, 15), 0.3, 2)).astype(np.int32),
-    "wide": drawn((20, 20), 0.8, 5000),
+    "wide": np.clip(drawn((20, 20), 0.8, 8), -MOST, MOST),
     "dense": drawn((12, 40), 1.0, 4),
     "image": image(8, 20),
 }
@@ -104,7 +104,7 @@ def test_read_one_by_one_with_integers_of_python(name):
 
 def test_the_bytes_never_change():
     digest = hashlib.sha256(b"".join(mixing._encode(CASES[name], lags) for name, lags in LAGGED.items())).hexdigest()
-    assert digest[:16] == "937e4823e232e0e0"
+    assert digest[:16] == "becb3b2ab7489535"
 
 
 def test_logarithms_and_sigmoids_are_exact():
@@ -122,7 +122,7 @@ def test_sums_are_exact_in_float64():
     assert longest**2 == mixing._MOST_ENTRIES
     assert learning.MOST**2 * most * longest < 2**53
     assert wavefront._NARROW**2 * most * longest * wavefront.LEVELS < 2**53
-    features = mixing._LAGS + 5 + wavefront.LEVELS + 7
+    features = mixing._LAGS + 3 + wavefront.LEVELS + 4
     assert learning._HEAVIEST * learning.MOST * features < 2**53
 
 
@@ -166,17 +166,10 @@ def test_lags_are_found():
     assert len(mixing.encode(codes)) < 0.985 * len(mixing._encode(codes, []))
 
 
-def test_the_shortest_bytes_are_written():
-    ask, written = learning.writing()
-    chances = np.random.default_rng(0).integers(1, 65536, 100).astype(np.float64)
-    bits = np.random.default_rng(1).random(100) < chances / 65536
-    ask(chances, bits)
-    data = written()
-    cost = -np.log2(np.where(bits, chances, 65536 - chances) / 65536).sum()
-    assert cost / 8 <= len(data) <= cost / 8 + 1.1
-
-
 def test_large_ones_are_left_to_others():
+    for code in (MOST + 1, -MOST - 1, -(2**31), 2**31 - 1):
+        assert mixing.encode(np.array([[0, 1], [code, 0]], np.int32)) is None
+    assert mixing.encode(np.full((2, 2), -128, np.int8)) is None
     assert mixing.encode(np.zeros((1, 8192), np.int32)) is None
     assert mixing.encode(np.zeros((2049, 2049), np.int32)) is None
     for shape in ((1, 8192), (2049, 2049), (2**20, 2**20)):
@@ -219,7 +212,6 @@ def test_damage_raises_or_gives_codes(name, data):
 
 @given(st.binary(max_size=60), st.sampled_from(((0, 3), (1, 1), (6, 7), (1, 20))))
 @example(unsigned(3) + bytes([16]) + unsigned(4) + b"\xff" * 12, (1, 3))
-@example(unsigned(3) + bytes([16 + 34]) + unsigned(31) + unsigned(4) + b"\xff" * 12, (1, 3))
 def test_made_up_bytes_raise_or_give_codes(data, shape):
     read(data, shape)
 
@@ -240,11 +232,9 @@ def test_nothing_may_be_left(name):
     [
         ([0x80], "wanted"),
         ([43], "the most is 42"),
-        ([5, 68], "the most is 67"),
-        ([5, 17, 13], "the most is 12"),
-        ([5, 17, 1, 0], "a lag of 0 in 6 rows"),
-        ([5, 17, 2, 3, 3], "a lag of 6 in 6 rows"),
-        ([5, 34, 32], "the most is 31"),
+        ([5, 221, 1], "the most is 220"),
+        ([5, 17, 0], "a lag of 0 in 6 rows"),
+        ([5, 34, 3, 3], "a lag of 6 in 6 rows"),
         ([5, 1, 69], "the most is 68"),
         ([5, 0, 1, 0], "zeros at the end"),
         ([5, 0], "entries are not zero, not 5"),

@@ -6,9 +6,8 @@ order in which a library adds, it is exact. The only roundings are single operat
 defines them.
 
 Bits as bytes by a range coder: Martin's (1979), as in ``constriction``, with 64 bits of state, words of 32 bits,
-probabilities of 24 bits. Its words are written the highest byte first, and end with the shortest bytes that give the
-bits when zeros follow. A chance is that of a 1, in 65536ths, from 1 to 65535; a 0 takes
-(65536 - chance) * (2**24 - 2) // 65536 + 1 parts of 2**24.
+probabilities of 24 bits. Its words are written the highest byte first, without the zeros at the end. A chance is that
+of a 1, in 65536ths, from 1 to 65535; a 0 takes (65536 - chance) * (2**24 - 2) // 65536 + 1 parts of 2**24.
 """
 
 from collections.abc import Callable
@@ -145,30 +144,9 @@ def reading(data: bytes) -> tuple[Ask, Callable[[], None]]:
 
 
 def _written(chances: np.ndarray, bits: np.ndarray) -> bytes:
-    """The shortest bytes: those of the coder, as long as one less, or one less and 1 more, still gives the bits."""
     coder = constriction().stream.queue.RangeEncoder()
-    shares = _shares(chances)
-    coder.encode(bits.astype(np.int32), _model(), shares)
-    data = coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
-    while data:
-        at = max(0, len(data) - 9)
-        last, places = int.from_bytes(data[at:-1], "big"), len(data) - 1 - at
-        for tried in range(last, min(last + 2, 256**places)):
-            shorter = (data[:at] + tried.to_bytes(places, "big")).rstrip(b"\0")
-            if _gives(shorter, shares, bits):
-                data = shorter
-                break
-        else:
-            break
-    return data
-
-
-def _gives(data: bytes, shares: np.ndarray, bits: np.ndarray) -> bool:
-    try:
-        coder = constriction().stream.queue.RangeDecoder(words(data, ">"))
-        return np.array_equal(coder.decode(_model(), shares), bits)
-    except AssertionError:  # no bits at all begin so
-        return False
+    coder.encode(bits.astype(np.int32), _model(), _shares(chances))
+    return coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
 
 
 def _model() -> Any:

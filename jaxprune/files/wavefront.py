@@ -22,7 +22,6 @@ LEVELS = 16  # magnitudes told apart one by one
 _WHOLE = 1 << 24  # a share of 1
 _OF_ROW, _OF_COLUMN, _OF_ABOVE = 60, 60, 16  # entries that an expectation is worth
 _ROWS_ABOVE = 6  # lags whose rows tell what a row begins with
-_FEW = 4  # entries that an average of 0 is worth
 _ALIKE = 1 << 29  # products that the likeness of rows may take
 _NARROW = 3 * ONE  # a feature of magnitudes, of which there are LEVELS times as many
 
@@ -73,23 +72,19 @@ def signs(ask: Ask, truth: np.ndarray, mask: np.ndarray, lags: list[int]) -> np.
     found = np.zeros((pad + len(mask), columns), np.int8)
     flat, steps = found.reshape(-1), columns * np.array(lags, np.int64)[:, None]
     foretell, note = _likeness(mask, found[pad:])
-    of_rows, of_columns = np.zeros((2, len(mask))), np.zeros((2, columns))
-    mixer = Mixer([0.0, 1.0, 1.0, 0.2, 0.8] + [1.0] * len(lags), [8.0, 8.0, 8.0, 20.0, 4.0] + [2.0] * len(lags))
+    mixer = Mixer([0.8] + [1.0] * len(lags), [4.0] + [2.0] * len(lags))
     for i, j in _groups(mask):
-        x = np.empty((5 + len(lags), len(i)))
-        x[0], x[1], x[2] = ONE, _average(of_rows, i), _average(of_columns, j)
-        x[3:5], left = foretell(i, j)
-        x[5:] = flat[(pad + i) * columns + j - steps].astype(np.float64) * ONE
+        x = np.empty((1 + len(lags), len(i)))
+        x[0], left = foretell(i, j)
+        x[1:] = flat[(pad + i) * columns + j - steps].astype(np.float64) * ONE
         sign = np.where(mixer.bits(ask, x, truth[i, j]), 1, -1).astype(np.int8)
         found[pad + i, j] = sign
         note(i, j, left, sign)
-        _tally(of_rows, i, sign)
-        _tally(of_columns, j, sign)
     return found[pad:]
 
 
 def _likeness(mask: np.ndarray, found: np.ndarray) -> tuple[Callable[..., Any], Callable[..., None]]:
-    """What foretells signs by those ``found``: a function for two features and what the other, to learn, needs.
+    """What foretells signs by those ``found``: a function for a feature and what the other, to learn, needs.
 
     It keeps, for each two columns, the sum of s[i', j'] s[i', j] over the rows, or of rows over the columns: whichever
     are fewer. Nothing is foretold where that would take too long.
@@ -103,7 +98,7 @@ def _likeness(mask: np.ndarray, found: np.ndarray) -> tuple[Callable[..., Any], 
     def foretell(i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         left = (found[i] if tall else found[:, j].T).astype(np.int32)
         total = np.einsum("ij,ij->i", left, alike[j if tall else i]).astype(np.float64)
-        return np.stack([clip(total, 2) * ONE, np.floor(total * ONE / scale)]), left
+        return np.floor(total * ONE / scale), left
 
     def note(i: np.ndarray, j: np.ndarray, left: np.ndarray, sign: np.ndarray) -> None:
         alike[j if tall else i] += left * sign[:, None]
@@ -112,34 +107,24 @@ def _likeness(mask: np.ndarray, found: np.ndarray) -> tuple[Callable[..., Any], 
 
 
 def magnitudes(ask: Ask, truth: np.ndarray, mask: np.ndarray, lags: list[int], top: int, mean: int) -> np.ndarray:
-    """How much more than 1 where ``mask``, up to ``top``, at most LEVELS: int8, 0 elsewhere.
+    """How much more than 1 where ``mask``, up to ``top``, at most LEVELS: int32, 0 elsewhere.
 
     One bit after another tells whether an entry is more. ``mean`` is about theirs, 1 added, in quarters.
     """
-    spread = max(2, mean // 3)
     pad, (rows, columns) = max(lags, default=0), mask.shape
     padded = np.pad(mask, ((pad, pad), (0, 0))).reshape(-1)
-    excess = np.zeros((pad + rows) * columns, np.int8)  # over the mean, in quarters
     steps = columns * np.array(lags, np.int64)[:, None]
     root = max(1, math.isqrt(len(lags)))
-    total, dense = mask.sum(), []
-    for axis, n in ((1, rows), (0, columns)):
-        dense.append(log_ratio((mask.sum(axis) + 2.0) * n, np.full(n, total + 2.0 * n)))
-    of_rows, of_columns = np.zeros((2, rows)), np.zeros((2, columns))
-    usual = [(mean - 4 - 4 * level) / spread for level in range(top)]
-    mixer = Mixer(usual + [0.6, 0.5, 0.3, 0.4, 0.3, 0.2, 0.2], [0.3] * top + [5.0, 5.0, 10.0, 10.0, 5.0, 5.0, 10.0])
-    found = np.zeros(mask.shape, np.int8)
-    for i, j in _groups(mask):
-        y, at = np.empty((7, len(i))), (pad + i) * columns + j
-        y[0], y[1] = _average(of_rows, i) / spread, _average(of_columns, j) / spread
-        y[2], y[3] = dense[0][i], dense[1][j]
-        y[4] = excess[at - steps].sum(0, dtype=np.int64) * ONE / (spread * root)
-        y[5], y[6] = (padded[at + step].sum(0) * ONE / root for step in (-steps, steps))
-        more = _more(ask, truth[i, j], mixer, clip(np.floor(y), _NARROW), top)
-        found[i, j] = more
-        excess[at] = 4 * (more + 1) - mean
-        _tally(of_rows, i, excess[at])
-        _tally(of_columns, j, excess[at])
+    sides, total = ((1, rows), (0, columns)), mask.sum()
+    dense = [log_ratio((mask.sum(axis) + 2.0) * n, np.full(n, total + 2.0 * n)) for axis, n in sides]
+    usual = [(mean - 4 - 4 * level) / max(2, mean // 3) for level in range(top)]
+    mixer = Mixer(usual + [0.3, 0.4, 0.2, 0.2], [0.3] * top + [10.0, 10.0, 5.0, 10.0])
+    found = np.zeros(mask.shape, np.int32)
+    for i, j in _groups(mask) if top else ():
+        y, at = np.empty((4, len(i))), (pad + i) * columns + j
+        y[0], y[1] = dense[0][i], dense[1][j]
+        y[2], y[3] = (padded[at + step].sum(0) * ONE / root for step in (-steps, steps))
+        found[i, j] = _more(ask, truth[i, j], mixer, clip(np.floor(y), _NARROW), top)
     return found
 
 
@@ -188,10 +173,6 @@ def _groups(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             yield i, d - i
 
 
-def _tally(sums: np.ndarray, at: slice | np.ndarray, numbers: np.ndarray) -> None:
+def _tally(sums: np.ndarray, at: slice, numbers: np.ndarray) -> None:
     sums[0, at] += numbers
     sums[1, at] += 1
-
-
-def _average(sums: np.ndarray, at: np.ndarray) -> np.ndarray:
-    return np.floor(sums[0, at] * ONE / (sums[1, at] + _FEW))
