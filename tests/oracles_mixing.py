@@ -167,7 +167,7 @@ def _ask(bits, mixer, told, features, known):
 
 def _signs(bits, shape, kept, lags):
     scale = max(4, math.isqrt(len(kept) ** 3 // (shape[0] * shape[1]) ** 2) // 2)
-    mixer = Mixer([0.8] + [1.0] * len(lags), [4.0] + [2.0] * len(lags))
+    mixer = Mixer([0.0, 0.8] + [1.0] * len(lags), [8.0, 4.0] + [2.0] * len(lags))
     sign = {}
     for told in _diagonals(shape, kept):
         features = []
@@ -175,7 +175,7 @@ def _signs(bits, shape, kept, lags):
             row = {b: s for (a, b), s in sign.items() if a == i}
             column = {a: s for (a, b), s in sign.items() if b == j}
             alike = sum(s * t * sign.get((a, b), 0) for a, s in column.items() for b, t in row.items())
-            x = [alike * 1024 // scale, *(sign.get((i - lag, j), 0) * 1024 for lag in lags)]
+            x = [1024, alike * 1024 // scale, *(sign.get((i - lag, j), 0) * 1024 for lag in lags)]
             features.append([clip(f, 12288) for f in x])
         got = {}
         _ask(bits, mixer, told, features, got)

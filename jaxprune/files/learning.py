@@ -6,8 +6,9 @@ order in which a library adds, it is exact. The only roundings are single operat
 defines them.
 
 Bits as bytes by a range coder: Martin's (1979), as in ``constriction``, with 64 bits of state, words of 32 bits,
-probabilities of 24 bits. Its words are written the highest byte first, without the zeros at the end. A chance is that
-of a 1, in 65536ths, from 1 to 65535; a 0 takes (65536 - chance) * (2**24 - 2) // 65536 + 1 parts of 2**24.
+probabilities of 24 bits. Its words are written the highest byte first, and end with the shortest bytes that give the
+bits when zeros follow. A chance is that of a 1, in 65536ths, from 1 to 65535; a 0 takes
+(65536 - chance) * (2**24 - 2) // 65536 + 1 parts of 2**24.
 """
 
 from collections.abc import Callable
@@ -144,9 +145,22 @@ def reading(data: bytes) -> tuple[Ask, Callable[[], None]]:
 
 
 def _written(chances: np.ndarray, bits: np.ndarray) -> bytes:
-    coder = constriction().stream.queue.RangeEncoder()
-    coder.encode(bits.astype(np.int32), _model(), _shares(chances))
-    return coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+    """The coder's bytes, rounded up to fewer of them as long as these still give the bits."""
+    coder, shares = constriction().stream.queue.RangeEncoder(), _shares(chances)
+    coder.encode(bits.astype(np.int32), _model(), shares)
+    data = shorter = coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+    while shorter and _gives(shorter, shares, bits):
+        data, above = shorter, (int.from_bytes(shorter, "big") >> 8) + 1
+        shorter = above.to_bytes(len(data), "big")[1:].rstrip(b"\0")
+    return data
+
+
+def _gives(data: bytes, shares: np.ndarray, bits: np.ndarray) -> bool:
+    coder = constriction().stream.queue.RangeDecoder(words(data, ">"))
+    try:
+        return np.array_equal(coder.decode(_model(), shares), bits)
+    except AssertionError:  # no bits at all begin so
+        return False
 
 
 def _model() -> Any:

@@ -72,11 +72,11 @@ def signs(ask: Ask, truth: np.ndarray, mask: np.ndarray, lags: list[int]) -> np.
     found = np.zeros((pad + len(mask), columns), np.int8)
     flat, steps = found.reshape(-1), columns * np.array(lags, np.int64)[:, None]
     foretell, note = _likeness(mask, found[pad:])
-    mixer = Mixer([0.8] + [1.0] * len(lags), [4.0] + [2.0] * len(lags))
+    mixer = Mixer([0.0, 0.8] + [1.0] * len(lags), [8.0, 4.0] + [2.0] * len(lags))
     for i, j in _groups(mask):
-        x = np.empty((1 + len(lags), len(i)))
-        x[0], left = foretell(i, j)
-        x[1:] = flat[(pad + i) * columns + j - steps].astype(np.float64) * ONE
+        x = np.full((2 + len(lags), len(i)), float(ONE))
+        x[1], left = foretell(i, j)
+        x[2:] = flat[(pad + i) * columns + j - steps].astype(np.float64) * ONE
         sign = np.where(mixer.bits(ask, x, truth[i, j]), 1, -1).astype(np.int8)
         found[pad + i, j] = sign
         note(i, j, left, sign)
