@@ -47,11 +47,11 @@ def prune(
     [[3.0, 0.0], [0.0, -2.0]]
     """
     chosen = tree.select(params, where)
-    scores = _scores(chosen, saliency(params))
+    scores = scores_of(chosen, saliency(params))
     return _pruned(chosen, keep_highest(chosen, scores, sparsity, scope, min_keep))
 
 
-def _scores(chosen: tree.Selection, scores: Params) -> list[Array]:
+def scores_of(chosen: tree.Selection, scores: Params) -> list[Array]:
     """The scores of the chosen leaves."""
     found = tree.leaves_like(chosen, scores, "params", "scores")
     for path, score in zip(chosen.names, found, strict=True):
@@ -86,4 +86,4 @@ def threshold_prune(params: Params, threshold: Setting, *, where: Where = None) 
     [False, True, True]
     """
     chosen = tree.select(params, where)
-    return _pruned(chosen, at_least(chosen, _scores(chosen, criteria.magnitude(params)), threshold))
+    return _pruned(chosen, at_least(chosen, scores_of(chosen, criteria.magnitude(params)), threshold))

@@ -1,7 +1,7 @@
 """Adaptive coding of sparse and few-bit matrices: every entry by what the entries above and to the left foretell.
 
-The number of entries that are not 0. If there are any: ``top``, the largest of their magnitudes less 1, at most 16, plus
-17 times how many lags there are; each lag as its distance from the one before; if ``top`` is not 0, the mean of
+The number of entries that are not 0. If there are any: ``top``, the largest of their magnitudes less 1, at most 16,
+plus 17 times how many lags there are; each lag as its distance from the one before; if ``top`` is not 0, the mean of
 magnitudes in quarters. Then bits (:mod:`jaxprune.files.learning`), with the probabilities of
 :mod:`jaxprune.files.wavefront`: which entries are kept (nothing, if all are), signs, and magnitudes less 1.
 

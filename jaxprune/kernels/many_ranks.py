@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune.base import Array
 from jaxprune.kernels.float_keys import Cut, Ranked, key_type, to_keys
-from jaxprune.kernels.histogram import Weigh, histogram
+from jaxprune.kernels.histogram import histogram
 from jaxprune.kernels.radix import locate
 
 
@@ -30,31 +30,12 @@ def keys_at(leaves: Sequence[Ranked], ranks: Array) -> tuple[Array, Array]:
     return key.reshape(ranks.shape), rank.reshape(ranks.shape)
 
 
-def weights_below(leaves: Sequence[Ranked], keys: Array, weigh: Weigh) -> Array:
-    """For each of ``keys`` [K], what all elements of lower keys weigh together: float32 [K], in shared passes."""
-    dtype = leaves[0].dtype
-    slot, total, left = jnp.zeros(keys.size, jnp.int32), jnp.zeros(keys.size, jnp.float32), dtype.itemsize * 8
-    tables: tuple[Array, ...] = ()
-    widths = _digit_widths(left, leaves, keys.size)
-    for level, width in enumerate(widths):
-        left -= width
-        digit = ((keys >> left) & ((1 << width) - 1)).astype(jnp.int32)
-        binning = _SlotDigit(dtype, widths[: level + 1], keys.size)
-        weights = _count_slots(leaves, binning, tables, weigh)
-        lower = jnp.arange(1 << width, dtype=jnp.int32)[None] < digit[:, None]
-        total += jnp.where(lower, weights[slot], 0.0).sum(1)
-        tables, slot = _deepen(tables, slot, digit, width)
-    return total
-
-
-def _count_slots(
-    leaves: Sequence[Ranked], binning: "_SlotDigit", tables: tuple[Array, ...], weigh: Weigh | None = None
-) -> Array:
+def _count_slots(leaves: Sequence[Ranked], binning: "_SlotDigit", tables: tuple[Array, ...]) -> Array:
     """The leaves' histogram, [slots, bins]."""
     slots = binning.ranks if tables else 1
-    counts = jnp.zeros(slots << binning.widths[-1], jnp.uint32 if weigh is None else jnp.float32)
+    counts = jnp.zeros(slots << binning.widths[-1], jnp.uint32)
     for leaf in leaves:
-        counts += histogram(leaf.values, (tables, leaf.guard), binning, counts.size, weigh)
+        counts += histogram(leaf.values, (tables, leaf.guard), binning, counts.size)
     return counts.reshape(slots, -1)
 
 

@@ -18,7 +18,6 @@ from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxprune.base import Array
 from jaxprune.kernels import bisection, many_ranks, radix, ties
 from jaxprune.kernels.float_keys import Cut, Ranked, common_dtype, flat_index, from_keys, highest_key, key_type
-from jaxprune.kernels.histogram import Weigh
 from jaxprune.kernels.sharding import batch_axes
 from jaxprune.kernels.ties import search
 
@@ -95,31 +94,6 @@ def kth_smallest(leaves: Sequence[Array], ranks: Array) -> Array:
     ranked = [Ranked(lax.stop_gradient(leaf), dtype) for leaf in leaves]
     keys, _ = _keys_at(ranked, jnp.minimum(ranks, np.uint32(total - 1)))
     return jnp.where(ranks >= np.uint32(total), jnp.asarray(jnp.inf, dtype), from_keys(keys, dtype))
-
-
-def smallest(leaves: Sequence[Array], counts: Array, weigh: Weigh) -> tuple[Array, Array]:
-    """For each of ``counts`` (uint32 [K]), the element that follows so many smallest, and what those weigh together.
-
-    Args:
-      leaves: float arrays; equal elements must weigh the same.
-      counts: how many are taken; for all of them the element that follows is +inf.
-      weigh: static, elementwise: elements to float32 amounts, summed in float32.
-
-    Returns:
-      The elements, in the leaves' common dtype [K], and the sums, float32 [K].
-    """
-    dtype = common_dtype(leaves)
-    total = np.uint32(sum(leaf.size for leaf in leaves))
-    if not total:
-        return jnp.full(counts.shape, jnp.inf, dtype), jnp.zeros(counts.shape, jnp.float32)
-    ranked = [Ranked(leaf, dtype) for leaf in leaves]
-    keys, equals = _keys_at(ranked, jnp.minimum(counts, total - 1))
-    elements = from_keys(keys, dtype)
-    ties = jnp.where(equals > 0, equals.astype(jnp.float32) * weigh(elements), 0.0)
-    everything = counts >= total
-    keys = jnp.where(everything, highest_key(dtype), keys)
-    weights = many_ranks.weights_below(ranked, keys, weigh) + jnp.where(everything, 0.0, ties)
-    return jnp.where(everything, jnp.asarray(jnp.inf, dtype), elements), weights
 
 
 def _cut_at(leaf: Ranked, rank: Array) -> Cut:

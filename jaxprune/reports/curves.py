@@ -14,11 +14,13 @@ import numpy as np
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, QuantSpec, Where
 from jaxprune.kernels import order, unit_statistics
+from jaxprune.kernels.histogram import histogram
 from jaxprune.kernels.order import removed_count
 from jaxprune.layout import Axes, countable_axes
 from jaxprune.quantization.integers import fake_quant
 
 _PLAIN = QuantSpec()
+_LANES = 1 << 10
 
 
 class SparsityCurve(NamedTuple):
@@ -65,9 +67,19 @@ def sparsity_curve(params: Params, sparsities: Any, *, where: Where = None) -> S
 
 @jax.jit
 def _sparsity_curve(w: Array, sparsities: Array) -> tuple[Array, Array]:
-    counts = removed_count(w.size, sparsities)
-    thresholds, lost = order.smallest([jnp.abs(w)], counts, _squares)
-    return thresholds, _relative(lost, w)
+    sizes, counts = jnp.abs(w), removed_count(w.size, sparsities)
+    thresholds = order.kth_smallest([sizes], counts)
+    ascending = jnp.sort(thresholds)
+    below = [histogram(sizes, (ascending,), _lane, (counts.size + 1) * _LANES, weigh) for weigh in (None, _squares)]
+    first = jnp.searchsorted(ascending, thresholds)
+    number, lost = (jnp.cumsum(found.reshape(-1, _LANES).sum(1, dtype=found.dtype))[first] for found in below)
+    ties = counts - number  # which are as large as the threshold
+    return thresholds, _relative(lost + jnp.where(ties > 0, ties.astype(jnp.float32) * _squares(thresholds), 0.0), w)
+
+
+def _lane(values: Array, index: Array, ascending: Array) -> Array:
+    """How many thresholds are no larger, in one of several bins, whose sums are short."""
+    return jnp.searchsorted(ascending, values, side="right") * _LANES + (index % _LANES).astype(jnp.int32)
 
 
 def quantization_error_curve(params: Params, bits: Any, *, spec: QuantSpec = _PLAIN, where: Where = None) -> Params:

@@ -14,10 +14,11 @@ from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
-from jaxprune import masks as masking
 from jaxprune import saliency as criteria
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Scope, Scores, Setting, Where
+from jaxprune.masks.selection import keep_highest
+from jaxprune.pruning import scores_of
 from jaxprune.training.criteria import RunningSaliency
 from jaxprune.training.held_masks import chosen_of, masked, need, within
 
@@ -142,9 +143,7 @@ def ranked(ranking: Ranking, params: Params, level: Setting, memory: Any, grads:
     chosen = chosen_of(params, ranking.where)
     if not chosen.chosen:
         return chosen.replace([], tree.no_mask)
-    found = tree.flatten(ranking.saliency.scores(memory, params, grads))
-    tree.same_paths(chosen, found, "params", "scores")
-    scores = tree.arrays(found.leaves[i] for i in chosen.chosen)
+    scores = scores_of(chosen, ranking.saliency.scores(memory, params, grads))
     before = [] if old is None or ranking.revive else [jax.tree.leaves(old)[i] for i in chosen.chosen]
     if before:  # what is removed ranks strictly behind all else
         lowest = (jnp.maximum(score, jnp.finfo(score.dtype).min) for score in scores)
@@ -156,17 +155,14 @@ def ranked(ranking: Ranking, params: Params, level: Setting, memory: Any, grads:
 
 
 def _ranked_leaves(ranking: Ranking, chosen: tree.Selection, scores: list[Array], level: Setting) -> list[Array]:
-    given, names = chosen.replace(scores, tree.no_score), set(chosen.names)
     if callable(ranking.scope):
-        made = ranking.scope(given, level)
+        made = ranking.scope(chosen.replace(scores, tree.no_score), level)
+        masks = tree.leaves_like(chosen, made, "params", "masks")
     else:
-        rules = {"scope": ranking.scope, "min_keep": ranking.min_keep}
-        made = masking.by_sparsity(given, level, where=lambda path, _: path in names, **rules)
-    masks = tree.flatten(made)
-    tree.same_paths(chosen, masks, "params", "masks")
-    for path, leaf, mask in zip(chosen.paths, chosen.leaves, masks.leaves, strict=True):
+        masks = keep_highest(chosen, scores, level, ranking.scope, ranking.min_keep)
+    for path, leaf, mask in zip(chosen.names, chosen.taken, masks, strict=True):
         tree.check_mask(path, leaf, mask)
-    return tree.arrays(masks.leaves[i] for i in chosen.chosen)
+    return tree.arrays(masks)
 
 
 def unpruned(ranking: Ranking, params: Params, level: Setting = 0.0, memory: Any = ()) -> Masks:

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from jaxprune import schedules, settings, tree
+from jaxprune import schedules, settings
 from jaxprune.base import Array, Masks, Params, Setting, Where
 from jaxprune.kernels import order
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.masks import by_sparsity
+from jaxprune.masks.selection import as_masks, keep_highest
 from jaxprune.training.held_masks import chosen_of, held, masked, need, within
 from jaxprune.training.mask_updates import if_due
 
@@ -192,9 +192,7 @@ def _random_masks(params: Params, sparsity: Setting, key: Array, where: Where) -
     chosen = chosen_of(params, where)
     keys = jax.random.split(key, max(len(chosen.chosen), 1))
     drawn = [_uniform(leaf, k) for k, leaf in zip(keys, chosen.values, strict=False)]
-    scores = chosen.replace(drawn, tree.no_score)
-    names = set(chosen.names)
-    return by_sparsity(scores, within(sparsity, params), where=lambda path, _: path in names)
+    return as_masks(chosen, keep_highest(chosen, drawn, within(sparsity, params), "leaf"))
 
 
 def _magnitude(grad: Array, key: Array) -> Array:
