@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Setting
@@ -35,7 +34,7 @@ def check_setting(value: Any, name: str, low: float, high: float) -> Any:
     if shape != ():
         several = "use jax.vmap or jaxprune.sweep for several settings"
         raise ValueError(f"{name} must be a scalar, got shape {shape}; {several}")
-    if isinstance(value, Tracer):
+    if isinstance(value, jax.core.Tracer):
         return value.astype(jnp.float32)
     number = np.asarray(value)
     if not (np.issubdtype(number.dtype, np.integer) or jnp.issubdtype(number.dtype, jnp.floating)):
@@ -48,7 +47,7 @@ def check_setting(value: Any, name: str, low: float, high: float) -> Any:
 def check_settings(values: Any, name: str, low: float, high: float) -> Array:
     """``values``, an array or nested sequence of settings, as a float32 array; concrete ones lie in [low, high]."""
     array = jnp.asarray(values, jnp.float32)
-    if not isinstance(array, Tracer):
+    if not isinstance(array, jax.core.Tracer):
         for value in np.ravel(array):
             check_setting(value, name, low, high)
     return array
@@ -67,7 +66,7 @@ def is_scalar(value: Any) -> bool:
 
 def refuse(leaves: Iterable[tuple[str, Array]], test: Callable[[Array], Array], message: str) -> None:
     """Raises ``ValueError`` for the first concrete leaf, given with its path, that ``test`` is true of."""
-    concrete = [(name, leaf) for name, leaf in leaves if not isinstance(leaf, Tracer)]
+    concrete = [(name, leaf) for name, leaf in leaves if not isinstance(leaf, jax.core.Tracer)]
     with jax.ensure_compile_time_eval():
         found = jax.device_get([test(leaf) for _, leaf in concrete])
     for (name, _), wrong in zip(concrete, found, strict=True):
@@ -89,4 +88,4 @@ def not_finite(x: Array) -> Array:
 
 def any_traced(*values: Any) -> bool:
     """Whether any leaf of the trees is traced."""
-    return any(isinstance(value, Tracer) for value in jax.tree.leaves(values))
+    return any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(values))

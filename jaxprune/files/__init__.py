@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, get_args
 
 import jax
-from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Masks, Params, Setting, Where
@@ -196,10 +195,10 @@ def read(path: str | os.PathLike[str]) -> Compressed:
 def _check_leaves(params: Params) -> None:
     """Raises on leaves that have no bytes here."""
     for i, leaf in enumerate(jax.tree.leaves(params)):
-        if not isinstance(leaf, Tracer) and arrays.holds(leaf) and getattr(leaf, "is_fully_addressable", True):
+        if not isinstance(leaf, jax.core.Tracer) and arrays.holds(leaf) and getattr(leaf, "is_fully_addressable", True):
             continue
         path = tree.show(list(tree_json.leaves(tree_json.outline(params)))[i].path)
-        if isinstance(leaf, Tracer):
+        if isinstance(leaf, jax.core.Tracer):
             raise TypeError(f"leaf {path} is traced: compress works on the host, outside of jit")
         if not arrays.holds(leaf):
             raise TypeError(f"leaf {path} is {leaf!r} ({type(leaf).__name__}), which has no bytes to store")

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune.files import tables
 from jaxprune.files.bytestream import FormatError, Reader, read_list, unsigned, write_list
@@ -196,12 +195,12 @@ def _encode(table, slots, count, states):
         found, active = table.at[slots[t]].get(mode="promise_in_bounds"), t * LANES + lanes < count
         frequency, begin = found >> BITS, found & (2**BITS - 1)
         full = active & ((states >> (32 - BITS)) >= frequency)
-        words = lax.dynamic_update_slice(words, states.astype(jnp.uint16)[None], (t, 0))
-        given = lax.dynamic_update_slice(given, full[None], (t, 0))
+        words = jax.lax.dynamic_update_slice(words, states.astype(jnp.uint16)[None], (t, 0))
+        given = jax.lax.dynamic_update_slice(given, full[None], (t, 0))
         quotient, left = _divide(jnp.where(full, states >> 16, states), frequency)
         return jnp.where(active, (quotient << BITS) + left + begin, states), words, given
 
-    return lax.fori_loop(0, steps, step, (states, jnp.zeros(slots.shape, jnp.uint16), jnp.zeros(slots.shape, bool)))
+    return jax.lax.fori_loop(0, steps, step, (states, jnp.zeros(slots.shape, jnp.uint16), jnp.zeros(slots.shape, bool)))
 
 
 def _divide(a, b):
@@ -223,9 +222,9 @@ def _decode(table, symbols, words, count, states):
         more = active & (short < _START)
         word = words.at[lanes, taken].get(mode="promise_in_bounds").astype(jnp.uint32)
         after = jnp.where(more, short << 16 | word, short)
-        slots = lax.dynamic_update_slice(slots, (found >> 2 * BITS).astype(jnp.uint8)[None], (t, 0))
+        slots = jax.lax.dynamic_update_slice(slots, (found >> 2 * BITS).astype(jnp.uint8)[None], (t, 0))
         return jnp.where(active, after, states), taken + more.astype(jnp.int32), slots
 
     carry = states, jnp.zeros(LANES, jnp.int32), jnp.zeros((_STEPS, LANES), jnp.uint8)
-    states, taken, slots = lax.fori_loop(0, (count + LANES - 1) // LANES, step, carry)
+    states, taken, slots = jax.lax.fori_loop(0, (count + LANES - 1) // LANES, step, carry)
     return states, taken, slots, symbols.at[slots].get(mode="promise_in_bounds")

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune.base import Array
 from jaxprune.kernels.float_keys import Cut, Ranked, flat_index, key_type
@@ -29,10 +28,10 @@ def keys_at(leaves: Sequence[Ranked], ranks: Array) -> tuple[Array, Array]:
             trial = found | (kind.type(1) << (width - 1 - i).astype(kind))
             return jnp.where(below(trial) <= rank, trial, found)
 
-        key = lax.fori_loop(0, width, step, jnp.zeros((), kind))
+        key = jax.lax.fori_loop(0, width, step, jnp.zeros((), kind))
         return key, rank - below(key)
 
-    return jax.tree.map(lambda found: found.reshape(ranks.shape), lax.map(one, ranks.reshape(-1)))
+    return jax.tree.map(lambda found: found.reshape(ranks.shape), jax.lax.map(one, ranks.reshape(-1)))
 
 
 @jax.jit
@@ -74,4 +73,4 @@ def cut_at(leaf: Ranked, rank: Array, key: Array | None = None) -> Cut:
     known = key is not None
     first = places - 1 + (0 if known else leaf.dtype.itemsize * 8)
     start = Cut(key if known else jnp.zeros((), keys.dtype), none)
-    return lax.while_loop(unfinished, step, (jnp.int32(first), start, none, rank))[1]
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(first), start, none, rank))[1]

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune.base import Array
 
@@ -63,7 +62,7 @@ def to_keys(values: Array, dtype: np.dtype, index: Array | None = None, guard: C
     unsigned = key_type(dtype).type
     sign = unsigned(1 << (dtype.itemsize * 8 - 1))
     infinity = np.asarray(np.inf, dtype).view(unsigned)[()]
-    bits = lax.bitcast_convert_type(values.astype(dtype), unsigned)
+    bits = jax.lax.bitcast_convert_type(values.astype(dtype), unsigned)
     size = bits & ~sign
     keys = jnp.where((bits >= sign) & (size > 0), ~bits, size | sign)
     keys = jnp.where(size > infinity, highest_key(dtype) - unsigned(1), keys)
@@ -80,13 +79,13 @@ def below(values: Array, limit: Array) -> Array:
 
 def is_zero(values: Array) -> Array:
     """``values == 0`` by their bits: a subnormal is none."""
-    return lax.bitcast_convert_type(values, key_type(values.dtype)) << 1 == 0
+    return jax.lax.bitcast_convert_type(values, key_type(values.dtype)) << 1 == 0
 
 
 def from_keys(keys: Array, dtype: np.dtype) -> Array:
     """The float of each key."""
     sign = key_type(dtype).type(1 << (dtype.itemsize * 8 - 1))
-    return lax.bitcast_convert_type(jnp.where(keys >= sign, keys ^ sign, ~keys), dtype)
+    return jax.lax.bitcast_convert_type(jnp.where(keys >= sign, keys ^ sign, ~keys), dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -113,5 +112,5 @@ def flat_index(shape: tuple[int, ...]) -> Array:
     """Row-major positions (uint32), as a sum over axes: it fuses, and needs no reshape of a sharded array."""
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(math.prod(shape[axis + 1 :]))
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(math.prod(shape[axis + 1 :]))
     return index

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -69,7 +67,7 @@ def histogram(
     if set(around) == {AxisType.Explicit}:
         return _count(how, array, operands)  # every device has all of it
 
-    @custom_vmap
+    @jax.custom_batching.custom_vmap
     def count(array: Array, operands: tuple[Any, ...]) -> Array:
         return _partitioned(how)(array, operands)
 
@@ -88,7 +86,7 @@ def _count(how: _Counting, array: Array, operands: Any, to_index: Callable[..., 
     empty = jnp.zeros(how.length, jnp.uint32 if how.weigh is None else jnp.float32)
 
     def add(counts: Array, elements: Array, start: Any) -> Array:
-        positions = jnp.asarray(start).astype(jnp.uint32) + lax.iota(jnp.uint32, elements.size)
+        positions = jnp.asarray(start).astype(jnp.uint32) + jax.lax.iota(jnp.uint32, elements.size)
         if every > 1:
             positions += positions // _RUN * np.uint32(_RUN * (every - 1))
         bins = how.binning(elements, to_index(positions), *operands)
@@ -100,18 +98,18 @@ def _count(how: _Counting, array: Array, operands: Any, to_index: Callable[..., 
         counts = add(counts, flat[chunks * _CHUNK :], chunks * _CHUNK) if flat.size % _CHUNK else counts
         dtype = flat.dtype
         if dtype.itemsize == 2:  # or XLA widens 16-bit floats ahead of the loop, all at once
-            flat = lax.bitcast_convert_type(flat, jnp.uint16)
+            flat = jax.lax.bitcast_convert_type(flat, jnp.uint16)
 
         def step(i: Array, counts: Array) -> Array:
-            chunk = lax.bitcast_convert_type(lax.dynamic_slice(flat, (i * _CHUNK,), (_CHUNK,)), dtype)
+            chunk = jax.lax.bitcast_convert_type(jax.lax.dynamic_slice(flat, (i * _CHUNK,), (_CHUNK,)), dtype)
             return add(counts, chunk, i * _CHUNK)
 
-        return lax.fori_loop(0, chunks, step, counts)
+        return jax.lax.fori_loop(0, chunks, step, counts)
 
     def at_once(flat: Array) -> Array:
         return add(empty, flat, 0)
 
-    return lax.platform_dependent(flat, cpu=in_chunks, default=at_once) if chunks else at_once(flat)
+    return jax.lax.platform_dependent(flat, cpu=in_chunks, default=at_once) if chunks else at_once(flat)
 
 
 def _own_part(how: _Counting, shape: tuple[int, ...], mesh: Any, spec: PartitionSpec) -> Callable[..., Array]:
@@ -128,7 +126,7 @@ def _own_part(how: _Counting, shape: tuple[int, ...], mesh: Any, spec: Partition
             return index
 
         counts, used = _count(how, shard, operands, to_index), sum(names, ())
-        return lax.psum(counts, used) if used else counts
+        return jax.lax.psum(counts, used) if used else counts
 
     return count
 
@@ -140,7 +138,7 @@ def _names(entry: Any) -> tuple[str, ...]:
 def _axis_index(axes: tuple[str, ...], mesh: Any) -> Any:
     index = 0
     for name in axes:
-        index = index * mesh.shape[name] + lax.axis_index(name)
+        index = index * mesh.shape[name] + jax.lax.axis_index(name)
     return index
 
 

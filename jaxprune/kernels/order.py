@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.custom_batching import custom_vmap, sequential_vmap
 
 from jaxprune.base import Array
@@ -48,7 +47,7 @@ def keep_from(leaves: Sequence[Array], removed: Array, min_keep: Sequence[int] =
         return [keeps(ranked[0], _cut_of(ranked[0], removed))]
     if not total:
         return [jnp.ones(leaf.shape, bool) for leaf in leaves]
-    runs, sizes = ties.join(lax.stop_gradient(ranked))
+    runs, sizes = ties.join(jax.lax.stop_gradient(ranked))
     key, rest = _find_keys(radix.key_at, runs, jnp.minimum(removed, np.uint32(total - 1)))
     # Guarded elements alone have the highest key, and they are not counted as removable.
     everything = removed >= np.uint32(total)
@@ -66,7 +65,7 @@ def keep_above(leaf: Array, removed: Array) -> Array:
 @jax.jit
 def keeps(leaf: Ranked, cut: Cut) -> Array:
     """The mask of what lies above a cut."""
-    return cut.keeps(lax.stop_gradient(leaf).keys(), flat_index(leaf.values.shape))
+    return cut.keeps(jax.lax.stop_gradient(leaf).keys(), flat_index(leaf.values.shape))
 
 
 def guard(leaf: Array, removed: Any, dtype: np.dtype) -> Cut:
@@ -80,7 +79,7 @@ def _cut_of(leaf: Ranked, removed: Any) -> Cut:
     size, highest = leaf.values.size, highest_key(leaf.dtype)
     if not size:
         return Cut(jnp.asarray(highest), jnp.zeros((), jnp.uint32))
-    cut = _cut_at(lax.stop_gradient(leaf), jnp.minimum(removed, np.uint32(size - 1)))
+    cut = _cut_at(jax.lax.stop_gradient(leaf), jnp.minimum(removed, np.uint32(size - 1)))
     everything = removed >= np.uint32(size)
     return Cut(jnp.where(everything, highest, cut.key), jnp.where(everything, np.uint32(0), cut.position))
 
@@ -91,7 +90,7 @@ def kth_smallest(leaves: Sequence[Array], ranks: Array) -> Array:
     total = sum(leaf.size for leaf in leaves)
     if not total:
         return jnp.full(ranks.shape, jnp.inf, dtype)
-    ranked = [Ranked(lax.stop_gradient(leaf), dtype) for leaf in leaves]
+    ranked = [Ranked(jax.lax.stop_gradient(leaf), dtype) for leaf in leaves]
     keys, _ = _keys_at(ranked, jnp.minimum(ranks, np.uint32(total - 1)))
     return jnp.where(ranks >= np.uint32(total), jnp.asarray(jnp.inf, dtype), from_keys(keys, dtype))
 
@@ -109,7 +108,7 @@ def _cut_at(leaf: Ranked, rank: Array) -> Cut:
             cuts = jax.vmap(search, batch_axes(batched))(leaf, ranks)
         else:
             keys, equals = _keys_at([leaf], ranks)
-            cuts = Cut(keys, lax.map(lambda pair: position(leaf, *pair), (keys, equals)))
+            cuts = Cut(keys, jax.lax.map(lambda pair: position(leaf, *pair), (keys, equals)))
         return cuts, Cut(True, True)  # type: ignore
 
     return cut_at(leaf, rank)
@@ -126,7 +125,7 @@ def _find_keys(by_counts: Any, leaves: list[Ranked], ranks: Array) -> tuple[Arra
     """``by_counts`` of one rank or many, or a bisection, as suits the platform. Under ``vmap`` ranks share passes."""
 
     def find(leaves: list[Ranked], ranks: Array) -> tuple[Array, Array]:
-        return lax.platform_dependent(leaves, ranks, tpu=bisection.keys_at, default=by_counts)
+        return jax.lax.platform_dependent(leaves, ranks, tpu=bisection.keys_at, default=by_counts)
 
     keys_at = custom_vmap(find)
 
@@ -152,7 +151,7 @@ def removed_count(size: int | Array, sparsity: Any) -> Array:
     A traced size is uint32. Traced values are clamped to [0, 1]; a traced NaN removes nothing.
     """
     sparsity = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
-    bits = lax.bitcast_convert_type(jnp.where(jnp.isnan(sparsity), 0.0, sparsity), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(jnp.isnan(sparsity), 0.0, sparsity), jnp.uint32)
     exponent = bits >> 23
     mantissa = jnp.where(exponent > 0, (bits & 0x7FFFFF) | 0x800000, 0).astype(jnp.uint32)
     shift = np.uint32(150) - exponent  # sparsity == mantissa / 2**shift, 23 <= shift <= 150

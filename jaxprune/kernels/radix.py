@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune.base import Array
 from jaxprune.kernels.float_keys import Cut, Ranked, key_type, to_keys
@@ -62,7 +61,7 @@ def cut_at(leaf: Ranked, rank: Array, key: Array | None = None) -> Cut:
     if large and not known and dtype.itemsize > 2:
         digit = _likely(leaf, rank, width)
     cut = Cut(key if known else jnp.zeros((), key_type(dtype)), jnp.zeros((), jnp.uint32))
-    return lax.while_loop(lambda state: ~state[3], step, (digit, cut, rank, (rank == 0) & known))[1]
+    return jax.lax.while_loop(lambda state: ~state[3], step, (digit, cut, rank, (rank == 0) & known))[1]
 
 
 class _Digit(NamedTuple):
@@ -111,7 +110,7 @@ def _likely(leaf: Ranked, rank: Array, width: int) -> _Digit:
     ends = jnp.stack([middle - spread, middle + spread])
     bins, _ = locate(counts[None], jnp.zeros(2, jnp.int32), jnp.clip(ends, 0, size - 1).astype(jnp.uint32))
     low, high = jnp.where(ends < 0, 0, jnp.where(ends >= size - 1, (1 << DIGIT) - 1, bins)).astype(jnp.uint32)
-    shift = jnp.maximum(32 - lax.clz(high - low).astype(jnp.int32) + left - width, 0)
+    shift = jnp.maximum(32 - jax.lax.clz(high - low).astype(jnp.int32) + left - width, 0)
     kind = np.promote_types(kind, np.uint32)
     return _digit(low.astype(kind) << left, shift.astype(kind), jnp.zeros((), bool), width)
 

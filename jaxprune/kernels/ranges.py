@@ -9,8 +9,6 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array
 from jaxprune.kernels.rounding import divide
@@ -42,18 +40,18 @@ def _largest(x: Array, axes: tuple[int, ...], of: Callable[[Array], Array]) -> A
         head, tail = jnp.split(x, [size * _FOLD], axis)
         head = head.reshape(*x.shape[:axis], _FOLD, size, *x.shape[axis + 1 :])
         found = [jnp.max(_finite_bits(of(part)), axis, keepdims=part is tail) for part in (head, tail) if part.size]
-        found = [jnp.max(lax.bitcast_convert_type(part, x.dtype), axes, keepdims=True) for part in found]
+        found = [jnp.max(jax.lax.bitcast_convert_type(part, x.dtype), axes, keepdims=True) for part in found]
         return jnp.max(jnp.stack(found), 0)
 
     long = x.size >= _LARGE and max((x.shape[i] for i in axes), default=0) >= _FOLD and x.dtype.itemsize > 1
-    high = lax.platform_dependent(x, cpu=folded, default=plain) if long else plain(x)
+    high = jax.lax.platform_dependent(x, cpu=folded, default=plain) if long else plain(x)
     return high.astype(jnp.float32)
 
 
 def _finite_bits(x: Array) -> Array:
     """The bit patterns of positive finite entries, as signed integers, which sort like the numbers; 0 for others."""
     kind = np.dtype(f"int{x.dtype.itemsize * 8}")
-    bits = lax.bitcast_convert_type(x, kind)
+    bits = jax.lax.bitcast_convert_type(x, kind)
     return jnp.where((bits >= 0) & (bits < np.asarray(np.inf, x.dtype).view(kind)), bits, kind.type(0))
 
 
@@ -72,9 +70,9 @@ def mean_magnitude(axes: tuple[int, ...]):
         count = jnp.sum(jnp.isfinite(x), axes, dtype=jnp.int32, keepdims=True).astype(jnp.float32)
         return divide(total, jnp.maximum(count, 1)) / shift
 
-    @custom_vmap
+    @jax.custom_batching.custom_vmap
     def lazily(wanted, x, high):
-        return lax.cond(wanted, mean, lambda x, high: jnp.zeros_like(high), x, high)
+        return jax.lax.cond(wanted, mean, lambda x, high: jnp.zeros_like(high), x, high)
 
     @lazily.def_vmap
     def _(size, batched, wanted, x, high):

@@ -8,7 +8,6 @@ costs bits, is smaller. The eigenvectors are kept in few bits; what is coded is 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune.base import Array
 
@@ -67,9 +66,9 @@ def _covariances(rows: Array) -> tuple[Array, Array]:
 
 def forth(matrix: Array, inverse: Array) -> Array:
     """The coordinates of the rows of a float32 matrix, given the inverse of the basis."""
-    return jnp.dot(matrix, inverse, precision=lax.Precision.HIGHEST)
+    return jnp.dot(matrix, inverse, precision=jax.lax.Precision.HIGHEST)
 
 
 def back(coordinates: Array, basis: Array) -> Array:
     """Whole coordinates times the int8 basis: exact, and so alike everywhere, as long as sums stay below 2**24."""
-    return jnp.dot(coordinates, basis.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+    return jnp.dot(coordinates, basis.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)

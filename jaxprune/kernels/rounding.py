@@ -13,8 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.custom_batching import custom_vmap
 
 from jaxprune.base import Array, QParams
 from jaxprune.kernels.sharding import batch_axes
@@ -41,7 +39,7 @@ def qparams_of(low: Array, high: Array, bits: Array, symmetric: bool) -> QParams
     low) / (2**b - 1), zero_point = clip(round_half_even(-low / scale), 0, 2**b - 1).
     """
     top = top_code(bits, symmetric)
-    low, high = lax.optimization_barrier((low, high))  # constants would undo what divide does
+    low, high = jax.lax.optimization_barrier((low, high))  # constants would undo what divide does
     low, high = (jnp.where(jnp.isnan(end), 0, jnp.clip(end, -HUGE, HUGE)) for end in (low, high))
     if symmetric:
         scale = divide(jnp.maximum(jnp.maximum(-low, high), 0), top)
@@ -69,7 +67,7 @@ def grid(qparams: QParams, bits: Array, symmetric: bool) -> tuple[Array, Array, 
     lowest, highest = (jnp.where(some, end, 0) for end in (jnp.maximum(lowest, -room), jnp.minimum(highest, room)))
     if symmetric:
         divisor = jnp.where(bits == 1, TINY, divisor)
-    scale, divisor, lowest, highest = lax.optimization_barrier((scale, divisor, lowest, highest))
+    scale, divisor, lowest, highest = jax.lax.optimization_barrier((scale, divisor, lowest, highest))
     return _once(scale), _once(divisor), _once(lowest), _once(highest)
 
 
@@ -96,7 +94,7 @@ def _snap(x: Array, scale: Array, divisor: Array, lowest: Array, highest: Array)
 
 
 #: The float32 value that the quantizer of :func:`grid` stores for ``x``; zeros are +0.0, NaN stays NaN.
-snap = custom_vmap(_snap)
+snap = jax.custom_batching.custom_vmap(_snap)
 
 
 @snap.def_vmap
@@ -112,13 +110,13 @@ def _(size: int, batched: list[bool], *args: Array) -> tuple[Array, bool]:
 
 def power_of_two(exponent: Array) -> Array:
     """2**exponent in float32, exactly, from its bits."""
-    return lax.bitcast_convert_type(jnp.left_shift(exponent + 127, 23), jnp.float32)
+    return jax.lax.bitcast_convert_type(jnp.left_shift(exponent + 127, 23), jnp.float32)
 
 
 def normalizer(largest: Array) -> Array:
     """The power of two that takes ``largest`` (float32, >= 0) into [2, 4): an exact factor, itself a normal float."""
-    exponent = (lax.bitcast_convert_type(largest, jnp.int32) >> 23) & 0xFF
-    return lax.bitcast_convert_type((255 - jnp.clip(exponent, 1, 254)) << 23, jnp.float32)
+    exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) & 0xFF
+    return jax.lax.bitcast_convert_type((255 - jnp.clip(exponent, 1, 254)) << 23, jnp.float32)
 
 
 def _exponent(setting: Array) -> Array:

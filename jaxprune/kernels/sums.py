@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprune.base import Array
 
@@ -56,13 +55,13 @@ def running(terms: Pair) -> Pair:
     size = terms[0].size + 1
 
     def earlier(part: Array, by: Array) -> Array:
-        return lax.dynamic_slice(jnp.pad(part, (size, 0)), (size - by,), (size,))
+        return jax.lax.dynamic_slice(jnp.pad(part, (size, 0)), (size - by,), (size,))
 
     def double(i: Array, sums: Pair) -> Pair:
         return add_pairs((earlier(sums[0], 1 << i), earlier(sums[1], 1 << i)), sums)
 
     start = (jnp.pad(terms[0], (1, 0)), jnp.pad(terms[1], (1, 0)))
-    return lax.fori_loop(0, (size - 1).bit_length(), double, start)
+    return jax.lax.fori_loop(0, (size - 1).bit_length(), double, start)
 
 
 def streamed(x: Array, axes: tuple[int, ...], term: Callable[[Array], Array]) -> Array:
@@ -82,5 +81,5 @@ def streamed(x: Array, axes: tuple[int, ...], term: Callable[[Array], Array]) ->
         new = total + value
         return new, value - (new - total)
 
-    whole, rest = lax.fori_loop(0, rows.shape[0], step, (jnp.zeros((lanes, groups), jnp.float32),) * 2)
+    whole, rest = jax.lax.fori_loop(0, rows.shape[0], step, (jnp.zeros((lanes, groups), jnp.float32),) * 2)
     return in_halves((whole + rest).T)

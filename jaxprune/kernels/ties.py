@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.custom_batching import sequential_vmap
 
 from jaxprune.base import Array
@@ -72,7 +71,7 @@ def positions(leaves: list[Ranked], sizes: list[list[int]], key: Array, rest: Ar
         return [jnp.zeros((), jnp.uint32) for parts in sizes for _ in parts]
 
     def needed(leaves: list[Ranked], key: Array, rest: Array) -> list[Array]:
-        return lax.cond(rest > 0, find, nothing, leaves, key, rest)
+        return jax.lax.cond(rest > 0, find, nothing, leaves, key, rest)
 
     return sequential_vmap(needed)(leaves, key, rest)
 
@@ -92,7 +91,7 @@ def _pass(leaf: Ranked, key: Array, passed: Array) -> Array:
         return passed
     if leaf.values.size <= _SMALL:
         return by_sum(leaf, key, passed)
-    return lax.platform_dependent(leaf, key, passed, tpu=by_sum, default=by_histogram)
+    return jax.lax.platform_dependent(leaf, key, passed, tpu=by_sum, default=by_histogram)
 
 
 def index_in(leaves: Sequence[Ranked], key: Array, here: Sequence[Array], rank: Array) -> Array:
@@ -115,4 +114,4 @@ def search(leaf: Ranked, rank: Array, key: Array | None = None) -> Cut:
     """By bisection or by histograms, as suits the size and the platform."""
     if leaf.values.size <= _SMALL:
         return bisection.cut_at(leaf, rank, key)
-    return lax.platform_dependent(leaf, rank, key, tpu=bisection.cut_at, default=radix.cut_at)
+    return jax.lax.platform_dependent(leaf, rank, key, tpu=bisection.cut_at, default=radix.cut_at)

@@ -5,8 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.core import Tracer
 
 from jaxprune.base import Array, QParams, QuantSpec
 from jaxprune.kernels.ranges import full_range, mean_magnitude
@@ -72,9 +70,9 @@ def checked(given: QParams, shape: tuple[int, ...], spec: QuantSpec, name: str) 
         if not broadcasts(array.shape, shape):
             raise ValueError(f"{part} of leaf {name!r} has shape {array.shape}, which does not broadcast to {shape}")
     with jax.ensure_compile_time_eval():
-        if not (isinstance(scale, Tracer) or bool(jnp.all((scale >= 0) & (scale < jnp.inf)))):
+        if not (isinstance(scale, jax.core.Tracer) or bool(jnp.all((scale >= 0) & (scale < jnp.inf)))):
             raise ValueError(f"scale of leaf {name!r} must be finite and at least 0, got {scale}")
-        if spec.symmetric and not isinstance(zero_point, Tracer) and bool(jnp.any(zero_point)):
+        if spec.symmetric and not isinstance(zero_point, jax.core.Tracer) and bool(jnp.any(zero_point)):
             raise ValueError(f"zero_point of leaf {name!r} must be 0 in a symmetric quantizer, got {zero_point}")
     return QParams(scale, zero_point)
 
@@ -99,7 +97,7 @@ def ungroup(x: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:
     if blocked is None:
         return x
     x = x.reshape(*shape[:blocked], -1, *shape[blocked + 1 :]) if x.size else jnp.zeros(shape, x.dtype)
-    return lax.slice_in_dim(x, 0, shape[blocked], axis=blocked)
+    return jax.lax.slice_in_dim(x, 0, shape[blocked], axis=blocked)
 
 
 def spread(part: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:
@@ -108,7 +106,7 @@ def spread(part: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:
 
 
 def choose(x: Array, bits: Array, clip: Array, spec: QuantSpec) -> QParams:
-    x = lax.stop_gradient(x)
+    x = jax.lax.stop_gradient(x)
     axes = layout(x.shape, spec, "")[1]
     if x.size == 0:
         shape = tuple(1 if i in axes else n for i, n in enumerate(grouped_shape(x.shape, spec)))

@@ -6,7 +6,6 @@ from itertools import combinations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Masks, Params, Scope, Scores, Setting, Where
@@ -59,7 +58,7 @@ def n_of_m(
     chosen, axes = grouped_along(tree.select(scores, where, scores=True), axis, layout, leave_out=where is None)
     values, counts = chosen.values, settings.per_leaf(n, chosen, "n", 0, m)
     for path, leaf, count, axis in zip(chosen.names, values, counts, axes, strict=True):
-        if not isinstance(count, Tracer) and count != round(count):
+        if not isinstance(count, jax.core.Tracer) and count != round(count):
             raise ValueError(f"n must be a whole number in [0, {m}], got {count:g}")
         length = leaf.shape[check_axis(path, leaf, axis)]
         if length % m and not pad:

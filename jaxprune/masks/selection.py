@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Scope, Scores, Setting, Where
@@ -132,7 +131,7 @@ def _keep_together(scores: list[Array], sparsity: Array, least: tuple[int, ...])
 
 def _in_trace(sparsity: Any, scores: list[Array]) -> bool:
     """Whether the masks are part of a program; also where scattering is slow, all leaves make one program."""
-    traced = any(isinstance(value, Tracer) for value in (sparsity, *scores, jnp.zeros(())))
+    traced = any(isinstance(value, jax.core.Tracer) for value in (sparsity, *scores, jnp.zeros(())))
     return traced or jax.default_backend() == "tpu"
 
 

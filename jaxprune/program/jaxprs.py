@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import jax
 import jax.extend.core as jex
 import numpy as np
-from jax import tree_util
 from jax.extend import source_info_util
 
 Program = Any  # a jaxpr, closed or not
@@ -20,9 +19,9 @@ Program = Any  # a jaxpr, closed or not
 
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     """The program of a function at the shapes of its arguments, and the shapes of what it returns."""
-    for path, leaf in tree_util.tree_leaves_with_path(args):
+    for path, leaf in jax.tree.leaves_with_path(args):
         if not all(isinstance(size, int) for size in leaf.shape):
-            name = f"args{tree_util.keystr(path)}"
+            name = f"args{jax.tree_util.keystr(path)}"
             raise ValueError(f"symbolic dimensions cannot be traced: {name} has shape {leaf.shape}")
     return jax.make_jaxpr(function, return_shape=True)(*args)
 

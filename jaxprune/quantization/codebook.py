@@ -11,7 +11,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxprune import settings, tree
@@ -156,11 +155,11 @@ def _clustered(
         parts = x.transpose(order)
         own = tuple(n if i in kept else 1 for i, n in enumerate(x.shape))
         rows = parts.reshape(math.prod(own), *parts.shape[len(kept) :])
-        codes, table, zeros = lax.map(lambda row: one(row, iterations), rows)
+        codes, table, zeros = jax.lax.map(lambda row: one(row, iterations), rows)
         codes = codes.reshape(parts.shape).transpose(*np.argsort(order))
         return codes, table.reshape(*own, k), zeros.reshape(own)
 
-    x, iterations = lax.stop_gradient(x), iterations.astype(jnp.int32)
+    x, iterations = jax.lax.stop_gradient(x), iterations.astype(jnp.int32)
     return automatic(coded, x, iterations, out=(explicit_spec(x), PartitionSpec(), PartitionSpec()))
 
 

@@ -24,7 +24,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from jaxprune import settings, tree
@@ -151,7 +150,7 @@ def quantize(
     Array([-127,   64,  127], dtype=int8)
     """
     selection, rows, stacked = rows_of(params, bits, clip, qparams, spec, where, layout)
-    if any(isinstance(row[1], Tracer) for row in rows):
+    if any(isinstance(row[1], jax.core.Tracer) for row in rows):
         raise TypeError("quantize needs static bits, which set the storage dtype; fake_quant takes traced ones")
     every = zip(selection.names, rows, stacked, strict=True)
     return selection.replace([coded(*one) for one in every])

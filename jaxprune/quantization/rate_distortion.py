@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.core import Tracer
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Params, QuantSpec, Setting, Where
@@ -188,7 +186,7 @@ def _counted(rows: _Rows, tables: list[Cuts], scope: str) -> list[Array]:
 def _repeat(times: Any, step: Callable[[Any, Any], Any], start: Any, traced: bool) -> Any:
     """A loop, inside a program or around small ones."""
     if traced:
-        return lax.fori_loop(0, times, step, start)
+        return jax.lax.fori_loop(0, times, step, start)
     return reduce(lambda state, i: step(i, state), range(times), start)
 
 
@@ -216,7 +214,7 @@ def _find_step(rows: _Rows, goal: Any, to_error: bool, scope: str) -> Array:
         limit = goal * np.float32(sum(x.size for x in rows.leaves))
 
     # Without a penalty no table would change.
-    weighed = any(isinstance(penalty, Tracer) or penalty > 0 for penalty in rows.penalties)
+    weighed = any(isinstance(penalty, jax.core.Tracer) or penalty > 0 for penalty in rows.penalties)
 
     def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         tried = rows._replace(steps=[_step_between(largest, *bracket)] * len(rows.leaves))

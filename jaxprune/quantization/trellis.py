@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
@@ -131,7 +130,7 @@ def _search(
 @partial(jax.jit, static_argnums=6, donate_argnums=0)
 def _put(together, at, x, step, penalty, inverse, zeros):
     lanes = viterbi.to_lanes(_prepare(x.astype(jnp.float32), step, penalty, inverse, zeros))
-    return lax.dynamic_update_slice(together, lanes, (0, at))
+    return jax.lax.dynamic_update_slice(together, lanes, (0, at))
 
 
 _best_paths = jax.jit(viterbi.search, static_argnums=(1, 2, 3))
@@ -139,7 +138,7 @@ _best_paths = jax.jit(viterbi.search, static_argnums=(1, 2, 3))
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _take(found, at, x, zero, dtype):
-    index = viterbi.from_lanes(lax.dynamic_slice(found, (0, at), viterbi.layout(x.size)), x.shape)
+    index = viterbi.from_lanes(jax.lax.dynamic_slice(found, (0, at), viterbi.layout(x.size)), x.shape)
     if zero == 0:
         index = index + (index >= 0).astype(index.dtype)
     return (index if zero is None else jnp.where(x == 0, zero, index)).astype(dtype)

@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import tree_util
-from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import tree
@@ -40,7 +38,7 @@ def cut_tree(values: Any, params: Params, flags: Flags) -> Any:
 
 
 def _at_hand(leaf: Any) -> bool:
-    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     return concrete and leaf.is_fully_addressable and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
@@ -87,7 +85,7 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
         structure = jax.tree.structure(subtree)
         part = parts.get(structure)
         if part is None:
-            inner = [(keys + own, leaf) for own, leaf in tree_util.tree_leaves_with_path(subtree)]
+            inner = [(keys + own, leaf) for own, leaf in jax.tree.leaves_with_path(subtree)]
             ends = [next((own[i:] for i in range(len(own)) if own[i:] in named), None) for own, _ in inner]
             part = [named[end] for end in ends if end is not None]
             if structure not in parts and not part:
@@ -100,7 +98,7 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
         leaves = [of_leaf(leaf, *owner) for leaf, owner in zip(jax.tree.leaves(subtree), part, strict=True)]
         return jax.tree.unflatten(structure, leaves)
 
-    changed = tree_util.tree_map_with_path(of_subtree, values, is_leaf=lambda node: jax.tree.structure(node) in parts)
+    changed = jax.tree.map_with_path(of_subtree, values, is_leaf=lambda node: jax.tree.structure(node) in parts)
     if not found:
         raise ValueError(f"no part of the tree is like the parameters, whose structure is {jax.tree.structure(params)}")
     return changed
@@ -125,9 +123,9 @@ def _check_shape(path: str, own: tuple[int, ...], shape: tuple[int, ...]) -> Non
 def _named(params: Params, owners: Sequence[Owner]) -> dict[Any, Owner]:
     """The parameters by their keys, and by those inside their collection; positions alone do not tell."""
     named: dict[Any, list[Owner]] = {}
-    for (keys, _), owner in zip(tree_util.tree_leaves_with_path(params), owners, strict=True):
+    for (keys, _), owner in zip(jax.tree.leaves_with_path(params), owners, strict=True):
         for own in {keys, keys[1:]} if isinstance(params, Mapping) and len(keys) > 2 else {keys}:
-            if not all(isinstance(key, tree_util.SequenceKey) for key in own):
+            if not all(isinstance(key, jax.tree_util.SequenceKey) for key in own):
                 named.setdefault(own, []).append(owner)
     return {keys: alike[0] for keys, alike in named.items() if len(alike) == 1}
 

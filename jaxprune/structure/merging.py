@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import tree_util
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting
@@ -89,7 +88,7 @@ def _folded(kernel: Array, bias: Array | None, norm: dict[str, Array], epsilon: 
 def _entries(variables: Mapping[Any, Any], path: str) -> dict[str, _Leaf]:
     """The leaves of a module by name, from all collections."""
     below = 1 if "params" in variables else 0
-    nodes = tree_util.tree_leaves_with_path(variables, is_leaf=lambda node: not isinstance(node, Mapping))
+    nodes = jax.tree.leaves_with_path(variables, is_leaf=lambda node: not isinstance(node, Mapping))
     held = [(tuple(key.key for key in keys), node) for keys, node in nodes if node is not None]
     found = dict[str, _Leaf]()
     for keys, node in held:
@@ -152,6 +151,6 @@ def _rebuilt(node: Mapping[Any, Any], keys: Path, changes: dict[Path, Any], remo
 
 def _children(node: Mapping[Any, Any]) -> dict[Any, Any]:
     """The entries as the tree holds them: asked for one, an ``nnx.State`` would put a box around it."""
-    keyed, _ = tree_util.tree_flatten_with_path(node, is_leaf=lambda below: below is not node)
+    keyed, _ = jax.tree.flatten_with_path(node, is_leaf=lambda below: below is not node)
     held = {key[0].key: child for key, child in keyed if key}
     return {name: held[name] if name in held else node[name] for name in node}

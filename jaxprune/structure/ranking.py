@@ -9,7 +9,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Params, Saliency, Where
@@ -83,7 +82,7 @@ def of_groups(
       ValueError: scores of another shape than the parameter, with its path.
       TypeError: traced parameters: what is removed decides on shapes.
     """
-    if any(isinstance(leaf, Tracer) for leaf in tree.flatten(params).leaves):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in tree.flatten(params).leaves):
         raise TypeError("shrinking needs concrete parameters: what is removed decides on shapes")
     shapes = tree.select(params, where)
     sizes = {path: np.shape(leaf) for path, leaf in zip(shapes.paths, shapes.leaves, strict=True)}

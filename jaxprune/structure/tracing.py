@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import tree_util
 
 from jaxprune import tree
 from jaxprune.base import Params
@@ -153,8 +152,8 @@ class Origin:
         axes = [tuple(map(labels.fresh, leaf.shape)) for leaf in params.leaves]
         labels.born = labels.count
         given = []
-        for path, leaf in tree_util.tree_leaves_with_path(inputs):
-            name = f"input{tree_util.keystr(path)}"
+        for path, leaf in jax.tree.leaves_with_path(inputs):
+            name = f"input{jax.tree_util.keystr(path)}"
             given.append(tuple(labels.fixed(size, f"axis {i} of {name}") for i, size in enumerate(leaf.shape)))
         frame = visit(program[0], [*axes, *given], Labelling(labels, RULES))
         if callable(self.free):

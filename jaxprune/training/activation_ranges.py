@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, QParams, QuantSpec, Setting
@@ -134,7 +133,7 @@ def observe(state: Range, x: Array, decay: Setting = 0.99) -> Range:
 @jax.jit
 def _observe(state: Range, x: Array, decay: Array) -> Range:
     decay = jnp.clip(jnp.asarray(decay), 0, 1)
-    low, high = automatic(partial(_extremes, shape=state.low.shape), lax.stop_gradient(x))
+    low, high = automatic(partial(_extremes, shape=state.low.shape), jax.lax.stop_gradient(x))
     seen, first = low <= high, state.batches == 0
 
     def merged(old: Array, new: Array) -> Array:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune import saliency as criteria
 from jaxprune import settings, tree
@@ -121,7 +120,7 @@ def synflow(apply_fn: Callable[..., Any], params: Params, *inputs: Any) -> Score
         return sum(sums, jnp.zeros((), jnp.float32))
 
     probes = jnp.array([0, -_REACH, _REACH], jnp.int32)
-    exponent = _exponent(lax.map(lambda probe: flow(sizes, power_of_two(probe)), probes), probes)
+    exponent = _exponent(jax.lax.map(lambda probe: flow(sizes, power_of_two(probe)), probes), probes)
     # Half of the excess comes off the inputs, half off the derivative.
     scale = power_of_two(jnp.where(jnp.abs(exponent) > _REACH, jnp.clip(-exponent // 2, -_REACH, _REACH), 0))
     _, pullback = jax.vjp(lambda sizes: flow(sizes, scale), sizes)

@@ -10,9 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
-from jax.core import Tracer
-from jax.custom_batching import custom_vmap
 
 from jaxprune import saliency as criteria
 from jaxprune import settings, tree
@@ -121,7 +118,7 @@ def scheduled(
 
 
 def _check(every: Any, scope: Any) -> None:
-    if not isinstance(every, Tracer) and every is not None and not np.asarray(every) >= 1:
+    if not isinstance(every, jax.core.Tracer) and every is not None and not np.asarray(every) >= 1:
         raise ValueError(f"every must be a number of steps, 1 or more, or None; got {every!r}")
     if not callable(scope) and scope not in ("leaf", "global"):
         raise ValueError(f"scope must be 'leaf', 'global' or (scores, sparsity) -> masks, got {scope!r}")
@@ -129,13 +126,13 @@ def _check(every: Any, scope: Any) -> None:
 
 def if_due(due: Any, make: Callable[..., Any], old: Any, *operands: Any) -> Any:
     """``make(*operands)`` where due, else ``old``: a branch, under ``vmap`` too, which is taken if any lane is due."""
-    if not isinstance(due, Tracer):  # outside of any trace Python can tell, and nothing is compiled anew
+    if not isinstance(due, jax.core.Tracer):  # outside of any trace Python can tell, and nothing is compiled anew
         return make(*operands) if due else old
 
     def renew(due: Array, old: Any, *operands: Any) -> Any:
         return jax.tree.map(lambda new, kept: jnp.where(due, new, kept), make(*operands), old)
 
-    return lax.cond(_any_lane(due), renew, lambda due, old, *_: old, due, old, *operands)
+    return jax.lax.cond(_any_lane(due), renew, lambda due, old, *_: old, due, old, *operands)
 
 
 def ranked(ranking: Ranking, params: Params, level: Setting, memory: Any, grads: Any, old: Masks = None) -> Masks:
@@ -212,9 +209,9 @@ def _ordered(grads: Any, sparsity: Setting, masks: Masks) -> Any:
     return jax.tree.map(wait, masks, grads)
 
 
-@custom_vmap
+@jax.custom_batching.custom_vmap
 def _any_lane(due: Array) -> Array:
-    """Whether any lane of a ``vmap`` is due: not batched, so that ``lax.cond`` stays a branch under ``vmap``."""
+    """Whether any lane of a ``vmap`` is due: not batched, so that ``jax.lax.cond`` stays a branch under ``vmap``."""
     return due
 
 

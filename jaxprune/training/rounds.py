@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune import saliency as criteria
 from jaxprune import settings
@@ -63,7 +62,7 @@ def prune_at_start(
     def prune(masks: Masks, level: Setting) -> tuple[Masks, None]:
         return ranked(ranking, apply_masks(params, masks), level, (), None, masks), None
 
-    return lax.scan(prune, unpruned(ranking, params), levels)[0]
+    return jax.lax.scan(prune, unpruned(ranking, params), levels)[0]
 
 
 class Tickets(NamedTuple):
@@ -149,7 +148,7 @@ def lottery_ticket(
     masks = unpruned(ranking, params)
     numbers = np.arange(1, rounds + 1, dtype=np.float32)
     if settings.any_traced(params, fraction):
-        masks, (history, metrics) = lax.scan(one_round, masks, jnp.asarray(numbers))
+        masks, (history, metrics) = jax.lax.scan(one_round, masks, jnp.asarray(numbers))
     else:
         outcomes = []
         for number in numbers:
@@ -164,4 +163,4 @@ def _fractions(sparsity: Any, rounds: int) -> Array:
     """The sparsity after each round, never falling, the last one exactly as given."""
     end = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
     steps = 1 - (1 - end) ** jnp.asarray(np.arange(1, rounds + 1) / rounds, jnp.float32)
-    return jnp.minimum(lax.cummax(steps), end).at[-1].set(end)
+    return jnp.minimum(jax.lax.cummax(steps), end).at[-1].set(end)

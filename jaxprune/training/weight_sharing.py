@@ -8,8 +8,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Layout, Params, Setting, Where
@@ -109,7 +107,7 @@ def shared_weights(
 def _shares_of(selection: tree.Selection, records: list[CodebookArray]) -> tuple[Shares, ...]:
     """The clusters of equal weights of each chosen leaf, once it is sure that there are no others."""
     for path, leaf, record in zip(selection.names, selection.values, records, strict=True):
-        if not isinstance(leaf, Tracer) and not _is_shared(leaf, record):
+        if not isinstance(leaf, jax.core.Tracer) and not _is_shared(leaf, record):
             size = record.centroids.shape[-1]
             advice = f"share them first, with jaxprune.codebook.kmeans(params, {size})"
             raise ValueError(f"leaf {tree.show(path)} has more than {size} distinct values; {advice}")
@@ -126,7 +124,7 @@ def _shares(record: CodebookArray) -> Shares:
     def members(codes: Array) -> Array:
         first = jnp.full(record.centroids.size, codes.size, jnp.int32)
         places = clustering.places(codes, record.keeps_zeros.shape, record.centroids.shape[-1])
-        return first.at[places.reshape(-1)].min(lax.iota(jnp.int32, codes.size))
+        return first.at[places.reshape(-1)].min(jax.lax.iota(jnp.int32, codes.size))
 
     return Shares(record.codes, automatic(members, record.codes), record.keeps_zeros)
 
@@ -177,7 +175,7 @@ def _places(codes: Array, share: Shares) -> Array:
 
 
 def _kept(share: Shares) -> Array:
-    first = lax.iota(jnp.int32, _table_size(share)) == 0
+    first = jax.lax.iota(jnp.int32, _table_size(share)) == 0
     return (share.keeps_zeros.reshape(-1, 1) & first[None]).reshape(-1)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Layout, Masks, Params, Where
@@ -147,7 +146,7 @@ def _check_numbers(n: Any, m: Any) -> None:
 
 def _check_groups(path: str, leaf: Array, mask: Array, n: int, m: int, axis: int) -> None:
     """Raises ``ValueError`` with the first group of which a concrete mask keeps too many."""
-    if isinstance(mask, Tracer) or not bool(_crowded(mask, leaf.shape, n, m, axis % leaf.ndim)):
+    if isinstance(mask, jax.core.Tracer) or not bool(_crowded(mask, leaf.shape, n, m, axis % leaf.ndim)):
         return
     whole = np.moveaxis(np.broadcast_to(np.asarray(mask), leaf.shape), axis, -1)
     kept = whole.reshape(*whole.shape[:-1], -1, m).sum(axis=-1)
