@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxprune import dequantize
-from jaxprune.kernels import rotation, viterbi
+from jaxprune.kernels import viterbi
 from jaxprune.quantization import trellis
 
 slow = pytest.mark.slow
@@ -28,7 +28,7 @@ def values_of(leaf):
     half = np.float32(leaf.step) / 2
     if leaf.basis.size:
         numbers = numbers @ np.asarray(leaf.basis, float)
-        half = half * np.float32(2.0 ** -rotation.exponent(len(leaf.basis)))
+        half = half * np.float32(2.0 ** -viterbi.basis_exponent(len(leaf.basis)))
     return (numbers.astype(np.float32) * half).astype(leaf.dtype)
 
 

@@ -1,9 +1,13 @@
-"""Records: one array in several parts, such as a ``QArray``. A new one is a line in the table here."""
+"""Records: one array in several parts, such as a ``QArray``. A new one takes its place among the ``RECORDS`` here.
+
+Of codes, the first part has the shape of the array that they make, the second scales its values. Other records have
+``values``, fewer than the array has.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,27 +44,6 @@ _CALIBRATIONS = {  # what a file can name: the class, with one field, and what m
     "short_scale": (ShortScale, lambda digits: ShortScale(_whole(lambda number: 0 <= number <= 23)(digits))),
     "function": (NamedCalibration, NamedCalibration),
 }
-
-
-class Record(NamedTuple):
-    """How a record is stored.
-
-    Attributes:
-      cls: its class, a registered dataclass with the protocol of :mod:`jaxprune.quantization.arrays`.
-      arrays: its arrays; of codes, the first has the shape of the array that they make, the second scales its values.
-      static: its static fields.
-      fault: what is wrong with codes of the right shape, if anything.
-    """
-
-    cls: Any
-    arrays: tuple[str, ...]
-    static: tuple[str, ...]
-    fault: Callable[[Any], str] = lambda record: ""
-
-    @property
-    def codes(self) -> bool:
-        """Whether the first array is integer codes; otherwise it is values, fewer than the array has."""
-        return self.arrays[0] != "values"
 
 
 def _whole(allowed: Callable[[int], bool]) -> Callable[[Any], int]:
@@ -123,15 +106,13 @@ def _no_index(record: TrellisArray) -> str:
     return "" if fits else f"zeros as index {record.zero}, which no {record.indices.dtype} is"
 
 
-_RECORDS = (
-    Record(QArray, ("codes", "scale", "zero_point"), ("bits", "dtype", "spec")),
-    Record(CodebookArray, ("codes", "centroids", "keeps_zeros"), ("dtype",), _no_centroid),
-    Record(TrellisArray, ("indices", "step", "basis"), ("states", "zero", "dtype"), _no_index),
-    Record(ScaledArray, ("codes", "step", "rows", "columns"), ("dtype",)),
-    Record(NOfMArray, ("values", "indices"), ("n", "m", "axis", "shape"), n_of_m.fault),
-)
-RECORDS = {record.cls.__name__: record for record in _RECORDS}
-_CLASSES = tuple(record.cls for record in _RECORDS)
+_CLASSES = (QArray, CodebookArray, TrellisArray, ScaledArray, NOfMArray)
+RECORDS: dict[str, Any] = {kind.__name__: kind for kind in _CLASSES}
+_FAULTS: dict[Any, Callable[[Any], str]] = {  # what is wrong with parts of the right shapes, if anything
+    CodebookArray: _no_centroid,
+    TrellisArray: _no_index,
+    NOfMArray: n_of_m.fault,
+}
 _STATIC: dict[str, Callable[[Any], Any]] = {  # fields of any record: what makes each of JSON, or raises
     "bits": _whole(lambda bits: 1 <= bits <= 16),
     "dtype": lambda name: np.dtype(getattr(jnp, str(name))),
@@ -152,37 +133,36 @@ def is_record(leaf: Any) -> bool:
 
 def to_json(name: str, static: tuple[Any, ...]) -> dict[str, Any]:
     """The static fields of a record as JSON; a spec is left out if it is the default."""
-    return {key: _plain(value) for key, value in zip(RECORDS[name].static, static, strict=True) if value != _DEFAULT}
+    named = zip(protocol.statics(RECORDS[name]), static, strict=True)
+    return {key: _plain(value) for key, value in named if value != _DEFAULT}
 
 
 def from_json(name: str, kind: dict[str, Any]) -> dict[str, Any] | None:
     """The static fields of a record, or None if they make no sense."""
     given = {"spec": _plain(_DEFAULT), **kind}
     try:
-        return {key: _STATIC[key](given[key]) for key in RECORDS[name].static}
+        return {key: _STATIC[key](given[key]) for key in protocol.statics(RECORDS[name])}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
 def with_scales(record: Any, change: Callable[[Any], Any]) -> Any:
     """The record with its scales, or centroids, changed; as it is if it has none."""
-    described = RECORDS[type(record).__name__]
-    name = described.arrays[1]
-    return replace(record, **{name: change(getattr(record, name))}) if described.codes else record
+    codes, scales, *_ = protocol.parts(record)
+    return record if codes == "values" else replace(record, **{scales: change(getattr(record, scales))})
 
 
 def check(record: Any) -> None:
     """Raises :class:`FormatError` unless the parts of a record fit together."""
-    described = RECORDS[type(record).__name__]
-    codes = getattr(record, described.arrays[0])
+    first = protocol.parts(record)[0]
+    codes = getattr(record, first)
     try:
         made = jax.eval_shape(protocol.dense, record)
     except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise FormatError(f"parts of a {type(record).__name__} that do not fit together: {error}") from error
-    if described.codes and (made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer)):
+    if first != "values" and (made.shape != codes.shape or not np.issubdtype(codes.dtype, np.integer)):
         raise FormatError(f"codes of shape {codes.shape} and dtype {codes.dtype} for values of shape {made.shape}")
-    fault = described.fault(record)
-    if fault:
+    if type(record) in _FAULTS and (fault := _FAULTS[type(record)](record)):
         raise FormatError(fault)
 
 

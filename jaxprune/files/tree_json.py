@@ -16,6 +16,7 @@ import jax
 from jaxprune.files import records
 from jaxprune.files.bytestream import FormatError
 from jaxprune.files.records import RECORDS
+from jaxprune.quantization.arrays.protocol import parts
 
 _PLAIN = {"dict": dict, "OrderedDict": OrderedDict, "list": list, "tuple": tuple, "None": type(None)}
 _OF_FLAX = {"FrozenDict": "flax.core", "State": "flax.nnx", "Partitioned": "flax.core.meta"}
@@ -190,7 +191,7 @@ def paths(node: Node, number: int, path: str | None) -> Iterator[str | None]:
     if name == "Partitioned" or name.startswith("nnx."):
         names: Sequence[Any] = [None]
     else:
-        names = node.keys if name in _MAPPINGS else RECORDS[name].arrays if name in RECORDS else range(number)
+        names = node.keys if name in _MAPPINGS else parts(RECORDS[name]) if name in RECORDS else range(number)
     if len(names) != number:
         raise FormatError(f"a node of type {name!r} has {number} children, not {len(names)}")
     return (path if key is None else str(key) if path is None else f"{path}/{key}" for key in names)
@@ -209,7 +210,7 @@ def _made(node: Node, below: list[Any]) -> Any:
         return cls(dict(zip(node.keys, below, strict=True)))
     if name in RECORDS:
         fields = records.from_json(name, kind) or {}  # it was checked when it was read
-        return cls(**dict(zip(RECORDS[name].arrays, below, strict=True)), **fields)
+        return cls(**dict(zip(parts(RECORDS[name]), below, strict=True)), **fields)
     if name == "Partitioned":
         return cls(below[0], names=_tuples(kind["names"]))
     if cls is None:
@@ -242,4 +243,4 @@ def _class(name: str) -> Any:
         return found if isinstance(found, type) and issubclass(found, nnx.Variable) else None
     if name in _OF_FLAX:
         return getattr(importlib.import_module(_OF_FLAX[name]), name)
-    return RECORDS[name].cls if name in RECORDS else _PLAIN.get(name)
+    return RECORDS.get(name) or _PLAIN.get(name)

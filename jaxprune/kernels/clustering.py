@@ -15,8 +15,8 @@ from jax import lax
 from jaxprune.base import Array
 from jaxprune.kernels import float_keys
 from jaxprune.kernels.histogram import histogram
+from jaxprune.kernels.reductions import Pair, add_pairs, product, running, total, two_sum
 from jaxprune.kernels.rounding import divide, normalizer
-from jaxprune.kernels.sums import Pair, add_pairs, product, running, total, two_sum
 
 _BLOCK = 16  # sorted values that share an entry of the prefix sums
 _QUANTILES = 4096  # gaps between order statistics that the density is known by

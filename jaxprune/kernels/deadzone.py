@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from jaxprune.base import Array
 from jaxprune.kernels.histogram import histogram
+from jaxprune.kernels.reductions import in_halves, product
 from jaxprune.kernels.rounding import TINY, divide
-from jaxprune.kernels.sums import in_halves, product
 
 BINS = 1024  # magnitudes with a share of their own; all above have that of the last
 _UNSEEN = 64.0  # bits of a magnitude that does not occur

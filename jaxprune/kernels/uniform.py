@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Array, QParams, QuantSpec
-from jaxprune.kernels.ranges import full_range, mean_magnitude
+from jaxprune.kernels.reductions import full_range, mean_magnitude
 from jaxprune.kernels.rounding import TINY, divide, grid, multiples, qparams_of, snap
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.tree import broadcasts

@@ -6,6 +6,11 @@ of the former. So both have one set of indices: index k stands for 2 k + 1/2, in
 indices are distributed alike. A path goes from state s to (2 s + b) % states, where b is the parity of k, of s and of
 some further bits of s (a convolutional code of rate 1/2).
 
+Ahead of it the rows of tall kernels may be rotated, so that their columns are uncorrelated and cost fewer bits. The
+columns of an embedding are correlated: its rows times the eigenvectors of their covariance (Hotelling 1933; for coding
+Huang and Schultheiss 1963) have columns of unequal variance, and the mean of their logarithms, which is what costs
+bits, is smaller. The eigenvectors are kept in few bits; what is coded is the exact solution for these.
+
 Source: Marcellin and Fischer 1990, "Trellis coded quantization of memoryless and Gauss-Markov sources"; Fischer and
 Wang 1992 and Marcellin 1994 for supersets that share their entropy code; the trellises are those of Ungerboeck 1982.
 """
@@ -15,8 +20,9 @@ from functools import partial, reduce
 from operator import xor
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from jaxprune.base import Array
 
@@ -25,6 +31,10 @@ TAPS = {4: (1,), 8: (1, 2), 16: (1, 3), 32: (2, 4)}
 _LENGTH = 512  # of a sequence; each begins in a known state, which costs about what two weights gain
 _WIDTH = 2048  # sequences that are looked at together; their states and choices fit a cache
 _FAR = 1e9
+_SAMPLE = 8192  # rows
+_TALL = 8  # times as many rows as columns, at least
+_EXACT = 2.0**24
+_PRICE = 6.0  # bits of an entry of the basis
 
 
 def layout(size: int) -> tuple[int, int]:
@@ -69,19 +79,19 @@ def search(x: Array, states: int, zeros: bool, dtype: Any = jnp.int32) -> Array:
     width = lanes // number
 
     def block(i, indices):
-        part = lax.dynamic_slice(x, (0, i * width), (length, width))
-        return lax.dynamic_update_slice(indices, _best(part, states, zeros, dtype), (0, i * width))
+        part = jax.lax.dynamic_slice(x, (0, i * width), (length, width))
+        return jax.lax.dynamic_update_slice(indices, _best(part, states, zeros, dtype), (0, i * width))
 
-    return lax.fori_loop(0, number, block, jnp.zeros(x.shape, dtype))
+    return jax.lax.fori_loop(0, number, block, jnp.zeros(x.shape, dtype))
 
 
 def _best(x: Array, states: int, zeros: bool, dtype: Any) -> Array:
     small = jnp.uint8 if states <= 8 else jnp.uint16 if states <= 16 else jnp.uint32
     start = tuple(jnp.full(x.shape[1:], _FAR if state else 0.0, jnp.float32) for state in range(states))
-    costs, choices = lax.scan(lambda costs, x: _forward(costs, x, states, zeros, small), start, x)
+    costs, choices = jax.lax.scan(lambda costs, x: _forward(costs, x, states, zeros, small), start, x)
     last = jnp.argmin(jnp.stack(costs), 0).astype(small)
     back = partial(_backward, states=states, zeros=zeros, dtype=dtype)
-    return lax.scan(back, last, (x, choices), reverse=True)[1]
+    return jax.lax.scan(back, last, (x, choices), reverse=True)[1]
 
 
 def numbers(indices: Array, states: int, kept: Array | None = None) -> Array:
@@ -96,7 +106,7 @@ def numbers(indices: Array, states: int, kept: Array | None = None) -> Array:
         value = jnp.where(odd == 1, -value, value)
         return (after, value) if keep is None else (jnp.where(keep, after, state), jnp.where(keep, value, 0))
 
-    return lax.scan(step, jnp.zeros(indices.shape[1:], jnp.uint8), (indices, kept))[1]
+    return jax.lax.scan(step, jnp.zeros(indices.shape[1:], jnp.uint8), (indices, kept))[1]
 
 
 def _parity(state: Array | int, states: int) -> Array | int:
@@ -134,3 +144,64 @@ def _backward(state, at, states, zeros, dtype):
     mirrored = jnp.where(odd == 1, -x, x)
     index = (2 * jnp.round((mirrored - 0.5 - 2 * parity) * 0.25) + parity).astype(dtype)
     return (jnp.where(x == 0, state, before) if zeros else before), index
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rotations
+
+
+def basis_exponent(columns: int) -> int:
+    """The entries of a basis are multiples of 2**-exponent: their errors add 1% to the error of what is coded."""
+    return min((10 * columns).bit_length() // 2, 6)
+
+
+def basis_of(matrix: Array, step: float) -> tuple[np.ndarray, Array] | None:
+    """Eigenvectors of the columns' covariance, int8, one a row; and what :func:`rotated` multiplies by, float32.
+
+    Args:
+      matrix: finite float array [rows, columns], concrete.
+      step: half the distance of the numbers to which coordinates are rounded.
+
+    Returns:
+      Two arrays [columns, columns], or None if the rotation does not pay.
+    """
+    rows, columns = matrix.shape
+    if columns < 2 or rows < _TALL * columns:
+        return None
+    found = _covariances(matrix[:: -(-rows // _SAMPLE)])
+    if columns**0.5 * (2 * float(_longest(matrix)) / step + 2 * columns**0.5) * 2 ** basis_exponent(columns) > _EXACT:
+        return None  # a sum of rotated_back() might not be exact, by the inequality of Cauchy and Schwarz
+    plain, weighed = (np.asarray(part) for part in found)
+    vectors = np.linalg.eigh(weighed)[1][:, ::-1].T
+    variances = np.einsum("ij,ij->i", vectors @ plain, vectors)
+    halves = [0.5 * np.log2(np.maximum(part, step**2)).sum() for part in (np.diag(plain), variances)]
+    if rows * (halves[0] - halves[1]) < 2 * _PRICE * columns**2:
+        return None
+    basis = np.clip(np.rint(vectors * 2.0 ** basis_exponent(columns)), -127, 127)
+    inverse = np.linalg.inv(basis * np.float32(2.0 ** -basis_exponent(columns)) + 0.0)
+    if not np.sum(inverse**2) < 2 * columns:
+        return None
+    return basis.astype(np.int8), jnp.asarray(inverse, jnp.float32)
+
+
+@jax.jit
+def _longest(matrix: Array) -> Array:
+    return jnp.sqrt(jnp.max(jnp.sum(jnp.square(matrix.astype(jnp.float32)), axis=1)))
+
+
+@jax.jit
+def _covariances(rows: Array) -> tuple[Array, Array]:
+    """Of the rows as they are, and of rows of the same norm: the former's prices, the latter's directions."""
+    rows = rows.astype(jnp.float32)
+    weights = 1 / jnp.maximum(jnp.sum(rows * rows, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    return jnp.dot(rows.T, rows) / len(rows), jnp.dot(rows.T, rows * weights)
+
+
+def rotated(matrix: Array, inverse: Array) -> Array:
+    """The coordinates of the rows of a float32 matrix, given the inverse of the basis."""
+    return jnp.dot(matrix, inverse, precision=jax.lax.Precision.HIGHEST)
+
+
+def rotated_back(coordinates: Array, basis: Array) -> Array:
+    """Whole coordinates times the int8 basis: exact, and so alike everywhere, as long as sums stay below 2**24."""
+    return jnp.dot(coordinates, basis.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)

@@ -15,9 +15,8 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Array, Calibration, QuantSpec
-from jaxprune.kernels.ranges import full_range
+from jaxprune.kernels.reductions import full_range, streamed
 from jaxprune.kernels.rounding import HUGE, grid, qparams_of, snap
-from jaxprune.kernels.sums import streamed
 
 
 def percentile(q: float) -> Calibration:

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxprune import settings, tree
 from jaxprune.base import Array, Params, Setting, Where
-from jaxprune.kernels import rotation, viterbi
+from jaxprune.kernels import viterbi
 from jaxprune.kernels.rounding import TINY
 from jaxprune.quantization.arrays.coded import TrellisArray
 
@@ -47,7 +47,7 @@ def quantize(
       states: of the trellis: 4, 8, 16 or 32. Twice as many take twice the time, and save about 0.01 bits a weight.
         Static.
       rotate: whether to rotate the rows of leaves that have at least 8 times as many rows as columns, such as
-        embeddings, if that saves bits (:mod:`jaxprune.kernels.rotation`). In these fewer than 1 weight in 65536
+        embeddings, if that saves bits (:mod:`jaxprune.kernels.viterbi`). In these fewer than 1 weight in 65536
         may be 0, and
         does not stay 0. Static.
       where: which leaves take part; see :func:`jaxprune.tree.select`.
@@ -97,7 +97,7 @@ def _plans(names: list[str], leaves: list[Array], steps: list[Any], rotate: bool
         zeros = int(_zeros(x)) if seen[1] == 0 else 0
         basis = None
         if rotate and x.ndim > 1 and zeros <= x.size // _RARE:
-            basis = rotation.basis_of(x.reshape(-1, x.shape[-1]), float(step) / 2)
+            basis = viterbi.basis_of(x.reshape(-1, x.shape[-1]), float(step) / 2)
         if basis is not None:
             most, zeros = 2 * most * len(basis[0]) ** 0.5, 0
         largest = int(most / 2) + 4
@@ -160,7 +160,7 @@ def _zeros(x):
 def _prepare(x, step, penalty, inverse, zeros):
     """What is searched for, in steps. With zeros, only weights that are 0 are 0 in it."""
     matrix = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim else x.reshape(1, 1)
-    y = (matrix if inverse is None else rotation.forth(matrix, inverse)) / step
+    y = (matrix if inverse is None else viterbi.rotated(matrix, inverse)) / step
     if penalty is not None:
         square = y * y
         down = jnp.mean(square, axis=1, keepdims=True)

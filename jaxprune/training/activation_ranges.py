@@ -10,9 +10,9 @@ import numpy as np
 from jaxprune import settings, tree
 from jaxprune.base import Array, QParams, QuantSpec, Setting
 from jaxprune.kernels import uniform
+from jaxprune.kernels.reductions import product
 from jaxprune.kernels.rounding import TINY, grid, qparams_of
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.kernels.sums import product
 
 _SYMMETRIC = QuantSpec()
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxprune import layout, settings, tree
 from jaxprune.base import Array, Params, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import by_shape, uniform
-from jaxprune.kernels.ranges import full_range, mean_magnitude
+from jaxprune.kernels.reductions import full_range, mean_magnitude
 from jaxprune.kernels.rounding import HUGE, TINY, divide, grid, top_code
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.paths import follow_paths

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Array, QuantSpec
-from jaxprune.kernels import clustering, rotation, uniform, viterbi
+from jaxprune.kernels import clustering, uniform, viterbi
 from jaxprune.kernels.rounding import power_of_two
 from jaxprune.kernels.sharding import automatic, explicit_spec
 from jaxprune.quantization.arrays.protocol import CodedArray, FlaxState, stored
@@ -87,7 +87,7 @@ class TrellisArray(FlaxState):
         the indices before it in its sequence decide.
       step: float32 scalar.
       basis: int8 [columns, columns]: rows of numbers are to be multiplied by it, and by 2**-6 (or what
-        :func:`jaxprune.kernels.rotation.exponent` says). Empty, [0, 0], if not.
+        :func:`jaxprune.kernels.viterbi.basis_exponent` says). Empty, [0, 0], if not.
       states: of the trellis, static.
       zero: the index that stands for 0.0, static; ``None`` if none does. If it is 0, k stands for what k - 1 would
         otherwise, for all k above it.
@@ -116,8 +116,8 @@ class TrellisArray(FlaxState):
         half = self.step * 0.5
         if self.basis.size:
             columns = len(self.basis)
-            numbers = rotation.back(numbers.reshape(-1, columns), self.basis).reshape(shape)
-            half = half * 2.0 ** -rotation.exponent(columns)
+            numbers = viterbi.rotated_back(numbers.reshape(-1, columns), self.basis).reshape(shape)
+            half = half * 2.0 ** -viterbi.basis_exponent(columns)
         return (numbers * half).astype(self.dtype)
 
 

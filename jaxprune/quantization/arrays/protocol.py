@@ -6,7 +6,7 @@ it. JAX's ``BCOO`` is one of them, and ``flax.serialization`` learns of those th
 """
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -128,8 +128,7 @@ def _sparse(array: np.ndarray, mask: Any) -> Any:
 def stored(kind: type[T]) -> type[T]:
     """Makes a class a frozen dataclass and a pytree: fields of type ``Array`` are its parts, all others are static."""
     kind = dataclass(frozen=True, repr=False)(kind)
-    static = [field.name for field in fields(kind) if field.type is not Array]  # type: ignore
-    return jax.tree_util.register_dataclass(kind, _parts(kind), static)
+    return jax.tree_util.register_dataclass(kind, parts(kind), statics(kind))
 
 
 class FlaxState:
@@ -148,8 +147,8 @@ class FlaxState:
 
     def __repr__(self) -> str:
         """What the array stands for and its bytes, not its entries."""
-        parts = [part for part in jax.tree.leaves(self) if hasattr(part, "dtype")]
-        held = sum(part.size * part.dtype.itemsize for part in parts)
+        arrays = [leaf for leaf in jax.tree.leaves(self) if hasattr(leaf, "dtype")]
+        held = sum(array.size * array.dtype.itemsize for array in arrays)
         known = [f"{name}={getattr(self, name, '?')}" for name in ("shape", "dtype")]
         facts = filter(None, [*known, _static(self, "shape", "dtype"), f"{held:,} bytes"])
         return f"{type(self).__name__}({', '.join(facts)})"
@@ -168,27 +167,30 @@ class CodedArray(FlaxState):
 
 def _to_state(record: Any) -> dict[str, Any]:
     flax = sys.modules["flax.serialization"]
-    state = {name: flax.to_state_dict(getattr(record, name)) for name in _parts(record)}
+    state = {name: flax.to_state_dict(getattr(record, name)) for name in parts(record)}
     return state | {"static": _static(record)}
 
 
 def _from_state(target: Any, state: dict[str, Any]) -> Any:
-    flax, names, kind = sys.modules["flax.serialization"], _parts(target), type(target)
+    flax, names, kind = sys.modules["flax.serialization"], parts(target), type(target)
     if set(state) != {*names, "static"}:
         raise ValueError(f"a {kind.__name__} has the parts {[*names, 'static']}; the state has {sorted(state)}")
     if state["static"] != _static(target):
         raise ValueError(f"the state is of a {kind.__name__} of {state['static']}; the target's is {_static(target)}")
-    parts = {name: flax.from_state_dict(getattr(target, name), state[name], name) for name in names}
-    others = {field.name: getattr(target, field.name) for field in fields(target) if field.name not in parts}
-    return kind(**parts, **others)
+    return replace(target, **{name: flax.from_state_dict(getattr(target, name), state[name], name) for name in names})
 
 
-def _parts(record: Any) -> list[str]:
-    """The names of what a record holds in arrays."""
+def parts(record: Any) -> list[str]:
+    """The names of what a stored array, or a class of them, holds in arrays."""
     return [field.name for field in fields(record) if field.type is Array]
+
+
+def statics(record: Any) -> list[str]:
+    """The names of all else."""
+    return [field.name for field in fields(record) if field.type is not Array]
 
 
 def _static(record: Any, *without: str) -> str:
     """What tells one record from another of the same arrays, as text; not a spec, which may hold functions."""
-    names = [field.name for field in fields(record) if field.name not in (*_parts(record), "spec", *without)]
+    names = [name for name in statics(record) if name not in ("spec", *without)]
     return ", ".join(f"{name}={getattr(record, name)}" for name in names)
