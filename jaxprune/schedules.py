@@ -139,7 +139,9 @@ def piecewise(values: Any, boundaries: Sequence[Any]) -> Schedule:
     known = [int(edge) for edge in edges if not isinstance(edge, jax.core.Tracer)]
     if known != sorted(known):
         raise ValueError(f"boundaries must ascend, got {known}")
-    stairs = jax.tree.map(lambda leaf: _stairs(leaf, len(edges)), values, is_leaf=_is_sequence)
+    stairs = jax.tree.map(
+        lambda leaf: _stairs(leaf, len(edges)), values, is_leaf=lambda node: isinstance(node, list | tuple)
+    )
 
     def schedule(count: Any) -> Setting:
         stair = sum((jnp.asarray(count, jnp.int32) >= edge).astype(jnp.int32) for edge in edges)
@@ -232,10 +234,6 @@ def _steps(value: Any, name: str = "transition_steps", least: int = 0) -> Array:
         if number.shape or number != np.floor(number) or number < least:
             raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
     return jnp.asarray(value, jnp.int32)
-
-
-def _is_sequence(node: Any) -> bool:
-    return isinstance(node, list | tuple) or hasattr(node, "shape")
 
 
 def _stairs(values: Any, edges: int) -> Array:

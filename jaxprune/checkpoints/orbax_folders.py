@@ -13,9 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -55,12 +53,8 @@ def _read(path: Path, limit: float) -> Content:
         with faults(str(path), name):
             array = future.result()
             dtype = dtype_of(array.dtype.numpy_dtype.name)
-            leaves[name] = Leaf(name, tuple(array.shape), dtype, partial(_array, array))
+            leaves[name] = Leaf(name, tuple(array.shape), dtype, lambda array=array: array.read().result())
     return Content(leaves)
-
-
-def _array(stored: Any) -> np.ndarray:
-    return stored.read().result()
 
 
 def _write(path: Path, content: Content) -> None:

@@ -57,7 +57,10 @@ def encode(codes: np.ndarray, fraction: int | None = None) -> bytes | None:
             head += unsigned(center) + write_list(fold(side - center))
 
     def stretches() -> Iterator[tables.Stretch]:
-        for values in _parts(codes, _order(*sides)):
+        rows, columns, groups = _order(*sides)
+        placed = np.take(codes[rows], columns, axis=1, mode="clip")
+        for blocks in reversed(groups):
+            values = np.concatenate([placed[block].reshape(-1) for block in blocks])
             counted = tables.histogram(values)
             assert counted is not None  # 16-bit codes
             table = tables.from_histogram(*counted)
@@ -140,14 +143,6 @@ def _runs(levels: np.ndarray) -> list[tuple[int, slice]]:
     counts = np.bincount(levels)
     ends = np.cumsum(counts)
     return [(int(i), slice(int(ends[i] - counts[i]), int(ends[i]))) for i in np.flatnonzero(counts)]
-
-
-def _parts(codes: np.ndarray, order: _Order) -> Iterator[np.ndarray]:
-    """The entries of each sum, from the last to the first."""
-    rows, columns, groups = order
-    placed = np.take(codes[rows], columns, axis=1, mode="clip")
-    for blocks in reversed(groups):
-        yield np.concatenate([placed[block].reshape(-1) for block in blocks])
 
 
 def _area(down: slice, across: slice) -> int:

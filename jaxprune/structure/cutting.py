@@ -104,13 +104,8 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
     return changed
 
 
-def fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a leaf has all axes of its parameter, whole or of size 1."""
-    return len(own) == len(shape) and all(n in (1, m) for n, m in zip(own, shape, strict=True))
-
-
 def _check_shape(path: str, own: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    if fits(own, shape):
+    if len(own) == len(shape) and tree.broadcasts(own, shape):
         return
     factored = own in [shape[:axis] + shape[axis + 1 :] for axis in range(len(shape))]
     raise ValueError(

@@ -13,7 +13,6 @@ import numpy as np
 from jaxprune import tree
 from jaxprune.base import Params, Saliency, Where
 from jaxprune.kernels.order import removed_of
-from jaxprune.structure.cutting import fits
 from jaxprune.structure.groups import Group
 from jaxprune.structure.plans import Units
 from jaxprune.structure.tracing import FreeOutput
@@ -90,7 +89,7 @@ def of_groups(
     leaves = dict(zip(scored.paths, scored.leaves, strict=True))
     for path, leaf in leaves.items():
         own, shape = np.shape(leaf), sizes.get(path)
-        if shape is None or (own and not fits(own, shape)):
+        if shape is None or (own and not (len(own) == len(shape) and tree.broadcasts(own, shape))):
             raise ValueError(f"scores of {tree.show(path)} have shape {own}, the parameter has {shape}")
     return {group.name: _of_group(group, leaves, sizes, set(shapes.names)) for group in groups}
 

@@ -11,7 +11,7 @@ from jaxprune import settings, tree
 from jaxprune.base import Array, QParams, QuantSpec, Setting
 from jaxprune.kernels import uniform
 from jaxprune.kernels.reductions import product
-from jaxprune.kernels.rounding import TINY, grid, qparams_of
+from jaxprune.kernels.rounding import TINY, grid, passed_through, qparams_of
 from jaxprune.kernels.sharding import automatic, explicit_spec
 
 _SYMMETRIC = QuantSpec()
@@ -59,20 +59,12 @@ def _clip(x: Array, alpha: Array, bits: Array) -> Array:
     return automatic(_pact, x, alpha, uniform.width(bits), out=explicit_spec(x))
 
 
-@jax.custom_jvp
 def _pact(x: Array, alpha: Array, bits: Array) -> Array:
+    level, wide = passed_through(alpha, jnp.maximum(alpha, TINY)), x.astype(jnp.float32)
+    clipped = jnp.where(wide >= level, level, jnp.where(wide >= 0, wide, 0)).astype(x.dtype)
     qparams = qparams_of(jnp.zeros_like(alpha), alpha, bits, False)
     x = jnp.where(jnp.isnan(alpha), jnp.nan, x)
-    return uniform.straight_through(x, *grid(qparams, bits, False))
-
-
-@_pact.defjvp
-def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    x, alpha, bits = primals
-    level = jnp.maximum(alpha, TINY)
-    inside = jnp.where((x >= 0) & (x < level), tangents[0].astype(jnp.float32), 0)
-    above = jnp.where(x >= level, tangents[1], 0)
-    return _pact(x, alpha, bits), (inside + above).astype(x.dtype)
+    return passed_through(clipped, uniform.straight_through(x, *grid(qparams, bits, False)))
 
 
 class Range(NamedTuple):
