@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import settings
 from jaxprune.base import Array, Setting
 from jaxprune.kernels.rounding import divide
 
@@ -74,7 +75,7 @@ def polynomial(
     >>> [round(float(polynomial(0.0, 0.8, 3, 100)(count)), 4) for count in (0, 50, 100, 1000)]
     [0.0, 0.7, 0.8, 0.8]
     """
-    if not isinstance(power, jax.core.Tracer) and not power > 0:
+    if not settings.any_traced(power) and not power > 0:
         raise ValueError(f"power must be above 0, got {power!r}")
 
     def ease(left: Array) -> Array:  # at a power that is no integer the derivative needs a positive base
@@ -136,7 +137,7 @@ def piecewise(values: Any, boundaries: Sequence[Any]) -> Schedule:
     [8.0, 8.0, 4.0, 2.0, 2.0]
     """
     edges = [_steps(edge, "boundaries") for edge in boundaries]
-    known = [int(edge) for edge in edges if not isinstance(edge, jax.core.Tracer)]
+    known = [int(edge) for edge in edges if not settings.any_traced(edge)]
     if known != sorted(known):
         raise ValueError(f"boundaries must ascend, got {known}")
     stairs = jax.tree.map(
@@ -211,7 +212,7 @@ def _values(values: Setting, name: str) -> Any:
 
 
 def _finite(value: Any, name: str) -> Array:
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(value, np.float32))):
+    if not settings.any_traced(value) and not np.all(np.isfinite(np.asarray(value, np.float32))):
         raise ValueError(f"{name} must be finite, got {value!r}")
     return jnp.asarray(value, jnp.float32)
 
@@ -229,7 +230,7 @@ def _alike(first: Any, last: Any) -> tuple[Any, Any]:
 
 
 def _steps(value: Any, name: str = "transition_steps", least: int = 0) -> Array:
-    if not isinstance(value, jax.core.Tracer):
+    if not settings.any_traced(value):
         number = np.asarray(value)
         if number.shape or number != np.floor(number) or number < least:
             raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.base import Array, Setting
@@ -34,7 +35,7 @@ def check_setting(value: Any, name: str, low: float, high: float) -> Any:
     if shape != ():
         several = "use jax.vmap or jaxprune.sweep for several settings"
         raise ValueError(f"{name} must be a scalar, got shape {shape}; {several}")
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value.astype(jnp.float32)
     number = np.asarray(value)
     if not (np.issubdtype(number.dtype, np.integer) or jnp.issubdtype(number.dtype, jnp.floating)):
@@ -47,7 +48,7 @@ def check_setting(value: Any, name: str, low: float, high: float) -> Any:
 def check_settings(values: Any, name: str, low: float, high: float) -> Array:
     """``values``, an array or nested sequence of settings, as a float32 array; concrete ones lie in [low, high]."""
     array = jnp.asarray(values, jnp.float32)
-    if not isinstance(array, jax.core.Tracer):
+    if not isinstance(array, Tracer):
         for value in np.ravel(array):
             check_setting(value, name, low, high)
     return array
@@ -66,7 +67,7 @@ def is_scalar(value: Any) -> bool:
 
 def refuse(leaves: Iterable[tuple[str, Array]], test: Callable[[Array], Array], message: str) -> None:
     """Raises ``ValueError`` for the first concrete leaf, given with its path, that ``test`` is true of."""
-    concrete = [(name, leaf) for name, leaf in leaves if not isinstance(leaf, jax.core.Tracer)]
+    concrete = [(name, leaf) for name, leaf in leaves if not isinstance(leaf, Tracer)]
     with jax.ensure_compile_time_eval():
         found = jax.device_get([test(leaf) for _, leaf in concrete])
     for (name, _), wrong in zip(concrete, found, strict=True):
@@ -88,4 +89,4 @@ def not_finite(x: Array) -> Array:
 
 def any_traced(*values: Any) -> bool:
     """Whether any leaf of the trees is traced."""
-    return any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(values))
+    return any(isinstance(value, Tracer) for value in jax.tree.leaves(values))

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import jax
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Masks, Params, Setting, Where
 from jaxprune.files import arrays, container, lossy, tree_json
 from jaxprune.files.bytestream import FormatError, naming
@@ -195,10 +195,10 @@ def read(path: str | os.PathLike[str]) -> Compressed:
 def _check_leaves(params: Params) -> None:
     """Raises on leaves that have no bytes here."""
     for i, leaf in enumerate(jax.tree.leaves(params)):
-        if not isinstance(leaf, jax.core.Tracer) and arrays.holds(leaf) and getattr(leaf, "is_fully_addressable", True):
+        if not settings.any_traced(leaf) and arrays.holds(leaf) and getattr(leaf, "is_fully_addressable", True):
             continue
         path = tree.show(list(tree_json.leaves(tree_json.outline(params)))[i].path)
-        if isinstance(leaf, jax.core.Tracer):
+        if settings.any_traced(leaf):
             raise TypeError(f"leaf {path} is traced: compress works on the host, outside of jit")
         if not arrays.holds(leaf):
             raise TypeError(f"leaf {path} is {leaf!r} ({type(leaf).__name__}), which has no bytes to store")

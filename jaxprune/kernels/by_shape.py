@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune import settings
 from jaxprune.base import Array
 
 _TOGETHER = 4  # leaves in one call: more make longer programs
@@ -47,7 +48,7 @@ def each(
       together: how many leaves of one shape make a program; 1 for what takes long to compile.
     """
     first = columns[0]
-    if any(isinstance(leaf, jax.core.Tracer) for column in columns for leaf in column):
+    if settings.any_traced(columns):
         statics = [(mine, *static) for mine in own] if own else [static] * len(first)
         return [_one(kernel, s, *row) for s, *row in zip(statics, *columns, strict=True)]
     results: list[Any] = [None] * len(first)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import settings
 from jaxprune.base import Array, QParams, QuantSpec
 from jaxprune.kernels.reductions import full_range, mean_magnitude
 from jaxprune.kernels.rounding import TINY, divide, grid, multiples, qparams_of, snap
@@ -70,9 +71,9 @@ def checked(given: QParams, shape: tuple[int, ...], spec: QuantSpec, name: str) 
         if not broadcasts(array.shape, shape):
             raise ValueError(f"{part} of leaf {name!r} has shape {array.shape}, which does not broadcast to {shape}")
     with jax.ensure_compile_time_eval():
-        if not (isinstance(scale, jax.core.Tracer) or bool(jnp.all((scale >= 0) & (scale < jnp.inf)))):
+        if not (settings.any_traced(scale) or bool(jnp.all((scale >= 0) & (scale < jnp.inf)))):
             raise ValueError(f"scale of leaf {name!r} must be finite and at least 0, got {scale}")
-        if spec.symmetric and not isinstance(zero_point, jax.core.Tracer) and bool(jnp.any(zero_point)):
+        if spec.symmetric and not settings.any_traced(zero_point) and bool(jnp.any(zero_point)):
             raise ValueError(f"zero_point of leaf {name!r} must be 0 in a symmetric quantizer, got {zero_point}")
     return QParams(scale, zero_point)
 

@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params
 from jaxprune.kernels import by_shape
 from jaxprune.kernels.rounding import divide
@@ -38,7 +37,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
 def _keeps_all(mask: Array) -> bool:
     """Whether it is sure, outside a trace, that the mask is the 0-d ``True``: its leaf comes back as it is."""
-    return mask.ndim == 0 and not isinstance(mask, Tracer) and bool(mask)
+    return mask.ndim == 0 and not settings.any_traced(mask) and bool(mask)
 
 
 def mask_each(values: list[Array], masks: list[Array]) -> list[Array]:

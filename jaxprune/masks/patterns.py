@@ -58,7 +58,7 @@ def n_of_m(
     chosen, axes = grouped_along(tree.select(scores, where, scores=True), axis, layout, leave_out=where is None)
     values, counts = chosen.values, settings.per_leaf(n, chosen, "n", 0, m)
     for path, leaf, count, axis in zip(chosen.names, values, counts, axes, strict=True):
-        if not isinstance(count, jax.core.Tracer) and count != round(count):
+        if not settings.any_traced(count) and count != round(count):
             raise ValueError(f"n must be a whole number in [0, {m}], got {count:g}")
         length = leaf.shape[check_axis(path, leaf, axis)]
         if length % m and not pad:

@@ -131,8 +131,7 @@ def _keep_together(scores: list[Array], sparsity: Array, least: tuple[int, ...])
 
 def _in_trace(sparsity: Any, scores: list[Array]) -> bool:
     """Whether the masks are part of a program; also where scattering is slow, all leaves make one program."""
-    traced = any(isinstance(value, jax.core.Tracer) for value in (sparsity, *scores, jnp.zeros(())))
-    return traced or jax.default_backend() == "tpu"
+    return settings.any_traced(sparsity, scores, jnp.zeros(())) or jax.default_backend() == "tpu"
 
 
 def _warn_of_empty(names: list[str], scores: list[Array], kept: list[int], sparsity: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 #: Relative widening of bounds: above the rounding of bfloat16, and of the approximations of transcendental functions.
 SLACK = 2.0**-6
@@ -215,7 +216,7 @@ class Value:
 
 def of_array(array: Any, gone: Gone) -> Value:
     """What is known of a constant."""
-    opaque = isinstance(array, jax.core.Tracer) or jnp.issubdtype(array.dtype, jax.dtypes.extended)
+    opaque = isinstance(array, Tracer) or jnp.issubdtype(array.dtype, jax.dtypes.extended)
     if opaque or not array.size:
         whole = ANYTHING if opaque else ZERO
         return Value(whole, {i: many(whole, flags.size) for i, flags in gone.items()}, gone)

@@ -150,7 +150,7 @@ def quantize(
     Array([-127,   64,  127], dtype=int8)
     """
     selection, rows, stacked = rows_of(params, bits, clip, qparams, spec, where, layout)
-    if any(isinstance(row[1], jax.core.Tracer) for row in rows):
+    if settings.any_traced([row[1] for row in rows]):
         raise TypeError("quantize needs static bits, which set the storage dtype; fake_quant takes traced ones")
     every = zip(selection.names, rows, stacked, strict=True)
     return selection.replace([coded(*one) for one in every])

@@ -214,7 +214,7 @@ def _find_step(rows: _Rows, goal: Any, to_error: bool, scope: str) -> Array:
         limit = goal * np.float32(sum(x.size for x in rows.leaves))
 
     # Without a penalty no table would change.
-    weighed = any(isinstance(penalty, jax.core.Tracer) or penalty > 0 for penalty in rows.penalties)
+    weighed = any(settings.any_traced(penalty) or penalty > 0 for penalty in rows.penalties)
 
     def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         tried = rows._replace(steps=[_step_between(largest, *bracket)] * len(rows.leaves))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Params
 from jaxprune.program import jaxprs
 from jaxprune.program.narrowing import take
@@ -38,7 +38,7 @@ def cut_tree(values: Any, params: Params, flags: Flags) -> Any:
 
 
 def _at_hand(leaf: Any) -> bool:
-    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    concrete = isinstance(leaf, jax.Array) and not settings.any_traced(leaf)
     return concrete and leaf.is_fully_addressable and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jax.core import Tracer
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.structure.groups import Group
 
 #: What stays: for a group, its name, or the ``(path, axis)`` of a parameter, indices or a bool mask.
@@ -47,7 +46,7 @@ def resolve(
 
 def _flags(value: Any, size: int, what: str) -> np.ndarray:
     """Indices or a bool mask as a bool mask."""
-    if isinstance(value, Tracer):
+    if settings.any_traced(value):
         raise TypeError(f"the plan for {what} is traced; shapes depend on it, so it has to be concrete")
     keep = np.asarray(value)
     if keep.dtype == bool:
@@ -114,7 +113,7 @@ def mask_flags(masks: Any, params: Any) -> dict[str, np.ndarray]:
     tree.same_paths(chosen, shapes, "masks", "params")
     flags = {}
     for path, mask, leaf in zip(chosen.paths, chosen.leaves, shapes.leaves, strict=True):
-        if isinstance(mask, Tracer) or not np.issubdtype(getattr(mask, "dtype", type(mask)), np.bool_):
+        if settings.any_traced(mask) or not np.issubdtype(getattr(mask, "dtype", type(mask)), np.bool_):
             raise TypeError(f"mask {tree.show(path)} must be a concrete bool array")
         flags[path] = np.broadcast_to(np.asarray(mask), np.shape(leaf))
     return flags

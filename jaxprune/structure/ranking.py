@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Params, Saliency, Where
 from jaxprune.kernels.order import removed_of
 from jaxprune.structure.groups import Group
@@ -81,7 +81,7 @@ def of_groups(
       ValueError: scores of another shape than the parameter, with its path.
       TypeError: traced parameters: what is removed decides on shapes.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in tree.flatten(params).leaves):
+    if settings.any_traced(params):
         raise TypeError("shrinking needs concrete parameters: what is removed decides on shapes")
     shapes = tree.select(params, where)
     sizes = {path: np.shape(leaf) for path, leaf in zip(shapes.paths, shapes.leaves, strict=True)}

@@ -118,7 +118,7 @@ def scheduled(
 
 
 def _check(every: Any, scope: Any) -> None:
-    if not isinstance(every, jax.core.Tracer) and every is not None and not np.asarray(every) >= 1:
+    if not settings.any_traced(every) and every is not None and not np.asarray(every) >= 1:
         raise ValueError(f"every must be a number of steps, 1 or more, or None; got {every!r}")
     if not callable(scope) and scope not in ("leaf", "global"):
         raise ValueError(f"scope must be 'leaf', 'global' or (scores, sparsity) -> masks, got {scope!r}")
@@ -126,7 +126,7 @@ def _check(every: Any, scope: Any) -> None:
 
 def if_due(due: Any, make: Callable[..., Any], old: Any, *operands: Any) -> Any:
     """``make(*operands)`` where due, else ``old``: a branch, under ``vmap`` too, which is taken if any lane is due."""
-    if not isinstance(due, jax.core.Tracer):  # outside of any trace Python can tell, and nothing is compiled anew
+    if not settings.any_traced(due):  # outside of any trace Python can tell, and nothing is compiled anew
         return make(*operands) if due else old
 
     def renew(due: Array, old: Any, *operands: Any) -> Any:

@@ -150,7 +150,7 @@ def _sparse(
 ) -> optax.GradientTransformationExtraArgs:
     """Random masks, and if something grows, exchanges of weights: the last arguments of :func:`rigl`."""
     every, drop_fraction, stop_step = exchange or (1, 0.0, None)
-    if not isinstance(every, jax.core.Tracer) and not np.asarray(every) >= 1:
+    if not settings.any_traced(every) and not np.asarray(every) >= 1:
         raise ValueError(f"every must be a number of steps, 1 or more; got {every!r}")
     fraction = _drop_schedule(drop_fraction, stop_step)
     typed = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
@@ -201,7 +201,7 @@ def _magnitude(grad: Array, key: Array) -> Array:
 def _uniform(like: Array, key: Array) -> Array:
     """Uniform numbers in the shape and the sharding of an array."""
     drawn = automatic(lambda like, key: jax.random.uniform(key, like.shape), like, key, out=explicit_spec(like))
-    if isinstance(drawn, jax.core.Tracer) or len(like.sharding.device_set) == 1:
+    if settings.any_traced(drawn) or len(like.sharding.device_set) == 1:
         return drawn
     return jax.device_put(drawn, like.sharding)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, Setting, Where
 from jaxprune.kernels import clustering
 from jaxprune.kernels.rounding import divide
@@ -107,7 +107,7 @@ def shared_weights(
 def _shares_of(selection: tree.Selection, records: list[CodebookArray]) -> tuple[Shares, ...]:
     """The clusters of equal weights of each chosen leaf, once it is sure that there are no others."""
     for path, leaf, record in zip(selection.names, selection.values, records, strict=True):
-        if not isinstance(leaf, jax.core.Tracer) and not _is_shared(leaf, record):
+        if not settings.any_traced(leaf) and not _is_shared(leaf, record):
             size = record.centroids.shape[-1]
             advice = f"share them first, with jaxprune.codebook.kmeans(params, {size})"
             raise ValueError(f"leaf {tree.show(path)} has more than {size} distinct values; {advice}")

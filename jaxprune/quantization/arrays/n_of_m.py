@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Masks, Params, Where
 from jaxprune.kernels import by_shape
 from jaxprune.layout import check_axis, grouped_along
@@ -146,7 +146,7 @@ def _check_numbers(n: Any, m: Any) -> None:
 
 def _check_groups(path: str, leaf: Array, mask: Array, n: int, m: int, axis: int) -> None:
     """Raises ``ValueError`` with the first group of which a concrete mask keeps too many."""
-    if isinstance(mask, jax.core.Tracer) or not bool(_crowded(mask, leaf.shape, n, m, axis % leaf.ndim)):
+    if settings.any_traced(mask) or not bool(_crowded(mask, leaf.shape, n, m, axis % leaf.ndim)):
         return
     whole = np.moveaxis(np.broadcast_to(np.asarray(mask), leaf.shape), axis, -1)
     kept = whole.reshape(*whole.shape[:-1], -1, m).sum(axis=-1)

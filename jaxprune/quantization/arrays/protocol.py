@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import tree
+from jaxprune import settings, tree
 from jaxprune.base import Array, Masks, Params, Where
 from jaxprune.paths import join
 
@@ -98,7 +98,7 @@ def to_bcoo(params: Params, masks: Masks | None = None, *, where: Where = None) 
         selection, kept = masked(params, masks, where)
     pairs = list(zip(selection.names, selection.values, kept, strict=True))
     for path, leaf, mask in pairs:
-        if isinstance(leaf, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        if settings.any_traced(leaf, mask):
             raise TypeError(f"leaf {tree.show(path)} is traced: how many entries are stored must be known")
     return selection.replace([_sparse(np.asarray(leaf), mask) for _, leaf, mask in pairs])
 
@@ -109,7 +109,7 @@ def masked(params: Params, masks: Masks, where: Where) -> tuple[tree.Selection, 
     mask_of = dict(zip(floating.chosen, kept, strict=True))
     selection = floating if where is None else tree.select(params, where)
     for path, mask in zip(selection.names, [mask_of[i] for i in selection.chosen], strict=True):
-        if mask.ndim == 0 and not isinstance(mask, jax.core.Tracer) and not bool(mask):
+        if mask.ndim == 0 and not settings.any_traced(mask) and not bool(mask):
             raise ValueError(f"the mask of {tree.show(path)} is a 0-d False; a 0-d True leaves a leaf alone")
     chosen = tuple(i for i in selection.chosen if mask_of[i].ndim)
     return selection._replace(chosen=chosen), [mask_of[i] for i in chosen]
