@@ -11,8 +11,7 @@ Numbers are as :mod:`jaxprune.files.learning` says.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -66,44 +65,29 @@ def signs(ask: Ask, truth: np.ndarray, mask: np.ndarray, lags: list[int]) -> np.
     """1 and -1 where ``mask``, 0 elsewhere: int8.
 
     Two rows that had equal signs so far, or opposite ones, wherever both are kept, will again: an entry is foretold by
-    the sum of s[i, j'] s[i', j'] s[i', j] over rows i' above and columns j' to the left.
+    the sum of s[i, j'] s[i', j'] s[i', j] over rows i' above and columns j' to the left. For that ``alike`` has, for
+    each two columns, the sum of s[i', j'] s[i', j] over the rows, or of rows over the columns: whichever are fewer.
+    Nothing is foretold so where that would take too long.
     """
     pad, columns = max(lags, default=0), mask.shape[1]
     found = np.zeros((pad + len(mask), columns), np.int8)
     flat, steps = found.reshape(-1), columns * np.array(lags, np.int64)[:, None]
-    foretell, note = _likeness(mask, found[pad:])
+    side, count, tall = min(mask.shape), int(mask.sum()), mask.shape[0] >= mask.shape[1]
+    likely, scale = count * side <= _ALIKE, max(4, math.isqrt(count**3 // mask.size**2) // 2)
+    alike = left = np.zeros((side, side) if likely else (0, 0), np.int32)
     mixer = Mixer([0.0, 0.8] + [1.0] * len(lags), [8.0, 4.0] + [2.0] * len(lags))
     for i, j in _groups(mask):
         x = np.full((2 + len(lags), len(i)), float(ONE))
-        x[1], left = foretell(i, j)
+        x[1] = 0
+        if likely:
+            left = (found[pad + i] if tall else found[pad:, j].T).astype(np.int32)
+            x[1] = np.floor(np.einsum("ij,ij->i", left, alike[j if tall else i]).astype(np.float64) * ONE / scale)
         x[2:] = flat[(pad + i) * columns + j - steps].astype(np.float64) * ONE
         sign = np.where(mixer.bits(ask, x, truth[i, j]), 1, -1).astype(np.int8)
         found[pad + i, j] = sign
-        note(i, j, left, sign)
+        if likely:
+            alike[j if tall else i] += left * sign[:, None]
     return found[pad:]
-
-
-def _likeness(mask: np.ndarray, found: np.ndarray) -> tuple[Callable[..., Any], Callable[..., None]]:
-    """What foretells signs by those ``found``: a function for a feature and what the other, to learn, needs.
-
-    It keeps, for each two columns, the sum of s[i', j'] s[i', j] over the rows, or of rows over the columns: whichever
-    are fewer. Nothing is foretold where that would take too long.
-    """
-    side, count, tall = min(mask.shape), int(mask.sum()), mask.shape[0] >= mask.shape[1]
-    if count * side > _ALIKE:
-        return lambda i, j: (0, None), lambda *args: None
-    alike = np.zeros((side, side), np.int32)
-    scale = max(4, math.isqrt(count**3 // mask.size**2) // 2)
-
-    def foretell(i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        left = (found[i] if tall else found[:, j].T).astype(np.int32)
-        total = np.einsum("ij,ij->i", left, alike[j if tall else i]).astype(np.float64)
-        return np.floor(total * ONE / scale), left
-
-    def note(i: np.ndarray, j: np.ndarray, left: np.ndarray, sign: np.ndarray) -> None:
-        alike[j if tall else i] += left * sign[:, None]
-
-    return foretell, note
 
 
 def magnitudes(ask: Ask, truth: np.ndarray, mask: np.ndarray, lags: list[int], top: int, mean: int) -> np.ndarray:

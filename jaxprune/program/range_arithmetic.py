@@ -95,9 +95,7 @@ def raised(a: Range, b: Range) -> Range:
     return widen(between(np.where(sure, low, -np.inf), np.where(sure, high, np.inf), ~safe, ~safe))
 
 
-def monotone(
-    function: Callable[[Any], Any], low: float = -np.inf, high: float = np.inf, falling: bool = False
-) -> Function:
+def monotone(function: Callable[[Any], Any], low: float = -np.inf, high: float = np.inf) -> Function:
     """The rule of a monotone function on a domain; outside it is NaN, at its ends it may be infinite."""
 
     def rule(a: Range) -> Range:
@@ -107,15 +105,13 @@ def monotone(
             ends = function(inside[0]), function(inside[1])
         # Overflow of float64 even, or the edge of the domain: log(0) is infinite at a finite place.
         pole = (np.isfinite(start) & ~np.isfinite(ends[0])) | (np.isfinite(end) & ~np.isfinite(ends[1]))
-        if falling:
-            ends = ends[::-1]
         for edge in (low, high):
             if np.isfinite(edge):
                 with np.errstate(all="ignore"):
                     pole |= (start <= edge) & (end >= edge) & ~np.isfinite(function(np.float64(edge)))
         grows = [~np.isfinite(function(np.float64(far))) for far in (low, high)]
         infinite = (_down(a) & bool(grows[0])) | (_up(a) & bool(grows[1])) | pole
-        return widen(between(ends[0], ends[1], a.nan | (a.low < low) | (a.high > high), infinite))
+        return widen(between(np.minimum(*ends), np.maximum(*ends), a.nan | (a.low < low) | (a.high > high), infinite))
 
     return rule
 
@@ -218,14 +214,14 @@ MONOTONE: dict[str, Function] = {
     "log1p": monotone(np.log1p, low=-1),
     "logistic": monotone(special.expit),
     "sqrt": monotone(np.sqrt, low=0),
-    "rsqrt": monotone(lambda x: 1 / np.sqrt(x), low=0, falling=True),
+    "rsqrt": monotone(lambda x: 1 / np.sqrt(x), low=0),
     "erf": monotone(special.erf),
-    "erfc": monotone(special.erfc, falling=True),
+    "erfc": monotone(special.erfc),
     "erf_inv": monotone(special.erfinv, low=-1, high=1),
     "atan": monotone(np.arctan),
     "asinh": monotone(np.arcsinh),
     "asin": monotone(np.arcsin, low=-1, high=1),
-    "acos": monotone(np.arccos, low=-1, high=1, falling=True),
+    "acos": monotone(np.arccos, low=-1, high=1),
     "atanh": monotone(np.arctanh, low=-1, high=1),
     "acosh": monotone(np.arccosh, low=1),
 }
