@@ -28,12 +28,11 @@ from jaxprune.quantization.arrays.coded import QArray
 RAW, INTEGERS, PALETTE, PLANES, SPARSE, GRID = range(6)
 JAX, NUMPY, PYTHON, KEY = range(4)  # where an array comes from; a key is followed by the name of its generator
 
-DTYPES = (
-    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-    + ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "int1", "int2", "int4", "uint1", "uint2")
-    + ("uint4", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz")
-    + ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
-)
+DTYPES = """
+bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 complex128 int1 int2
+int4 uint1 uint2 uint4 float4_e2m1fn float6_e2m3fn float6_e3m2fn float8_e3m4 float8_e4m3 float8_e4m3b11fnuz
+float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu
+""".split()
 _KNOWN = tuple(np.dtype(getattr(jnp, name, name)) for name in DTYPES)
 LONGEST_HEAD = 1024  # bytes that are sure to hold all of it
 _NUMBERS = (bool, int, float, complex)

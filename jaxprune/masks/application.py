@@ -30,14 +30,10 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     [0.0, 0.0, 1.0, 0.0]
     """
     chosen, kept = tree.pair(params, masks)
-    touched = [i for i, mask in enumerate(kept) if not _keeps_all(mask)]
+    # Outside a trace, what the 0-d True stands for comes back as it is.
+    touched = [i for i, mask in enumerate(kept) if mask.ndim or settings.any_traced(mask) or not mask]
     chosen = chosen._replace(chosen=tuple(chosen.chosen[i] for i in touched))
     return chosen.replace(mask_each(chosen.values, [kept[i] for i in touched]))
-
-
-def _keeps_all(mask: Array) -> bool:
-    """Whether it is sure, outside a trace, that the mask is the 0-d ``True``: its leaf comes back as it is."""
-    return mask.ndim == 0 and not settings.any_traced(mask) and bool(mask)
 
 
 def mask_each(values: list[Array], masks: list[Array]) -> list[Array]:

@@ -139,9 +139,7 @@ def _encode(x: Array, k: int, iterations: Array, keep_zeros: bool, kept: tuple[i
 
 
 @partial(jax.jit, static_argnums=(1, 3, 4))
-def _clustered(
-    x: Array, k: int, iterations: Array, keep_zeros: bool, kept: tuple[int, ...]
-) -> tuple[Array, Array, Array]:
+def _clustered(x: Array, k: int, iterations: Array, keep_zeros: bool, kept: tuple[int, ...]) -> tuple[Array, ...]:
     """Codes, centroids and whether zeros are kept, with a table for each index along the axes ``kept``."""
 
     def one(x: Array, iterations: Array) -> tuple[Array, Array, Array]:

@@ -91,10 +91,8 @@ def _map_like(values: Any, params: Params, change: Any) -> Any:
             if structure not in parts and not part:
                 return subtree
             if len(part) < len(ends):
-                raise ValueError(
-                    f"a part of the tree with the structure {structure} is like several parts of the parameters; give "
-                    "it inside a tree like all of them"
-                )
+                alike = f"a part of the tree with the structure {structure} is like several parts of the parameters"
+                raise ValueError(f"{alike}; give it inside a tree like all of them")
         leaves = [of_leaf(leaf, *owner) for leaf, owner in zip(jax.tree.leaves(subtree), part, strict=True)]
         return jax.tree.unflatten(structure, leaves)
 
@@ -108,11 +106,8 @@ def _check_shape(path: str, own: tuple[int, ...], shape: tuple[int, ...]) -> Non
     if len(own) == len(shape) and tree.broadcasts(own, shape):
         return
     factored = own in [shape[:axis] + shape[axis + 1 :] for axis in range(len(shape))]
-    raise ValueError(
-        f"leaf {tree.show(path)} has shape {own}, but was traced with {shape}"
-        + "; factored moments (optax.adafactor) depend on all shapes: init a new state with the cut parameters"
-        * factored
-    )
+    advice = "; factored moments (optax.adafactor) depend on all shapes: init a new state with the cut parameters"
+    raise ValueError(f"leaf {tree.show(path)} has shape {own}, but was traced with {shape}{advice * factored}")
 
 
 def _named(params: Params, owners: Sequence[Owner]) -> dict[Any, Owner]:
@@ -160,8 +155,6 @@ def check_small(small: Params, params: Params, shapes: Mapping[str, tuple[int, .
         if np.shape(leaf) != shape:
             raise ValueError(f"leaf {tree.show(path)} has shape {np.shape(leaf)}; cut parameters have {shape}")
         if (own := jaxprs.struct(leaf).dtype) != whole.dtype:
-            raise ValueError(
-                f"leaf {tree.show(path)} has dtype {own}, but was traced with {whole.dtype}; trace the function with "
-                "parameters of this dtype"
-            )
+            advice = "trace the function with parameters of this dtype"
+            raise ValueError(f"leaf {tree.show(path)} has dtype {own}, but was traced with {whole.dtype}; {advice}")
     return leaves

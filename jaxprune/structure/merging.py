@@ -110,13 +110,11 @@ def _check(layer: dict[str, _Leaf], norm: dict[str, _Leaf], layer_path: str, nor
         raise ValueError(f"{layer_path!r} has no kernel; it has {sorted(layer)}")
     if not {"mean", "var"} <= {*norm} <= {"mean", "var", "scale", "bias"}:
         raise ValueError(f"{norm_path!r} is no BatchNorm with mean and var; it has {sorted(norm)}")
-    units = layer["kernel"].value.shape[-1:]
+    shape = layer["kernel"].value.shape
+    units, wanted = shape[-1:], f"the kernel of {layer_path!r} has shape {shape}, whose last axis it must fit"
     for name, leaf in norm.items():
         if leaf.value.shape != units:
-            raise ValueError(
-                f"{name!r} of {norm_path!r} has shape {leaf.value.shape}; the kernel of {layer_path!r} has shape "
-                f"{layer['kernel'].value.shape}, whose last axis it must fit"
-            )
+            raise ValueError(f"{name!r} of {norm_path!r} has shape {leaf.value.shape}; {wanted}")
     if "bias" in layer and layer["bias"].value.shape[-1:] != units:
         raise ValueError(f"the bias of {layer_path!r} has shape {layer['bias'].value.shape}, where {units} is needed")
 

@@ -81,10 +81,8 @@ def _of_axis(key: tuple[str, int], value: Any, groups: Sequence[Group], why_pinn
         every = np.bincount(units[units >= 0], minlength=group.size)
         if np.any(part := (lost > 0) & (lost < every)):
             together = np.flatnonzero(units == np.flatnonzero(part)[0]).tolist()
-            raise ValueError(
-                f"entries {together} along axis {axis} of {tree.show(path)} can only be removed together, as "
-                f"{group.description}"
-            )
+            where = f"entries {together} along axis {axis} of {tree.show(path)}"
+            raise ValueError(f"{where} can only be removed together, as {group.description}")
         kept[group.name] = lost == 0
     return kept
 

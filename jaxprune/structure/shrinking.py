@@ -163,10 +163,8 @@ def shrink(
         plan = without(_count(graph, without, total, amount, scope, (params, *inputs)))
     smaller = graph.at(plan)
     if not smaller.certificate.exact and not spec.allow_inexact:
-        raise ValueError(
-            f"removal would differ from masking: {smaller.certificate}\nallow_inexact=True in the spec removes them "
-            "all the same, groups=['!...'] leaves groups alone"
-        )
+        advice = "allow_inexact=True in the spec removes them all the same, groups=['!...'] leaves groups alone"
+        raise ValueError(f"removal would differ from masking: {smaller.certificate}\n{advice}")
     return Shrunk(smaller.cut(params), smaller.apply, plan, summarize(graph, params, smaller))
 
 
@@ -198,9 +196,8 @@ def _count(
     spent = functools.cache(lambda removed: costs[scope](graph.at(without(removed))))
     needed = ranking.least(spent, total, (1 - amount) * spent(0))
     if (left := spent(needed) / spent(0)) > 1 - amount:
-        raise ValueError(
-            f"the {scope} cannot be cut by {amount:g}: with the fewest units that may stay {left:.3g} of them are left"
-        )
+        fewest = f"with the fewest units that may stay {left:.3g} of them are left"
+        raise ValueError(f"the {scope} cannot be cut by {amount:g}: {fewest}")
     return needed
 
 

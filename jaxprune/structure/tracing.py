@@ -76,11 +76,9 @@ class Traced:
         gone[STAYS] = False
         for row, root in zip(self.rows, roots, strict=True):
             if np.any(bad := gone[root] == kept.get((row.path, row.axis), True)):
-                reasons = "; ".join(self.labels.why(row.labels[bad])) or "other entries"
-                raise ValueError(
-                    f"at these input shapes axis {row.axis} of {tree.show(row.path)} cannot be cut as planned; entries "
-                    f"are tied to {reasons}. Trace the function with inputs of these shapes"
-                )
+                tied = "; ".join(self.labels.why(row.labels[bad])) or "other entries"
+                where = f"at these input shapes axis {row.axis} of {tree.show(row.path)} cannot be cut as planned"
+                raise ValueError(f"{where}; entries are tied to {tied}. Trace the function with inputs of these shapes")
         return gone[self.labels.resolve(np.arange(self.labels.count))]
 
     def certify(self, removed: np.ndarray, masks: Sequence[np.ndarray | None]) -> Certificate:

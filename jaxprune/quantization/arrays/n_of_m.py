@@ -54,11 +54,10 @@ class NOfMArray(FlaxState):
             raise ValueError(f"groups of {m} along axis {self.axis} of an array of shape {shape}")
         stored = _with_length(shape, self.axis, shape[self.axis] // m * n)
         number = packed_length(math.prod(stored), _width(m))
-        if jnp.shape(self.values) != stored or jnp.shape(self.indices) != (number,):
-            raise ValueError(
-                f"{n}:{m} of an array of shape {shape} is values of shape {stored} and {number} bytes of indices, not "
-                f"{jnp.shape(self.values)} and {jnp.shape(self.indices)} (records made under jax.vmap need it here too)"
-            )
+        if (own := (jnp.shape(self.values), jnp.shape(self.indices))) != (stored, (number,)):
+            needed = f"values of shape {stored} and {number} bytes of indices, not {own[0]} and {own[1]}"
+            advice = "(records made under jax.vmap need it here too)"
+            raise ValueError(f"{n}:{m} of an array of shape {shape} is {needed} {advice}")
         axis, values = self.axis % len(shape), jnp.asarray(self.values)
         along = (*(length for i, length in enumerate(stored) if i != axis), stored[axis])
         indices = jnp.moveaxis(unpack(jnp.asarray(self.indices), _width(m), along), -1, axis)
