@@ -60,18 +60,14 @@ def encode(
     entropy = entropy_of_counts(counted[1])
     if (entropy if effort == "best" else _least_bits(counted)) >= packed:
         return PACKING, pack(codes)
-    gaps = by_gaps(codes, counted)
     in_lanes = with_table(codes, counted, True) if entropy >= 8 * _IN_LANES else None
-    ways = [(LANES, in_lanes)]
-    if in_lanes is None or effort == "best":
-        ways.append((ANS, with_table(codes, counted, False)))
-    ways.append((GAPS, gaps))
+    in_one = None if in_lanes and effort == "fast" else with_table(codes, counted, False)
+    ways = [(LANES, in_lanes), (ANS, in_one), (GAPS, by_gaps(codes, counted))]
     by_class = classes.encode(codes, fraction)
     share = 1 if fraction is not None or effort == "best" else _WORTH
     if by_class and len(by_class) < share * min(len(data) for _, data in ways if data):
         ways.append((CLASSES, by_class))
-    if effort == "best":
-        ways.append((MIXING, mixing.encode(codes)))
+    ways.append((MIXING, mixing.encode(codes) if effort == "best" else None))
     found = [(number, data) for number, data in ways if data is not None]
     if min(len(data) for _, data in found) > packed // 8:
         found.append((PACKING, pack(codes)))

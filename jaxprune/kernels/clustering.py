@@ -14,14 +14,12 @@ from jax import lax
 
 from jaxprune.base import Array
 from jaxprune.kernels import float_keys
-from jaxprune.kernels.histogram import histogram
-from jaxprune.kernels.reductions import Pair, add_pairs, product, running, total, two_sum
+from jaxprune.kernels.reductions import Pair, add_pairs, product, running, streamed, total, two_sum
 from jaxprune.kernels.rounding import divide, normalizer
 
 _BLOCK = 16  # sorted values that share an entry of the prefix sums
 _QUANTILES = 4096  # gaps between order statistics that the density is known by
 _RUNS = 5  # two starts, and up to three runs that put empty clusters to use
-_LANES = 2**14  # partial sums of the squared error
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -213,17 +211,13 @@ def _distinct(data: Sorted, k: int) -> tuple[Array, Array]:
 
 def _squared_error(x: Array, table: Array, shift: Array, leave_zeros: bool) -> Array:
     """The sum of squared distances to the nearest centroid, in units of the shift."""
-    operands = (table, midpoints(table), shift, jnp.asarray(leave_zeros))
-    return jnp.sum(histogram(x, operands, _lane, _LANES, _squared))
+    bounds = midpoints(table)
 
+    def squared(values: Array) -> Array:
+        error = (values - table[position(values, bounds)]) * shift
+        return jnp.where(jnp.isnan(values) | (leave_zeros & (values == 0)), 0, error * error)
 
-def _lane(values: Array, index: Array, *_: Array) -> Array:
-    return index % np.uint32(_LANES)
-
-
-def _squared(values: Array, table: Array, bounds: Array, shift: Array, leave_zeros: Array) -> Array:
-    error = (values - table[position(values, bounds)]) * shift
-    return jnp.where(leave_zeros & (values == 0), 0, error * error)
+    return streamed(x, (0,), squared)[0]
 
 
 def _prefix(data: Sorted, ends: Array) -> Pair:

@@ -12,7 +12,7 @@ from jaxprune.base import Array, QuantSpec
 from jaxprune.kernels import clustering, uniform, viterbi
 from jaxprune.kernels.rounding import power_of_two
 from jaxprune.kernels.sharding import automatic, explicit_spec
-from jaxprune.quantization.arrays.protocol import CodedArray, FlaxState, stored
+from jaxprune.quantization.arrays.protocol import CodedArray, stored
 
 PARTS = 8  # of an octave
 _MANTISSAS = np.exp2(np.arange(PARTS) / PARTS).astype(np.float32)
@@ -77,7 +77,7 @@ class CodebookArray(CodedArray):
 
 
 @stored
-class TrellisArray(FlaxState):
+class TrellisArray(CodedArray):
     """An array as indices of a trellis quantizer.
 
     Entry i in C order is number i // lanes of sequence i % lanes; there are ceil(size / 512) of them.
@@ -100,11 +100,6 @@ class TrellisArray(FlaxState):
     states: int
     zero: int | None
     dtype: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array that was quantized."""
-        return self.indices.shape
 
     def dense(self) -> Array:
         """Whole numbers times half of ``step``, rounded once to float32 and once to the dtype: alike everywhere."""

@@ -155,14 +155,12 @@ class FlaxState:
 
 
 class CodedArray(FlaxState):
-    """Base of those whose codes have the shape of the array."""
-
-    codes: Array
+    """Base of those whose codes, the first part, have the shape of the array."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the array that was quantized."""
-        return self.codes.shape
+        return getattr(self, parts(self)[0]).shape
 
 
 def _to_state(record: Any) -> dict[str, Any]:
