@@ -9,7 +9,7 @@ from jax import lax
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, QParams, QuantSpec, Setting, Where
 from jaxprune.kernels import rounding, uniform
-from jaxprune.kernels.ranges import full_range
+from jaxprune.kernels.reductions import full_range
 from jaxprune.layout import Axes, find_axes, sure
 
 #: A leaf, its width, its clip ratio, its given parameters, and its spec.
