@@ -41,6 +41,7 @@ _FEW = 1 << 16  # bytes, which all coders are tried for
 _SKEWED = 0.4  # of the size, below which one value may be so frequent that a bit is too much for it
 _NEAR = 1.05  # times the entropy
 _RAREST = 4  # other values are at most one entry in so many, or gaps do not pay
+_HUGE, _ALONE = 1 << 22, 1 << 16  # entries, of so many of which other values are one at most: gaps need a look at these
 
 
 def encode(
@@ -60,9 +61,12 @@ def encode(
     entropy = entropy_of_counts(counted[1])
     if (entropy if effort == "best" else _least_bits(counted)) >= packed:
         return PACKING, pack(codes)
+    gaps = by_gaps(codes, counted)
+    if gaps and effort == "fast" and codes.size >= _HUGE and codes.size - counted[1].max() <= codes.size // _ALONE:
+        return GAPS, gaps
     in_lanes = with_table(codes, counted, True) if entropy >= 8 * _IN_LANES else None
     in_one = None if in_lanes and effort == "fast" else with_table(codes, counted, False)
-    ways = [(LANES, in_lanes), (ANS, in_one), (GAPS, by_gaps(codes, counted))]
+    ways = [(LANES, in_lanes), (ANS, in_one), (GAPS, gaps)]
     by_class = classes.encode(codes, fraction)
     share = 1 if fraction is not None or effort == "best" else _WORTH
     if by_class and len(by_class) < share * min(len(data) for _, data in ways if data):

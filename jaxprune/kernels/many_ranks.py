@@ -23,28 +23,16 @@ def keys_at(leaves: Sequence[Ranked], ranks: Array) -> tuple[Array, Array]:
     tables: tuple[Array, ...] = ()
     widths = _digit_widths(dtype.itemsize * 8, leaves, rank.size)
     for level, width in enumerate(widths):
-        counts = _count_slots(leaves, _SlotDigit(dtype, widths[: level + 1], rank.size), tables)
-        digit, rank = locate(counts, slot, rank)
-        key = (key << width) | digit.astype(key.dtype)
-        tables, slot = _deepen(tables, slot, digit, width)
+        binning, slots = _SlotDigit(dtype, widths[: level + 1], rank.size), rank.size if tables else 1
+        counts = jnp.zeros(slots << width, jnp.uint32)
+        for leaf in leaves:
+            counts += histogram(leaf.values, (tables, leaf.guard), binning, counts.size)
+        digit, rank = locate(counts.reshape(slots, -1), slot, rank)
+        key, bucket = (key << width) | digit.astype(key.dtype), (slot << width) + digit
+        first = jnp.arange(slot.size, dtype=jnp.int32)  # a bucket's slot is the number of the first rank in it
+        table = jnp.full(slots << width, slot.size, jnp.int32).at[bucket].min(first)
+        tables, slot = (*tables, table), table[bucket]
     return key.reshape(ranks.shape), rank.reshape(ranks.shape)
-
-
-def _count_slots(leaves: Sequence[Ranked], binning: "_SlotDigit", tables: tuple[Array, ...]) -> Array:
-    """The leaves' histogram, [slots, bins]."""
-    slots = binning.ranks if tables else 1
-    counts = jnp.zeros(slots << binning.widths[-1], jnp.uint32)
-    for leaf in leaves:
-        counts += histogram(leaf.values, (tables, leaf.guard), binning, counts.size)
-    return counts.reshape(slots, -1)
-
-
-def _deepen(tables: tuple[Array, ...], slot: Array, digit: Array, width: int) -> tuple[tuple[Array, ...], Array]:
-    """Adds the table of one more digit: a bucket's slot is the number of the first rank in it."""
-    slots = slot.size if tables else 1
-    bucket = (slot << width) + digit
-    table = jnp.full(slots << width, slot.size, jnp.int32).at[bucket].min(jnp.arange(slot.size, dtype=jnp.int32))
-    return (*tables, table), table[bucket]
 
 
 @dataclass(frozen=True)

@@ -164,11 +164,10 @@ def _tables(rows: _Rows, scope: str) -> list[Cuts]:
 
     def estimate(_: Any, tables: list[Cuts]) -> list[Cuts]:
         found = _counted(rows, tables, scope)
-        made = {}  # leaves that share counts and penalty share a table
-        for count, penalty in zip(found, rows.penalties, strict=True):
-            if (id(count), id(penalty)) not in made:
-                made[id(count), id(penalty)] = _cuts(count, penalty)
-        return [made[id(count), id(penalty)] for count, penalty in zip(found, rows.penalties, strict=True)]
+        pairs = list(zip(found, rows.penalties, strict=True))
+        made = {tuple(map(id, pair)): pair for pair in pairs}  # leaves that share counts and penalty share a table
+        made = {ids: _cuts(*pair) for ids, pair in made.items()}
+        return [made[tuple(map(id, pair))] for pair in pairs]
 
     plain = [_plain()] * len(rows.leaves)
     traced = settings.any_traced(rows)

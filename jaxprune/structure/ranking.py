@@ -1,8 +1,7 @@
 """Which units go: scores on one scale for all groups, and the lowest of them until a budget is met."""
 
-import bisect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -121,11 +120,6 @@ def highest(scores: np.ndarray, keep: int) -> np.ndarray:
     flags = np.ones(scores.size, bool)
     flags[np.argsort(scores, kind="stable")[: scores.size - keep]] = False
     return flags
-
-
-def least(cost: Callable[[int], float], most: int, limit: float) -> int:
-    """The smallest number of removed units, up to ``most``, whose cost is within a limit; ``most`` if none is."""
-    return bisect.bisect_left(range(most), True, key=lambda removed: cost(removed) <= limit)
 
 
 def _of_group(group: Group, leaves: dict[str, Any], sizes: dict[str, tuple[int, ...]], chosen: set[str]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """``shrink``: scores, a budget, a plan, the cut and the smaller function in one call, and a report of what is left."""
 
+import bisect
 import functools
 import math
 import time
@@ -194,7 +195,7 @@ def _count(
     if scope not in costs:
         raise ValueError(f"scope must be 'leaf', 'global', 'parameters', 'flops' or 'latency', got {scope!r}")
     spent = functools.cache(lambda removed: costs[scope](graph.at(without(removed))))
-    needed = ranking.least(spent, total, (1 - amount) * spent(0))
+    needed = bisect.bisect_left(range(total), True, key=lambda removed: spent(removed) <= (1 - amount) * spent(0))
     if (left := spent(needed) / spent(0)) > 1 - amount:
         fewest = f"with the fewest units that may stay {left:.3g} of them are left"
         raise ValueError(f"the {scope} cannot be cut by {amount:g}: {fewest}")
