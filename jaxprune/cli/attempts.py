@@ -17,7 +17,7 @@ from jaxprune.cli.treatments import Recipe
 from jaxprune.files import Compressed
 
 _BATCH = 2**24  # bytes
-_FINE = 16  # steps in an octave
+_FINE = 64  # steps in an octave
 _OCTAVES = 15  # below the largest weight: codes have 16 bits
 _EITHER = 30  # octaves above and below a step of 1, of codes that are fitted to data
 
