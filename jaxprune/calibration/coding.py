@@ -25,7 +25,7 @@ def encode(
     step: Setting,
     *,
     penalty: Setting = 0.1,
-    damping: Setting = 0.01,
+    damping: Setting = 0.06,
     where: Where = None,
 ) -> Params:
     """Whole numbers of one global step, each leaf's rows and columns weighted by what their errors cost at the outputs.
@@ -45,7 +45,8 @@ def encode(
       stats: of :func:`collect`, with Gram matrices and a ``key``.
       step: the error that is allowed: the outputs' squared error goes with its square.
       penalty: at least 0.
-      damping: added to the diagonal of H, as a fraction of its mean.
+      damping: added to the diagonal of H, as a fraction of its mean: more than for widths that are fixed, as steps too
+        follow H.
       where: whose leaves; by default all that the statistics know.
 
     Returns:
@@ -165,7 +166,8 @@ def _of_lookups(stats: Statistics, name: str, use: Use) -> _Costs:
     assert isinstance(found, Lookups)
     if gradients.weighted is None:
         raise ValueError(f"the statistics of leaf {tree.show(use.path)} hold no Gram matrices: want=['gram']")
-    rows = np.asarray(found.rows, np.float64)
+    counts = np.asarray(found.rows)
+    rows = counts / max(np.gcd.reduce(counts, axis=None), 1)  # data that were seen twice, with other keys, count once
     total, once, never = rows.sum(1, keepdims=True), (rows == 1).sum(1, keepdims=True), rows == 0
     # Good and Turing: those that came once say how often one comes that has not yet come.
     unseen = np.maximum(once, 1) / np.maximum(never.sum(1, keepdims=True), 1)
