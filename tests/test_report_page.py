@@ -335,6 +335,16 @@ def test_the_page_stands_alone_and_says_what_it_is(tmp_path):
     assert all(e.at["tabindex"] == "0" and e.at["aria-label"] for e in page.all("section", class_="scrolling"))
 
 
+def test_the_page_says_why(tmp_path):
+    weights = {"<b>": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)}
+    told = jp.report(weights, jp.quantize(weights, 4), why=True)
+    page = Page(told.to_html(tmp_path / "r.html").read_text())
+    assert len(page.all("section", class_="why")) == 1 and page.all("dd")[-1].text == told.rows[0].why
+    assert "5 bits: +" in told.rows[0].why and not Page(of("a").to_html(tmp_path / "r.html").read_text()).all(
+        "section", class_="why"
+    )
+
+
 def luminance(color):
     channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]

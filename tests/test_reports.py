@@ -7,11 +7,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from flax import linen as nn
 from flax import nnx
 from flax.core import freeze
 
+import jaxprune as jp
 from jaxprune import dequantize, fake_quant, quantize
 from jaxprune import masks as masking
 from jaxprune.base import QuantSpec
@@ -386,3 +388,57 @@ def test_bad_input(after, options, error, match):
 def test_traced_arrays_are_pointed_to_the_traced_count():
     with pytest.raises(TypeError, match="coded_bytes"):
         jax.jit(lambda w: report(w, w).total.coded_bytes)(jnp.ones(3))
+
+
+def test_why_a_leaf_is_as_it_is():
+    draw = np.random.default_rng(0)
+    params = {"a": {"kernel": draw.normal(size=(30, 8)).astype(np.float32) * np.arange(1, 9, dtype=np.float32)}}
+    params["a"]["bias"] = np.ones(8, np.float32)
+    scores = jp.saliency.unit_norm(params)
+    masks = jp.masks.by_sparsity(scores, 0.5)
+    spec = jp.QuantSpec(axis=-1)
+    after = jp.fake_quant(jp.masks.apply_masks(params, masks), 4, spec=spec)
+    report = jp.report(params, after, masks=masks, bits=4, spec=spec, why=scores)
+    (row, plain), kernel = sorted(report.rows, key=lambda row: not row.why), params["a"]["kernel"]
+    assert plain.why == "" and plain.path == "a/bias"
+    said = row.why.split("; ")
+    assert (
+        said[0] == f"saves {row.dense_bytes - row.coded_bytes:,} bytes for a relative error of {row.relative_error:.3g}"
+    )
+    for bits, text in zip((3, 5), said[1:3], strict=True):
+        kept = np.where(np.broadcast_to(masks["a"]["kernel"], kernel.shape), kernel, 0)
+        new = oracles.fake_quant_symmetric(kept, bits, axis=-1)
+        error = np.linalg.norm(kernel - new) / np.linalg.norm(kernel)
+        assert text == f"{bits} bits: {(bits - 4) * 30 * 4 // 8:+,} bytes, error {error:.3g}"
+    sizes = np.sort(np.abs(kernel).sum(0))
+    assert (
+        said[3]
+        == f"4 of 8 units stay, the last by a score of {sizes[4]:.4g}, and the best that goes has {sizes[3]:.4g}"
+    )
+    order, spread = np.argsort(np.abs(kernel).sum(0)), np.abs(kernel).sum(0).std()
+    near = [f"{i} {(np.abs(kernel).sum(0)[i] - sizes[3:5].mean()) / spread:+.2f}" for i in order[1:7]]
+    assert said[4] == f"from the line, in standard deviations: {', '.join(near)}"
+    for i, bars in zip(order[3:5], said[5].removeprefix("weights of the two next to it: ").split(" | "), strict=True):
+        counts = np.histogram(kernel[:, i], 16, (kernel.min(), kernel.max()))[0]
+        assert bars == f"{i} " + "".join("▁▂▃▄▅▆▇█"[round(7 * n / counts.max())] for n in counts)
+    assert "a/kernel: saves" in str(report) and max(map(len, str(report).splitlines())) <= 120
+    assert "saves" not in str(jp.report(params, after, masks=masks, bits=4, spec=spec))
+    single = jp.report(params, after, masks=masks, bits=1, spec=spec, why=True).rows
+    assert ["2 bits" in row.why and "0 bits" not in row.why and "stay" not in row.why for row in single if row.why] == [
+        True
+    ]
+
+
+def test_why_masks_of_weights_and_of_groups():
+    kernel = np.arange(1, 17, dtype=np.float32).reshape(8, 2)
+    scores = jp.saliency.magnitude(kernel)
+    masks = jp.masks.by_sparsity(scores, 0.25)
+    row = jp.report(kernel, jp.masks.apply_masks(kernel, masks), masks=masks, why=scores).rows[0]
+    assert row.why.endswith("12 of 16 weights stay, the last by a score of 5, and the best that goes has 4")
+    masks = jp.masks.n_of_m(scores, 2, 4)
+    row = jp.report(kernel, jp.masks.apply_masks(kernel, masks), masks=masks, why=scores).rows[0]
+    assert row.why.endswith("has 12, since groups of them were ranked by themselves")
+    none = jp.report(kernel, kernel * 0, masks=masks & False, why=scores).rows[0]
+    assert none.why.endswith("none of 16 weights stays")
+    with pytest.raises(ValueError, match=r"scores of shape \(1, 2\) and a mask of shape \(8, 2\)"):
+        jp.report(kernel, jp.masks.apply_masks(kernel, masks), masks=masks, why=jp.saliency.unit_norm(kernel))

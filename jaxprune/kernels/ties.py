@@ -28,7 +28,7 @@ def join(leaves: Sequence[Ranked]) -> tuple[list[Ranked], list[list[int]]]:
     for leaf in leaves:
         size = leaf.values.size
         small = size <= _SMALL and leaf.guard is None and not any(explicit_spec(leaf.values))
-        if small and size <= room:
+        if runs and small and size <= room:
             runs[-1].append(leaf)
             room -= size
         else:

@@ -118,6 +118,7 @@ class Stored(NamedTuple):
       scales: how many there are.
       each: bytes of a scale, and its zero point.
       axes: of the layout.
+      spec: of the quantizer, with these axes.
     """
 
     path: str
@@ -128,6 +129,7 @@ class Stored(NamedTuple):
     scales: int
     each: int
     axes: Axes | None
+    spec: QuantSpec
 
 
 def describe(
@@ -154,7 +156,7 @@ def describe(
             own = spec_of(spec, path, leaf, axes or find_axes(tree.select(leaf))[0])
         scales = (0, 0) if width is None else scales_of(np.shape(leaf), own, path)
         mask = flags.get(i, np.True_)
-        found.append(Stored(path, leaf, mask, _within(mask, leaf, axes), width, *scales, axes))
+        found.append(Stored(path, leaf, mask, _within(mask, leaf, axes), width, *scales, axes, own))
     return found
 
 

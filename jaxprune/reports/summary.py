@@ -1,6 +1,7 @@
 """The report itself: a row of counts for each leaf and a total, and the ways to look at them."""
 
 import os
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Row:
       histogram: of the weights; None of the total, and of leaves that are not floating.
       axes: inputs > outputs, as ``jaxprune inspect`` shows them, where whole units are removed or there are scales of
         units or blocks: they say what these are. ``?`` where no rule knows them.
+      why: what it cost and saved, and what stood near, in words; empty unless it was asked for.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Row:
     max_error: float
     histogram: Histogram | None = field(default=None, repr=False)
     axes: str = ""
+    why: str = ""
 
     @property
     def mask_sparsity(self) -> float:
@@ -212,7 +215,8 @@ class Report:
         head = ("leaf", *["axes"] * axes, *(column.title for column in COLUMNS))
         cells = [(row.name, *[row.axes] * axes, *(c.show(row) for c in COLUMNS)) for row in (*self.rows, self.total)]
         table = host.table(head, cells[:-1], cells[-1], left=1 + axes)
-        return "\n".join([table, "", self._sizes(), FORMULA, _NOTES])
+        said = [textwrap.fill(f"{row.name}: {row.why}", 120, subsequent_indent="  ") for row in self.rows if row.why]
+        return "\n".join([table, "", self._sizes(), FORMULA, _NOTES, *["", *said] * bool(said)])
 
     def __repr__(self) -> str:
         return f"Report({len(self.rows):,} leaves, {self._sizes()})"
