@@ -14,6 +14,7 @@ import numpy as np
 from jaxprune import settings, tree
 from jaxprune.base import Array, Layout, Params, QuantSpec, Where
 from jaxprune.kernels import order, unit_statistics
+from jaxprune.kernels.clustering import position
 from jaxprune.kernels.histogram import histogram
 from jaxprune.kernels.order import removed_count
 from jaxprune.layout import Axes, countable_axes
@@ -71,15 +72,15 @@ def _sparsity_curve(w: Array, sparsities: Array) -> tuple[Array, Array]:
     thresholds = order.kth_smallest([sizes], counts)
     ascending = jnp.sort(thresholds)
     below = [histogram(sizes, (ascending,), _lane, (counts.size + 1) * _LANES, weigh) for weigh in (None, _squares)]
-    first = jnp.searchsorted(ascending, thresholds)
-    number, lost = (jnp.cumsum(found.reshape(-1, _LANES).sum(1, dtype=found.dtype))[first] for found in below)
-    ties = counts - number  # which are as large as the threshold
-    return thresholds, _relative(lost + jnp.where(ties > 0, ties.astype(jnp.float32) * _squares(thresholds), 0.0), w)
+    own = position(thresholds, ascending)
+    number, energy = (jnp.cumsum(found.reshape(-1, _LANES).sum(1, dtype=found.dtype))[own] for found in below)
+    stay = jnp.where(number > counts, number - counts, 0).astype(jnp.float32)  # of those as large as the threshold
+    return thresholds, _relative(energy - jnp.where(stay > 0, stay * _squares(thresholds), 0.0), w)
 
 
 def _lane(values: Array, index: Array, ascending: Array) -> Array:
-    """How many thresholds are no larger, in one of several bins, whose sums are short."""
-    return jnp.searchsorted(ascending, values, side="right") * _LANES + (index % _LANES).astype(jnp.int32)
+    """How many thresholds are smaller, in one of several bins, whose sums are short."""
+    return position(values, ascending) * _LANES + (index % _LANES).astype(jnp.int32)
 
 
 def quantization_error_curve(params: Params, bits: Any, *, spec: QuantSpec = _PLAIN, where: Where = None) -> Params:
