@@ -6,6 +6,7 @@ leaf) give trees. Every schedule is flat once its last step is reached, at exact
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -140,9 +141,7 @@ def piecewise(values: Any, boundaries: Sequence[Any]) -> Schedule:
     known = [int(edge) for edge in edges if not settings.any_traced(edge)]
     if known != sorted(known):
         raise ValueError(f"boundaries must ascend, got {known}")
-    stairs = jax.tree.map(
-        lambda leaf: _stairs(leaf, len(edges)), values, is_leaf=lambda node: isinstance(node, list | tuple)
-    )
+    stairs = jax.tree.map(partial(_stairs, edges=len(edges)), values, is_leaf=lambda x: isinstance(x, list | tuple))
 
     def schedule(count: Any) -> Setting:
         stair = sum((jnp.asarray(count, jnp.int32) >= edge).astype(jnp.int32) for edge in edges)

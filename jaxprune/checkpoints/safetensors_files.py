@@ -51,8 +51,8 @@ def _read(path: Path, limit: float) -> Content:
     for name, (code, shape, first, last) in sorted(entries.items(), key=lambda item: item[1][2]):
         place, number = 8 + length + first, last - first
         if code not in _NAMES:
-            read = partial(_bytes, path, place, number)
-            others[name] = Other(FORMAT.name, f"dtype {code}", number, read, (code, shape))
+            raw = partial(from_file, path, np.dtype(np.uint8), (number,), place)
+            others[name] = Other(FORMAT.name, f"dtype {code}", number, lambda get=raw: get().tobytes(), (code, shape))
             continue
         dtype, width = dtype_of(named.get(name) or _NAMES[code]), dtype_of(_NAMES[code]).itemsize
         wanted = math.prod(shape) * width
@@ -82,10 +82,6 @@ def _entry(name: str, told: Any, size: int) -> tuple[str, tuple[int, ...], int, 
                 raise CheckpointError(f"cut short: leaf {name[:80]!r} lacks {last - size:,} bytes; copy it again")
             return dtype, tuple(shape), first, last
     raise CheckpointError(f"damaged: leaf {name[:80]!r} is {str(told)[:80]}")
-
-
-def _bytes(path: Path, place: int, number: int) -> bytes:
-    return from_file(path, np.dtype(np.uint8), (number,), place).tobytes()
 
 
 def _write(path: Path, content: Content) -> None:

@@ -50,11 +50,6 @@ class Head(NamedTuple):
     generator: str
     body: Reader
 
-    @property
-    def entries(self) -> int:
-        """Number of entries."""
-        return math.prod(self.shape)
-
 
 def encode(leaf: Any, effort: coders.Effort = "fast") -> bytes:
     """The array, or Python number, in the smallest form.
@@ -140,8 +135,8 @@ def decode(found: Head) -> np.ndarray:
     table, planes, offset = parts(found)
     codes = [plane.codes for plane in planes]
     if found.form == RAW:
-        if len(table) != found.entries * found.dtype.itemsize:
-            raise FormatError(f"{len(table)} bytes for an array of {found.entries} entries of {found.dtype.name}")
+        if len(table) != (entries := math.prod(found.shape)) * found.dtype.itemsize:
+            raise FormatError(f"{len(table)} bytes for an array of {entries} entries of {found.dtype.name}")
         array = np.frombuffer(table, np.uint8).copy().view(found.dtype)
     elif found.form == INTEGERS:
         array = forms.from_integers(codes[0], found.dtype)

@@ -105,7 +105,7 @@ def leaf_size(leaf: "StoredLeaf") -> LeafSize:
 def _entropy(found: arrays.Head, planes: list[arrays.Plane]) -> tuple[float, float]:
     """Bits of all codes by their empirical entropy, and those of the positions of what is not 0."""
     if not planes:
-        return 8.0 * found.entries * found.dtype.itemsize, 0.0
+        return 8.0 * math.prod(found.shape) * found.dtype.itemsize, 0.0
     counts = [(tables.histogram(codes) or np.unique(codes, return_counts=True))[1] for _, _, codes in planes]
     main = planes[0].codes
     nonzero = np.count_nonzero(main)

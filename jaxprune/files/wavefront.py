@@ -45,8 +45,8 @@ def kept(ask: Ask, truth: np.ndarray, count: int, lags: list[int]) -> np.ndarray
             x[k] = _diagonal(grid, columns, d, low, high, pad - lag)
         bits = mixer.bits(ask, x, _diagonal(flat, columns, d, low, high))
         _diagonal(grid, columns, d, low, high, pad)[:] = bits * ONE + zero
-        _tally(of_rows, here, bits)
-        _tally(of_columns, there, bits[::-1])
+        of_rows[:, here] += bits, np.ones(len(bits))
+        of_columns[:, there] += bits[::-1], np.ones(len(bits))
     return grid.reshape(-1, columns)[pad:] > 0
 
 
@@ -155,8 +155,3 @@ def _groups(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         i = np.flatnonzero(_diagonal(flat, mask.shape[1], d, low, high)) + low
         if len(i):
             yield i, d - i
-
-
-def _tally(sums: np.ndarray, at: slice, numbers: np.ndarray) -> None:
-    sums[0, at] += numbers
-    sums[1, at] += 1

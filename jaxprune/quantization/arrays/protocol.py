@@ -23,10 +23,7 @@ _known: set[type] = set()  # to Flax
 
 def is_stored(node: Any) -> bool:
     """Whether a node of a tree is an array in another form: the ``is_leaf`` of trees that may hold some."""
-    kind = type(node)
-    if not (callable(getattr(kind, "dense", None)) or callable(getattr(kind, "todense", None))):
-        return False
-    return hasattr(node, "shape") and hasattr(node, "dtype")
+    return tree.is_array(node) and any(callable(getattr(type(node), name, None)) for name in ("dense", "todense"))
 
 
 @jax.jit
