@@ -191,12 +191,11 @@ def _given(path: str, shape: tuple[int, ...], given: Any) -> Axes:
     raise ValueError(f"layout of leaf {show(path)} is {given!r}; give {needed}")
 
 
-def check_axis(path: str, leaf: Any, axis: int) -> int:
-    """``axis`` of the leaf counted from the front; ``ValueError`` if it has no such axis."""
-    ndim = np.ndim(leaf)
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"leaf {show(path)} has shape {np.shape(leaf)} and no axis {axis}")
-    return axis % ndim
+def check_axis(path: str, shape: tuple[int, ...], axis: int) -> int:
+    """``axis`` of a leaf of that shape counted from the front; ``ValueError`` if it has no such axis."""
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"leaf {show(path)} has shape {shape} and no axis {axis}")
+    return axis % len(shape)
 
 
 def countable_axes(chosen: Selection, layout: Layout, bins: int = 1) -> list[Axes]:

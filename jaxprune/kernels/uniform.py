@@ -11,6 +11,7 @@ from jaxprune.base import Array, QParams, QuantSpec
 from jaxprune.kernels.reductions import full_range, mean_magnitude
 from jaxprune.kernels.rounding import TINY, divide, grid, multiples, qparams_of, snap
 from jaxprune.kernels.sharding import automatic, explicit_spec
+from jaxprune.layout import check_axis
 from jaxprune.tree import broadcasts
 
 
@@ -20,8 +21,8 @@ def layout(shape: tuple[int, ...], spec: QuantSpec, path: str) -> tuple[int | No
     name = f"leaf {path!r} of shape {shape}"
     if size is not None and (size < 1 or rank == 0):
         raise ValueError(f"{name}: block_size must be at least 1 and needs an axis to cut, got {size}")
-    if spec.block_axis is not None and not -rank <= spec.block_axis < rank:
-        raise ValueError(f"{name}: block_axis must be in [{-rank}, {rank - 1}], got {spec.block_axis}")
+    if spec.block_axis is not None:
+        check_axis(path, shape, spec.block_axis)
     blocked = blocked_axis(rank, spec)
     axis = spec.axis
     if isinstance(axis, str):
@@ -29,9 +30,7 @@ def layout(shape: tuple[int, ...], spec: QuantSpec, path: str) -> tuple[int | No
     if axis is None:
         axis = () if blocked is None else tuple(i for i in range(rank) if i != blocked)
     axis = (axis,) if isinstance(axis, int) else tuple(axis)
-    if not all(-rank <= a < rank for a in axis):
-        raise ValueError(f"{name}: axis must be in [{-rank}, {rank - 1}], got {spec.axis}")
-    kept = {a % rank for a in axis}
+    kept = {check_axis(path, shape, a) for a in axis}
     if len(kept) < len(axis):
         raise ValueError(f"{name}: axis names one axis twice: {spec.axis}")
     if blocked in kept:

@@ -60,7 +60,7 @@ def n_of_m(
     for path, leaf, count, axis in zip(chosen.names, values, counts, axes, strict=True):
         if not settings.any_traced(count) and count != round(count):
             raise ValueError(f"n must be a whole number in [0, {m}], got {count:g}")
-        length = leaf.shape[check_axis(path, leaf, axis)]
+        length = leaf.shape[check_axis(path, leaf.shape, axis)]
         if length % m and not pad:
             uneven = f"axis {axis} has length {length}, not a multiple of m={m}"
             raise ValueError(f"leaf {tree.show(path)}: {uneven}; pad=True allows a short tail")

@@ -121,7 +121,7 @@ def records_of(
     for path, leaf, size, own in zip(names, leaves, sizes, find_axes(selection, layout), strict=True):
         written = kept_axes(axis, path, leaf, own)
         written = (written,) if isinstance(written, int) else written or ()
-        kept.append(tuple(sorted({check_axis(path, leaf, i) for i in written})))
+        kept.append(tuple(sorted({check_axis(path, leaf.shape, i) for i in written})))
         centroids = int(size) * math.prod(leaf.shape[i] for i in kept[-1])
         if max(leaf.size, centroids) >= 2**31:
             found = f"{leaf.size} weights and {centroids} centroids"

@@ -158,7 +158,7 @@ def _steps_of(selection: tree.Selection, steps: Params) -> list[Array]:
 def _sharers(path: str, leaf: Array, step: Array, batch_axes: Axes) -> int:
     """N: how many entries share a step, those along the batch axes not counted."""
     axes = () if batch_axes is None else (batch_axes,) if isinstance(batch_axes, int) else tuple(batch_axes)
-    left_out = {layout.check_axis(path, leaf, axis) for axis in axes}
+    left_out = {layout.check_axis(path, leaf.shape, axis) for axis in axes}
     own = (1,) * (leaf.ndim - step.ndim) + step.shape
     return max(math.prod(n for i, n in enumerate(leaf.shape) if own[i] == 1 and i not in left_out), 1)
 

@@ -117,7 +117,7 @@ def to_n_of_m(
     selection, kept = masked(params, masks, where)
     selection, axes = grouped_along(selection, axis, layout)
     for path, leaf, mask, axis in zip(selection.names, selection.values, kept, axes, strict=True):
-        length = leaf.shape[check_axis(path, leaf, axis)]
+        length = leaf.shape[check_axis(path, leaf.shape, axis)]
         if length % m:
             raise ValueError(f"leaf {tree.show(path)}: axis {axis} has length {length}, not a multiple of m={m}")
         _check_groups(path, leaf, mask, n, m, axis)
