@@ -670,7 +670,7 @@ def test_an_error_is_what_is_asked_for(model, call, fails):
         assert found["chosen"]["relative_error"] == pytest.approx(error, rel=1e-6)
         assert (0.14 if quantizer == "rd" else 0) < error <= 0.15
         coarser = [row for row in found["attempts"] if row["relative_error"] > 0.15]
-        assert coarser and all(row["bytes"] < os.path.getsize(f"{quantizer}.jp") for row in coarser)
+        assert coarser and all(row["bytes"] < 1.02 * os.path.getsize(f"{quantizer}.jp") for row in coarser)
     assert "--max-error must lie between 0 and 1" in fails("compress", model, "-o", "x.jp", "--max-error", "2")
 
 
