@@ -52,14 +52,11 @@ def _key_at(groups: Sequence[list[Ranked]], dtype: np.dtype, rank: int) -> tuple
 
 def _positions(leaves: Sequence[Ranked], key: Any, rest: int) -> list[int]:
     """``ties.positions``, of leaves that were joined."""
-    if not rest:
-        return [0] * len(leaves)
-    found = []
-    for leaf, equal in zip(leaves, map(int, jax.device_get([_count_equal(leaf, key) for leaf in leaves])), strict=True):
-        within = 0 < rest < equal
-        found.append(int(_search(leaf, np.uint32(rest), key)) if within else ties.BEYOND if rest else 0)
-        rest = max(rest - equal, 0)
-    return found
+    equal = np.array(jax.device_get([_count_equal(leaf, key) for leaf in leaves]), np.int64)
+    shares = np.clip(rest - (np.cumsum(equal) - equal), 0, equal)
+    ranks = np.where(shares < equal, shares, 0).astype(np.uint32)  # at most one is not 0; the others are found at once
+    found = jax.device_get([_search(leaf, rank, key) for leaf, rank in zip(leaves, ranks, strict=True)])
+    return [ties.BEYOND if whole else int(place) for whole, place in zip(shares == equal, found, strict=True)]
 
 
 @jax.jit
