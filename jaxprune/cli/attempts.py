@@ -61,12 +61,19 @@ def once(work: Work, data_step: float | None = None, measured: bool = False, **k
     made = compressed.assemble(_coded(wanted, work.progress), work.metadata)
     row = {"bytes": made.nbytes} | keys | ({} if data_step is None else {"step": data_step})
     if measured or work.evaluate:
-        arrays = dict(zip(compressed.tree_order(wanted.leaves), (leaf.read() for leaf in made.leaves), strict=True))
-        rows = [diff.compared(wanted.leaves[name].read(), arrays[name]) for name in wanted.treatments]
-        row["relative_error"] = diff.relative(rows)
-        if work.evaluate:
-            row["metric"] = goals.metric(work.evaluate, nested({name: jnp.asarray(x) for name, x in arrays.items()}))
+        row |= _measured(work, wanted, made)
     return Attempt(wanted, made, row, [])
+
+
+def _measured(work: Work, wanted: Recipe, made: Compressed) -> dict[str, float]:
+    """The error and the metric of what is in a file."""
+    arrays = dict(zip(compressed.tree_order(wanted.leaves), (leaf.read() for leaf in made.leaves), strict=True))
+    found = {
+        "relative_error": diff.relative([diff.compared(wanted.leaves[k].read(), arrays[k]) for k in wanted.treatments])
+    }
+    if work.evaluate:
+        found["metric"] = goals.metric(work.evaluate, nested({name: jnp.asarray(x) for name, x in arrays.items()}))
+    return found
 
 
 def reached(work: Work, goal: Goal) -> Attempt:
@@ -82,12 +89,14 @@ def reached(work: Work, goal: Goal) -> Attempt:
     weights, tried = sum(work.wanted.leaves[name].size for name in work.wanted.treatments), []
     found: dict[str, Attempt] = {}
 
+    quick = work if goal.key == "metric" else work._replace(evaluate=None)  # which is asked at the end
+
     def attempt(number: int) -> Attempt:
         measured = goal.key == "relative_error"
         if work.stats is not None:
-            return once(work, 2.0 ** (_EITHER - number / _FINE), measured)
+            return once(quick, 2.0 ** (_EITHER - number / _FINE), measured)
         said = {"bits": float(number + 1)} if kind == "uniform" else {"step": largest * 2.0 ** (-number / _FINE)}
-        return once(work, None, measured, **said, quantizer=kind)
+        return once(quick, None, measured, **said, quantizer=kind)
 
     def meets(number: int) -> tuple[bool, float]:
         one = attempt(number if goal.key == "bytes" else count - 1 - number)
@@ -109,7 +118,8 @@ def reached(work: Work, goal: Goal) -> Attempt:
     if goals.furthest(meets, -1, count) < 0:
         nearest = min(tried, key=lambda row: abs(row[goal.key] - goal.limit))
         raise ValueError(f"nothing has {goal.said}; the nearest has {nearest[goal.key]:,.6g}: ask for less, or {_ELSE}")
-    return found["best"]._replace(tried=tried)
+    best = found["best"]._replace(tried=tried)
+    return best if quick is work or not work.evaluate else best._replace(row=best.row | _measured(work, *best[:2]))
 
 
 _ELSE = "choose other leaves by --where and --exclude, or add --sparsity"

@@ -1,6 +1,7 @@
 """What is wished for rather than set: a size, an error, a metric; and how far a setting can go until it is met."""
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -96,12 +97,11 @@ def furthest(meets: Callable[[int], tuple[bool, float]], low: int, high: int) ->
     >>> furthest(lambda number: (number < 700, 0.9 * (700 - number)), 0, 1000)
     699
     """
-    guess, tried = (low + high) // 2, 0
+    guess, tried, streak, before = (low + high) // 2, 0, 0, True
     while high - low > 1:
         met, distance = meets(guess)
         low, high = (guess, high) if met else (low, guess)
-        tried += 1
-        middle = (low + high) // 2
-        known = abs(distance) < high and tried < _GUESSES
-        guess = min(max(guess + round(distance), low + 1), high - 1) if known else middle
+        tried, streak, before = tried + 1, streak + 1 if met == before and tried else 0, met
+        known = abs(distance) < math.inf and tried < _GUESSES
+        guess = min(max(guess + round(distance * 2**streak), low + 1), high - 1) if known else (low + high) // 2
     return low
