@@ -19,6 +19,7 @@ NAMES = (
         "limits",
         "n_of_m",
         "scaling",
+        "search",
         "select",
     ),
     *("shrink", "small_files", "sweep", "thresholds", "training_methods", "training_speed"),
