@@ -57,21 +57,27 @@ def main() -> None:
 
 def compared(params: Any, images: np.ndarray, labels: np.ndarray, widths: tuple[int, ...]) -> dict[str, float]:
     """Divergences on the second half of the digits, at the bytes of uniform widths."""
-    choose, test = divergence(params, images[:750]), divergence(params, images[750:])
-    measured = jax.jit(test)
+    chosen, tested = ((part, outputs(params, part)) for part in (images[:750], images[750:]))
+
+    def choose(changed: Any) -> jax.Array:
+        return divergence(changed, *chosen)
+
+    def measured(changed: Any) -> float:
+        return float(divergence(changed, *tested))
+
     start = time.perf_counter()
     table = jp.sensitivity(choose, params, {"int": (quantized, list(widths))})
     row = {"seconds of the table": time.perf_counter() - start, "table": (table.nbytes.shape[0] * len(widths)) + 2}
 
     def asked(name: str, **wish: Any) -> None:
         found = jp.search(choose, params, table, **wish)
-        row[name], row[f"{name} bytes"] = float(measured(jp.dequantize(found.params))), found.values["bytes"]
+        row[name], row[f"{name} bytes"] = measured(jp.dequantize(found.params)), found.values["bytes"]
         row["evaluations"] = max(row.get("evaluations", 0), found.evaluations)
 
     def uniform(bits: int) -> tuple[float, float, float]:
         coded = quantized(params, bits)
         dense = jp.dequantize(coded)
-        return float(jax.jit(choose)(dense)), float(measured(dense)), jp.compress(coded).nbytes
+        return float(divergence(dense, *chosen)), measured(dense), jp.compress(coded).nbytes
 
     scores = {"AutoQuantize": gradient_scores, "target-size": input_scores}
     scores = {name: score(table, params, images[:750], labels[:750]) for name, score in scores.items()}
@@ -83,7 +89,7 @@ def compared(params: Any, images: np.ndarray, labels: np.ndarray, widths: tuple[
         asked(name, limits={"bytes": more * nbytes})
         for peer, score in scores.items():
             choices = multipliers(table, score, more * nbytes)
-            found = [float(measured(jp.dequantize(table.known.params(choice)))) for choice in choices]
+            found = [measured(jp.dequantize(table.known.params(choice))) for choice in choices]
             row[f"{name}, {peer}"] = min(found)
     return row
 
@@ -114,9 +120,8 @@ def gradient_scores(table: Any, params: Any, images: np.ndarray, labels: np.ndar
     def score(x: Any, change: Any, gradient: Any) -> jax.Array:
         return jnp.square(gradient * product(x, change, stride_of(gradient, x))).sum()
 
-    return np.array(
-        [[score(x, change, g) for change in changes(table, i)] for i, (x, g) in enumerate(zip(inputs, gradients))]
-    )
+    pairs = enumerate(zip(inputs, gradients, strict=True))
+    return np.array([[score(x, change, gradient) for change in changes(table, i)] for i, (x, gradient) in pairs])
 
 
 def input_scores(table: Any, params: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -162,17 +167,20 @@ def product(x: Any, kernel: Any, stride: int) -> jax.Array:
 
 
 def stride_of(output: Any, x: Any) -> int:
-    return x.shape[1] // output.shape[1] if output.ndim == 4 else 1
+    return -(-x.shape[1] // output.shape[1]) if output.ndim == 4 else 1
 
 
-def divergence(params: Any, images: np.ndarray) -> Any:
-    """How far the outputs are from those of these parameters, in nats."""
-    before = jax.nn.log_softmax(layers(params, images, None)[0])
+@jax.jit
+def outputs(params: Any, images: np.ndarray) -> jax.Array:
+    """Log-probabilities."""
+    return jax.nn.log_softmax(layers(params, images, None)[0])
 
-    def loss(changed: Any) -> jax.Array:
-        return (jnp.exp(before) * (before - jax.nn.log_softmax(layers(changed, images, None)[0]))).sum(axis=1).mean()
 
-    return loss
+@jax.jit
+def divergence(params: Any, images: np.ndarray, before: jax.Array) -> jax.Array:
+    """How far the outputs are from others, in nats."""
+    after = jax.nn.log_softmax(layers(params, images, None)[0])
+    return (jnp.exp(before) * (before - after)).sum(axis=1).mean()
 
 
 def network(seed: int, small: bool = False) -> tuple[Any, np.ndarray, np.ndarray]:

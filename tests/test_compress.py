@@ -253,7 +253,7 @@ def test_each_kind_of_loss_is_what_its_function_gives():
     masks = jp.prune(params, 0.7, scope="global").masks
     pruned = jp.masks.apply_masks(params, masks)
     assert_same(jp.compress(params, masks=masks).decompress(), pruned)
-    shared = jp.compress(params, masks=masks, codebook=6, where="Dense_0/*").decompress()
+    shared = jp.compress(params, masks=masks, bits=6, quantizer="codebook", where="Dense_0/*").decompress()
     assert_same(shared, jp.codebook.kmeans(pruned, 6, where="Dense_0/*"))
     some = jp.compress(params, masks=masks, bits=3, where="Dense_0/*").decompress()
     assert_same(some, short(pruned, 3, where="Dense_0/*"))
@@ -489,10 +489,34 @@ def test_parts_that_were_compressed_alone_are_joined():
     assert [leaf.path for leaf in joined.leaves] == ["a/0", "a/1", "b/bias", "b/kernel"]
 
 
+def test_a_size_is_asked_for():
+    params = lenet()
+
+    def lost(made):
+        pairs = zip(jax.tree.leaves(made.decompress()), jax.tree.leaves(params), strict=True)
+        return sum(float(np.square(np.asarray(a, float) - np.asarray(b, float)).sum()) for a, b in pairs)
+
+    whole, uniform = jp.compress(params), jp.compress(params, 3)
+    assert jp.compress(params, max_bytes=whole.nbytes).to_bytes() == whole.to_bytes()
+    for way in (
+        None,
+        "trellis",
+        lambda tree, step, where: jp.quantization.rate_distortion.quantize(tree, step, where=where),
+    ):
+        made = jp.compress(params, max_bytes=uniform.nbytes, quantizer=way, side="int8")
+        assert 0.94 * uniform.nbytes < made.nbytes <= uniform.nbytes and lost(made) < 0.7 * lost(uniform)
+    small = jp.compress(params, max_bytes=uniform.nbytes // 2, side="int8")
+    assert small.nbytes <= uniform.nbytes // 2 and lost(small) > lost(uniform)
+    with pytest.raises(ValueError, match="max_bytes 100 is too small: all zeros take"):
+        jp.compress(params, max_bytes=100)
+    with pytest.raises(ValueError, match="max_bytes finds the step of 'rd', 'trellis' or a function.*got 'uniform'"):
+        jp.compress(params, max_bytes=100, quantizer="uniform")
+
+
 def test_errors_name_what_is_wrong():
     params = lenet()
-    with pytest.raises(ValueError, match="bits and codebook"):
-        jp.compress(params, bits=4, codebook=4)
+    with pytest.raises(ValueError, match="bits and max_bytes"):
+        jp.compress(params, bits=4, max_bytes=4)
     with pytest.raises(ValueError, match="effort must be 'fast' or 'best', got 'slow'"):
         jp.compress(params, effort="slow")
     with pytest.raises(ValueError, match="quantizer must be one of .*'uniform'.*got 'best'"):

@@ -387,7 +387,7 @@ def test_codebooks_of_a_stack_come_apart_train_and_go_into_files(tmp_path):
     scanned, second = apart(stored)
     np.testing.assert_array_equal(scanned, alone)
     np.testing.assert_array_equal(second, alone[1])
-    jp.save(tmp_path / "a.jp", jp.compress(params, codebook=3))
+    jp.save(tmp_path / "a.jp", jp.compress(params, 3, quantizer="codebook"))
     np.testing.assert_array_equal(jp.load(tmp_path / "a.jp")["d"]["kernel"], alone)
     shared = {"d": {"kernel": jnp.asarray(alone), "bias": jnp.zeros((3, 4))}}
     optimizer = jp.training.shared_weights(optax.sgd(0.5), 3)

@@ -11,7 +11,7 @@ import jax
 
 from jaxprune import settings, tree
 from jaxprune.base import Masks, Params, Setting, Where
-from jaxprune.files import arrays, container, lossy, tree_json
+from jaxprune.files import arrays, container, fitting, lossy, tree_json
 from jaxprune.files.bytestream import FormatError, naming
 from jaxprune.files.coders import Effort
 from jaxprune.files.compressed import Compressed
@@ -28,48 +28,52 @@ def compress(
     bits: Setting = None,
     *,
     masks: Masks | None = None,
-    codebook: Setting = None,
-    quantizer: lossy.Way = "uniform",
+    quantizer: lossy.Way | None = None,
     side: str | None = None,
     effort: Effort = "fast",
+    max_bytes: float | None = None,
     where: Where = None,
 ) -> Compressed:
     """Codes a tree of parameters in few bytes; each array in the smallest of several ways.
 
-    Without ``masks``, ``bits``, ``codebook`` and ``side`` nothing is lost: every leaf comes back bit for bit, NaN and
-    -0.0 too, of any dtype, and the tree with the containers that it had. These four say what may be lost, in this
-    order; what is left is coded without loss. So weights that were pruned, quantized or shared before (dense arrays of
-    few values, a ``QArray``, a ``CodebookArray``) become small with no option at all.
+    Without ``masks``, ``bits``, ``max_bytes`` and ``side`` nothing is lost: every leaf comes back bit for bit, NaN and
+    -0.0 too, of any dtype, and the tree with the containers that it had. These say what may be lost, in this order;
+    what is left is coded without loss. So weights that were pruned, quantized or shared before (dense arrays of few
+    values, a ``QArray``, a ``CodebookArray``) become small with no option at all.
 
     Args:
       params: any pytree of arrays and Python numbers, or one bare array. Records (``QArray``, ``CodebookArray``) come
         back as records; of a spec's ``calibration`` that is a function of your own, only its name does.
       bits: width of the codes of the selected leaves, a number or a tree of them; what comes back is what
         ``fake_quant`` gives for the same spec. For "rd" and "trellis" one number in (0, 10]: the mean entropy of the
-        codes that is aimed at, in bits a weight. None for no quantization.
+        codes that is aimed at, in bits a weight; for "codebook" the number of values that the weights of a leaf share.
+        None for no quantization.
       masks: bool, same paths; what they remove is stored, and comes back, as 0.0.
-      codebook: number of values that the weights of a selected leaf share, a number or a tree; see
-        :func:`jaxprune.codebook.encode`. Not together with ``bits``.
       quantizer: how codes of so many bits are made. "uniform": a scale a unit, short and rounded up, or one a leaf
         where no rule knows the units (:mod:`jaxprune.layout`); or a ``QuantSpec`` that says it otherwise; "rd", one
         step for all leaves, and roundings that weigh bits against errors
         (:mod:`jaxprune.quantization.rate_distortion`); "trellis", less error still for the same bits
-        (:mod:`jaxprune.quantization.trellis`; few zeros do not stay zeros in embeddings); or a function
-        ``(params, bits, where)`` that puts records in place of the selected leaves.
+        (:mod:`jaxprune.quantization.trellis`; few zeros do not stay zeros in embeddings); "codebook", values that are
+        shared (:func:`jaxprune.codebook.encode`); or a function ``(params, bits, where)`` that puts records in place of
+        the selected leaves. None for "uniform", or "rd" with ``max_bytes``.
       side: how biases, scales and all other floating leaves that are not selected are stored: None as they are,
         "float16" rounded to it, "int8" by 8-bit codes with one scale a leaf. Centroids, and scales where a leaf has
         several, are rounded to float16 in both.
         They come back in their own dtype.
       effort: "fast" takes seconds for any size. "best" also tries a coder that learns from entry to entry: pruned
         low-bit weights take up to a quarter less, and some ten seconds a million of them, both ways.
-      where: the leaves that ``bits`` and ``codebook`` are about; see :func:`jaxprune.tree.select`.
+      max_bytes: the most that the file may take, instead of ``bits``: the finest step for all leaves that allows it, of
+        "rd", "trellis" or a function ``(params, step, where)``. What data say weighs with
+        ``lambda params, step, where: jp.calibration.encode(params, stats, step)``. Nothing is lost if that fits. A
+        width for each leaf, by what it costs the network, is found by :func:`jaxprune.search`.
+      where: the leaves that ``bits`` and ``max_bytes`` are about; see :func:`jaxprune.tree.select`.
 
     Returns:
       A :class:`Compressed`, with ``nbytes``, ``decompress()`` and ``report()``; :func:`jaxprune.save` writes it.
 
     Raises:
-      ValueError: ``bits`` together with ``codebook``; an unknown effort; masks that do not fit; as ``quantize`` and
-        ``encode``.
+      ValueError: ``bits`` together with ``max_bytes``; a size that is too small; an unknown effort or quantizer; masks
+        that do not fit; as ``quantize`` and ``encode``.
       TypeError: traced arrays; a leaf that is no array and no number; keys or metadata that JSON cannot hold.
 
     >>> params = {"kernel": jax.random.normal(jax.random.key(0), (64, 64)), "bias": jax.numpy.zeros(64)}
@@ -80,10 +84,19 @@ def compress(
     if effort not in get_args(Effort):
         raise ValueError(f"effort must be 'fast' or 'best', got {effort!r}")
     _check_leaves(params)
-    chosen, leaves, dense = lossy.choose(params, masks, bits, codebook, quantizer, side, where)
-    work = partial(arrays.encode, effort=effort)
-    payloads = in_parallel(work, leaves, nbytes=lambda leaf: getattr(leaf, "nbytes", 8))
-    return Compressed(tree_json.outline(chosen, dense), tuple(map(container.in_memory, payloads)))
+
+    def coded(setting: Setting, way: lossy.Quantizer) -> Compressed:
+        chosen, leaves, dense = lossy.choose(params, masks, setting, way, side, where)
+        work = partial(arrays.encode, effort=effort)
+        payloads = in_parallel(work, leaves, nbytes=lambda leaf: getattr(leaf, "nbytes", 8))
+        return Compressed(tree_json.outline(chosen, dense), tuple(map(container.in_memory, payloads)))
+
+    if max_bytes is None:
+        return coded(bits, lossy.by_bits("uniform" if quantizer is None else quantizer))
+    if bits is not None:
+        raise ValueError("bits and max_bytes both say how small the file becomes: give one")
+    way, whole = lossy.by_step("rd" if quantizer is None else quantizer), coded(None, lossy.uniform)
+    return whole if whole.nbytes <= max_bytes else fitting.finest(partial(coded, way=way), max_bytes)
 
 
 def join(parts: Params) -> Compressed:

@@ -28,7 +28,7 @@ _WORTH = 0.115  # of a bit, in squared steps: 2 ln 2 / 12, at high rates
 
 
 def choose(
-    params: Params, masks: Masks, bits: Setting, codebook: Setting, quantizer: Way, side: str | None, where: Where
+    params: Params, masks: Masks, bits: Setting, quantizer: Quantizer, side: str | None, where: Where
 ) -> tuple[Params, list[Any], list[str]]:
     """Decides what is lost: what is left is coded without further loss.
 
@@ -42,12 +42,8 @@ def choose(
     if masks is not None:
         result = apply_masks(result, masks)
     before = tree.select(result, where).chosen if side else ()
-    if bits is not None and codebook is not None:
-        raise ValueError("bits and codebook are two ways to make codes of the same weights: give one")
-    if codebook is not None:
-        result = codebooks.encode(result, codebook, where=where)
-    elif bits is not None:
-        result = _quantizer(quantizer)(result, bits, where)
+    if bits is not None:
+        result = quantizer(result, bits, where)
     if side is not None:
         result = _smaller_side(result, set(before), side)
     new, treedef = jax.tree.flatten(result, is_leaf=is_record)
@@ -66,18 +62,29 @@ def _decodable(node: Any) -> Any:
     return replace(node, spec=QuantSpec(spec.symmetric, block_size=spec.block_size, block_axis=spec.block_axis))
 
 
-def _quantizer(quantizer: Way) -> Quantizer:
+def by_bits(quantizer: Way) -> Quantizer:
+    """What makes codes of so many bits."""
     if callable(quantizer):
         return quantizer
     if isinstance(quantizer, QuantSpec):
         return lambda params, bits, where: integers.quantize(params, bits, spec=quantizer, where=where)
-    named: dict[str, Quantizer] = {"uniform": _uniform, "rd": _rate_distortion, "trellis": _trellis}
+    named: dict[str, Quantizer] = {"uniform": uniform, "rd": _rate_distortion, "trellis": _trellis, "codebook": _shared}
     if quantizer not in named:
         raise ValueError(f"quantizer must be one of {list(named)}, a QuantSpec or a function, got {quantizer!r}")
     return named[quantizer]
 
 
-def _uniform(params: Params, bits: Setting, where: Where) -> Params:
+def by_step(quantizer: Way) -> Quantizer:
+    """The same with a step for all leaves, which says how large the file becomes."""
+    if callable(quantizer):
+        return quantizer
+    if not isinstance(quantizer, str) or quantizer not in BY_STEP:
+        ways = f"{', '.join(map(repr, BY_STEP))} or a function (params, step, where)"
+        raise ValueError(f"max_bytes finds the step of {ways}, got {quantizer!r}; jaxprune.search finds a width a leaf")
+    return BY_STEP[quantizer]
+
+
+def uniform(params: Params, bits: Setting, where: Where) -> Params:
     """Each leaf by the spec that is its default."""
     chosen, by_spec = tree.select(params, where), {CHANNELS: set()}
     for name, leaf, axes in zip(chosen.names, chosen.taken, find_axes(chosen), strict=True):
@@ -88,6 +95,10 @@ def _uniform(params: Params, bits: Setting, where: Where) -> Params:
         new = jax.tree.leaves(coded, is_leaf=is_record)
         nodes = [after if is_record(after) else before for before, after in zip(nodes, new, strict=True)]
     return treedef.unflatten(nodes)
+
+
+def _shared(params: Params, values: Setting, where: Where) -> Params:
+    return codebooks.encode(params, values, where=where)
 
 
 def _rate_distortion(params: Params, bits: Setting, where: Where) -> Params:
