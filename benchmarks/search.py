@@ -111,10 +111,10 @@ def gradient_scores(table: Any, params: Any, images: np.ndarray, labels: np.ndar
     """The sum of (gradient of the loss with respect to an output, times how much that changes) squared."""
     zeros = [jnp.zeros(out.shape) for out in jax.eval_shape(lambda: layers(params, images, None)[1])]
 
-    def training_loss(shifts: Any) -> jax.Array:
+    def training_loss(shifts: Any, params: Any, images: Any) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(layers(params, images, shifts)[0], labels).sum()
 
-    gradients, inputs = jax.jit(jax.grad(training_loss))(zeros), layers(params, images, None)[2]
+    gradients, inputs = jax.jit(jax.grad(training_loss))(zeros, params, images), layers(params, images, None)[2]
 
     @jax.jit
     def score(x: Any, change: Any, gradient: Any) -> jax.Array:
@@ -208,19 +208,15 @@ def network(seed: int, small: bool = False) -> tuple[Any, np.ndarray, np.ndarray
 
 
 def initial(rng: np.random.Generator) -> Any:
-    """Kernels of LeCun's spread and zero biases."""
+    """Kernels of LeCun's spread, cut at two standard deviations as Flax does, and zero biases."""
     shapes, before = [], 1
     for channels, _ in LAYERS:
         shapes.append((f"conv_{len(shapes)}", (3, 3, before, channels)))
         before = channels
     shapes += [("dense_0", (4 * 4 * before, 128)), ("dense_1", (128, 10))]
-    return {
-        name: {
-            "kernel": jnp.asarray(rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), jnp.float32),
-            "bias": jnp.zeros(shape[-1]),
-        }
-        for name, shape in shapes
-    }
+    keys, draw = jax.random.split(jax.random.key(rng.integers(2**31)), len(shapes)), jax.nn.initializers.lecun_normal()
+    pairs = zip(keys, shapes, strict=True)
+    return {name: {"kernel": draw(key, shape), "bias": jnp.zeros(shape[-1])} for key, (name, shape) in pairs}
 
 
 if __name__ == "__main__":
