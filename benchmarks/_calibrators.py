@@ -107,7 +107,7 @@ def _keras_gptq(weights: jax.Array, inputs: Inputs, bits: int) -> jax.Array:
     config = keras.quantizers.GPTQConfig(dataset=None, tokenizer=None, weight_bits=bits, group_size=128, symmetric=True)
     layer = _keras_layer(weights, "gptq", config)
     solver = optional("keras.src.quantizers.gptq").GPTQ(layer, config)
-    solver.update_hessian_with_batch(jnp.linalg.cholesky(inputs.gram, upper=True))  # rows of these second moments
+    solver.hessian = inputs.gram
     solver.quantize_and_correct_layer()
     return layer(jnp.eye(len(weights)))
 

@@ -1,6 +1,7 @@
 """What the library does on the host, said once: files written whole, progress, tables as text, optional libraries."""
 
 import contextlib
+import contextvars
 import errno
 import importlib
 import os
@@ -131,10 +132,27 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+_SHOWN = contextvars.ContextVar("shown", default=False)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[None]:
+    """Draws bars on stderr for what goes layer by layer in its block (needs ``rich``).
+
+    >>> with progress():
+    ...     pass  # fitted = jp.calibration.fake_quant(params, stats, 4)
+    """
+    before = _SHOWN.set(True)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(before)
+
+
 @contextlib.contextmanager
 def progress_bar(progress: bool, what: str, start: int, count: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function that shows how many of ``count`` are finished; it does nothing without ``progress``."""
-    if not progress or jax.process_index() > 0:
+    """Gives a function that shows how many of ``count`` are finished; it does nothing unless progress is asked for."""
+    if not (progress or _SHOWN.get()) or jax.process_index() > 0:
         yield lambda finished: None
         return
     console, rich = library("rich.console", "jaxprune[progress]"), library("rich.progress", "jaxprune[progress]")

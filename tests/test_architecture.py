@@ -145,7 +145,7 @@ def test_the_public_surface_stays_small():
     """What stands in two places is one name."""
     public = [(name, getattr(package, name)) for package in packages() for name in getattr(package, "__all__", ())]
     assert len(jaxprune.__all__) <= 33
-    assert len({id(value) for _, value in public}) <= 138, sorted({name for name, _ in public})
+    assert len({id(value) for _, value in public}) <= 139, sorted({name for name, _ in public})
 
 
 def test_all_but_training_needs_jax_and_numpy_alone():

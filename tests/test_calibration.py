@@ -582,6 +582,18 @@ def test_layers_of_a_scan_are_solved_one_after_the_other():
         assert np.isclose(traced[name], solved[0][name], rtol=1e-4, atol=1e-4).mean() >= 0.99
 
 
+def test_bars_are_drawn_where_they_are_asked_for(stats, capfd):
+    fake_quant(LAYER, stats, 4)
+    assert not capfd.readouterr().err
+    with jp.calibration.progress():
+        fake_quant(LAYER, stats, 4)
+        encode(LAYER, collect(affine, LAYER, MIXED, key=jax.random.key(0)), 1.0)
+    drawn = capfd.readouterr().err
+    assert "layers" in drawn and "leaves" in drawn and "1/1" in drawn
+    prune(LAYER, stats, 0.5)
+    assert not capfd.readouterr().err
+
+
 def test_statistics_that_do_not_belong(stats):
     with pytest.raises(ValueError, match="no row of data"):
         fake_quant(LAYER, collect(affine, LAYER, jnp.full((3, 40), jnp.nan)), 4)

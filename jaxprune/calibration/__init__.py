@@ -10,6 +10,7 @@ from jaxprune.calibration.refitting import refit
 from jaxprune.calibration.scores import obd, obs, wanda
 from jaxprune.calibration.smoothing import smooth
 from jaxprune.calibration.statistics import Statistics, merge
+from jaxprune.host import progress
 
 __all__ = [
     "Statistics",
@@ -23,6 +24,7 @@ __all__ = [
     "obd",
     "obs",
     "output_error",
+    "progress",
     "prune",
     "quantize",
     "refit",

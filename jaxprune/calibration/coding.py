@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import settings, tree
+from jaxprune import host, settings, tree
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.calibration import feedback, leaves, rates
 from jaxprune.calibration.statistics import Lookups, Statistics
@@ -71,8 +71,12 @@ def encode(
     penalties = settings.per_leaf(penalty, chosen, "penalty", 0.0, np.inf)
     dampings = settings.per_leaf(damping, chosen, "damping", 0.0, np.inf)
     settings.refuse(zip(chosen.names, chosen.values, strict=True), settings.not_finite, "holds NaN or infinity")
-    rows = zip(chosen.names, chosen.values, steps, penalties, dampings, strict=True)
-    return chosen.replace([_encoded(stats, path, leaf, _Asked(*asked)) for path, leaf, *asked in rows])
+    coded: list[ScaledArray] = []
+    with host.progress_bar(False, "leaves", 0, len(chosen.names)) as show:
+        for path, leaf, *asked in zip(chosen.names, chosen.values, steps, penalties, dampings, strict=True):
+            coded.append(_encoded(stats, path, leaf, _Asked(*asked)))
+            show(len(coded))
+    return chosen.replace(coded)
 
 
 class _Asked(NamedTuple):

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from jaxprune import settings, tree
+from jaxprune import host, settings, tree
 from jaxprune.base import Array, Params, QuantSpec, Setting, Where
 from jaxprune.calibration import feedback
 from jaxprune.calibration.statistics import Moments, Statistics
@@ -97,27 +98,31 @@ def each(
     traced = settings.any_traced(chosen.values, stats, damping, tasks)
     states: dict[int, tuple[Array, Array]] = {}
     finished: dict[int, Any] = {}
-    for shared in work:
-        for place, _ in shared.members:
-            if place not in states:
-                leaf, mask = chosen.values[place], tasks[place].mask
-                states[place] = _start(leaf, mask(leaf) if callable(mask) else mask)
-        own = {place: states.pop(place) for place, _ in shared.members}
-        step = partial(_layer, shared, tasks, how)
-        if traced:
-            own = lax.fori_loop(0, shared.layers, step, own)
-        else:
-            lying = {place: (chosen.values[place].sharding,) * 2 for place in own}
-            for number in range(shared.layers):
-                own = jax.device_put(step(number, own), lying)
-                jax.block_until_ready(own)  # else memory is taken ahead of its turn
-                _LOG.info("layer %d of %d of %s", number + 1, shared.layers, [chosen.names[place] for place in own])
-        for place, _ in shared.members:
-            left[place] -= 1
-        states |= own
-        for place in own:
-            if not left[place]:
-                finished[place] = finish(place, *states.pop(place))
+    layers = 0 if traced else sum(shared.layers for shared in work)
+    with host.progress_bar(False, "layers", 0, layers) as show:
+        done = count(1)
+        for shared in work:
+            for place, _ in shared.members:
+                if place not in states:
+                    leaf, mask = chosen.values[place], tasks[place].mask
+                    states[place] = _start(leaf, mask(leaf) if callable(mask) else mask)
+            own = {place: states.pop(place) for place, _ in shared.members}
+            step = partial(_layer, shared, tasks, how)
+            if traced:
+                own = lax.fori_loop(0, shared.layers, step, own)
+            else:
+                lying = {place: (chosen.values[place].sharding,) * 2 for place in own}
+                for number in range(shared.layers):
+                    own = jax.device_put(step(number, own), lying)
+                    jax.block_until_ready(own)  # else memory is taken ahead of its turn
+                    _LOG.info("layer %d of %d of %s", number + 1, shared.layers, [chosen.names[place] for place in own])
+                    show(next(done))
+            for place, _ in shared.members:
+                left[place] -= 1
+            states |= own
+            for place in own:
+                if not left[place]:
+                    finished[place] = finish(place, *states.pop(place))
     return [finished[place] for place in range(len(tasks))]
 
 
