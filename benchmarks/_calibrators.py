@@ -104,7 +104,9 @@ def _qwix_awq(weights: jax.Array, inputs: Inputs, bits: int) -> jax.Array:
 
 def _keras_gptq(weights: jax.Array, inputs: Inputs, bits: int) -> jax.Array:
     keras = optional("keras")
-    config = keras.quantizers.GPTQConfig(dataset=None, tokenizer=None, weight_bits=bits, group_size=128, symmetric=True)
+    config = keras.quantizers.GPTQConfig(
+        dataset=None, tokenizer=None, weight_bits=bits, group_size=128, activation_order=True
+    )
     layer = _keras_layer(weights, "gptq", config)
     solver = optional("keras.src.quantizers.gptq").GPTQ(layer, config)
     solver.hessian = inputs.gram

@@ -1,5 +1,6 @@
 """What every public transform promises, in one table: a new transform takes a row, and with it all the tests."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -112,7 +113,51 @@ def larger_than(p, s):
     )
 
 
+@functools.cache
+def statistics(kernels):
+    """Of data that so many kernels are multiplied with, and of random cotangents."""
+    x = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
+
+    def products(p, x):
+        return [x @ p[f"Dense_{i}"]["kernel"] for i in range(kernels)]
+
+    return jp.calibration.collect(products, params([jnp.float32] * kernels), x, key=jax.random.key(0))
+
+
+def by_data(function, *args, **spec):
+    """A row of a function of parameters and statistics: without feedback, which promises no bits.
+
+    There are no statistics of parameters without leaves, and of others the statistics know what takes part.
+    """
+
+    def run(p, s):
+        kernels = sum(name.startswith("Dense") for name in p) if isinstance(p, dict) else 0
+        return function(p, statistics(kernels), s) if kernels else p
+
+    return Transform(run, *args, where=False, **spec)
+
+
 TABLE = {
+    "calibration.fake_quant": by_data(
+        lambda p, stats, s: jp.calibration.fake_quant(p, stats, s, damping=INF),
+        WIDTHS[1:],
+        nan="stays",
+        rest=True,
+    ),
+    "calibration.quantize": by_data(
+        lambda p, stats, s: jp.calibration.quantize(p, stats, 4, damping=INF),
+        form="any",
+        rest=True,
+    ),
+    "calibration.prune": by_data(
+        lambda p, stats, s: jp.calibration.prune(p, stats, s, damping=INF).params,
+        FRACTIONS,
+        nan="stays",
+        rest=True,
+    ),
+    "calibration.wanda": by_data(lambda p, stats, s: jp.calibration.wanda(p, stats), form="scores", exact=False),
+    "calibration.obd": by_data(lambda p, stats, s: jp.calibration.obd(p, stats), form="scores", exact=False),
+    "calibration.obs": by_data(lambda p, stats, s: jp.calibration.obs(p, stats), form="scores", exact=False),
     "masks.by_threshold": masks_of(jp.masks.by_threshold, LEVELS),
     "masks.by_sparsity": masks_of(jp.masks.by_sparsity, FRACTIONS[:4]),
     "masks.by_sparsity global": masks_of(jp.masks.by_sparsity, FRACTIONS[:4], scope="global", min_keep=1),
@@ -230,6 +275,16 @@ NOT_TRANSFORMS = {
     "quantization.percentile": "makes a calibration, which a row of fake_quant uses",
     "quantization.mean_squared_error": "makes a calibration, which a row of fake_quant uses",
     "codebook.encode": "makes records of codes, which kmeans decodes; test_codebook",
+    "calibration.output_error": "makes a calibration of concrete statistics; test_calibration",
+    "calibration.divergence": "makes a calibration of inputs; test_calibration",
+    "calibration.collect": "looks at data; its settings and batches are in test_calibration",
+    "calibration.merge": "adds statistics; test_calibration",
+    "calibration.input_qparams": "takes statistics alone; test_calibration",
+    "calibration.progress": "draws",
+    "calibration.smooth": "takes a program; test_calibration",
+    "calibration.refit": "refuses by values; test_calibration",
+    "calibration.correct_biases": "takes two trees; test_calibration",
+    "calibration.encode": "chooses dtypes by values; test_calibration",
     "quantization.to_n_of_m": "makes records on the host; test_n_of_m_storage",
     "quantization.to_bcoo": "makes sparse arrays on the host; test_n_of_m_storage",
     "quantization.pack": "packs one array; test_coders",
@@ -238,6 +293,8 @@ NOT_TRANSFORMS = {
 
 # These call the kernels of other rows, which show how it is to run those under every transformation.
 ALIKE = {
+    *("calibration.fake_quant", "calibration.quantize", "calibration.prune"),
+    *("calibration.wanda", "calibration.obd", "calibration.obs"),
     "masks.by_unit_entropy",
     "masks.by_sparsity",
     "masks.thresholds global",
@@ -286,7 +343,7 @@ every_kernel = pytest.mark.parametrize("name, dtypes", list(rows_with_kernels(AL
 
 def test_every_public_function_has_a_row():
     modules = {"": jp, "allocation.": jp.masks.allocation}
-    modules |= {f"{m}.": getattr(jp, m) for m in ("masks", "saliency", "quantization", "codebook")}
+    modules |= {f"{m}.": getattr(jp, m) for m in ("masks", "saliency", "quantization", "codebook", "calibration")}
     names = {
         prefix + name
         for prefix, module in modules.items()

@@ -50,8 +50,10 @@ def _factor(gram: Array, damping: Array) -> Array:
     dead, mean = diagonal <= 0, jnp.mean(diagonal)
     scaled = gram / jnp.where(mean > 0, mean, 1)
     none = jnp.isinf(damping) | ~(mean > 0)
-    identity = jnp.eye(len(gram))
-    damped = jnp.where(none, identity, scaled + identity * jnp.where(dead, 1.0, jnp.where(none, 0, damping)))
+    identity = jnp.eye(len(gram), dtype=gram.dtype)
+    damped = jnp.where(
+        none, identity, scaled + jnp.diag(jnp.where(dead, 1, jnp.where(none, 0, damping)).astype(gram.dtype))
+    )
     lower = jnp.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
     return jax.scipy.linalg.solve_triangular(lower, identity, lower=False)
 
@@ -87,7 +89,8 @@ def _run(weights: Array, factors: Array, operands: Any, settings: Any, how: Pass
         return jnp.pad(rows, [(0, spare)] + [(0, 0)] * (rows.ndim - 1))
 
     free, operands = padded(weights), jax.tree.map(padded, operands)
-    factors = jnp.pad(factors, (0, spare)) + jnp.diag(padded(jnp.zeros(inputs)) + (jnp.arange(blocks * size) >= inputs))
+    beyond = jnp.diag((jnp.arange(blocks * size) >= inputs).astype(factors.dtype))
+    factors = jnp.pad(factors, (0, spare)) + beyond
 
     def block(state: tuple[Array, Array, Array], number: Array) -> tuple[tuple[Array, Array, Array], None]:
         free, done, kept = state
@@ -126,7 +129,7 @@ def _block(free: Array, factors: Array, operands: Any, place: Any, how: Pass) ->
         now = jnp.where(kept[row], now, 0)
         gone = jnp.where(jnp.isfinite(old) & jnp.isfinite(now), (old - now) / diagonal[row], 0)
         owed = jnp.where(jnp.arange(size) > row, factors[row], 0)
-        return free - owed[:, None] * gone, kept, new.at[row].set(now), lost.at[row].set(gone)
+        return free - owed[:, None] * gone[None], kept, new.at[row].set(now), lost.at[row].set(gone)
 
     if how.choose is not None and group == size:
         kept = choose(free, kept, jnp.zeros((), jnp.int32))
