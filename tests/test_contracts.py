@@ -266,6 +266,8 @@ TABLE = {
 NOT_TRANSFORMS = {
     "grid": "makes settings",
     "sweep": "runs a function of a setting; test_sweeps",
+    "sensitivity": "runs a function of parameters; test_search",
+    "search": "chooses by measurements; test_search",
     "pareto_front": "reads results on the host; test_sweeps",
     "report": "counts on the host; test_reports",
     "compress": "codes on the host; test_compress",
