@@ -613,11 +613,18 @@ def apply(params, x):
     a, c = params["model"]["a"], params["model"]["c"]
     return jnp.maximum(x @ a["weight"] + a["bias"], 0) @ c["weight"].astype(jnp.float32)
 
+from jaxprune import checkpoints
+LEAVES = checkpoints.open("model.safetensors").leaves
+BEFORE = apply(checkpoints.nested({name: leaf.read() for name, leaf in LEAVES.items()}), X)
+
 def data(params):
     return apply, [X[:32], (X[32:],)]
 
 def nothing(params):
     return apply, []
+
+def loss(params):
+    return jnp.mean((apply(params, X) - BEFORE) ** 2)
 
 def fidelity(params, before=[]):
     before = before or [before.append(apply(params, X)) or before[0]]
@@ -717,6 +724,22 @@ def test_the_sweep_ends_with_the_command_that_takes_a_row(network, call):
     text = call("sweep", network, "--bits", "1", "--sparsity", "0.9")
     assert "Nothing here has a relative error of at most 0.1: try" in text
     assert "is made by\n\n  jaxprune compress model.safetensors -o model.jp --bits" in call("sweep", network)
+
+
+@pytest.mark.slow
+def test_a_width_for_each_leaf_is_searched(network, call, fails):
+    argv = ("search", network, "--loss=network_of_test:loss", "--bits=2,4,8", "--where=*a.weight", "--where=*c.weight")
+    found = call(*argv, "-o", "s.jp", "--target-size", "1100", "--report", "network_of_test:loss", "--json")
+    assert os.path.getsize("s.jp") == found["bytes_after"] <= 1100
+    told = {row["name"]: row["treatment"] for row in found["leaves"] if row["treatment"]}
+    assert set(told) <= {"model.a.weight", "model.c.weight"} and found["reported"] == found["values"]["loss"]
+    loaded = jp.load("s.jp")
+    for name, said in told.items():
+        np.testing.assert_array_equal(loaded[name], short(name, LEAVES[name], int(said["bits"])))
+    text = call(*argv, "-o", "t.jp", "--max-loss", "0.01", "--png", "tried.png")
+    assert "the next smaller" in text and "t.jp: " in text and open("tried.png", "rb").read(4) == b"\x89PNG"
+    assert "write such as 6MB" in fails(*argv, "-o", "u.jp", "--target-size", "much")
+    assert "one of the arguments --target-size --max-loss is required" in fails(*argv, "-o", "u.jp", code=2)
 
 
 def minilm():

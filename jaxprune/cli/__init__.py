@@ -1,4 +1,4 @@
-"""The command line: ``jaxprune inspect | sweep | compress | shrink | decompress | diff | convert``.
+"""The command line: ``jaxprune inspect | sweep | search | compress | shrink | decompress | diff | convert``.
 
 Arguments are read by argparse: it is part of Python and does all that is needed here.
 """
@@ -15,12 +15,13 @@ from importlib.util import find_spec
 from inspect import cleandoc
 
 from jaxprune.checkpoints.leaf import FULL
-from jaxprune.cli import compress, diff, inspect, shrink, sweep
+from jaxprune.cli import compress, diff, inspect, search, shrink, sweep
 
 #: What adds the arguments of each command, and what runs it; the docstring of that is its help.
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
     "inspect": (inspect.configure, inspect.run),
     "sweep": (sweep.configure, sweep.run),
+    "search": (search.configure, search.run),
     "compress": (compress.configure, compress.run),
     "shrink": (shrink.configure, shrink.run),
     "decompress": (compress.configure_decompress, compress.decompress),

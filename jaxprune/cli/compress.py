@@ -34,10 +34,7 @@ def run(args: argparse.Namespace) -> None:
       jaxprune compress model.safetensors -o model.jp --recipe recipe.toml
       jaxprune compress model.safetensors -o model.jp          (without loss)
     """
-    suffix = checkpoints.check_output(args.output, force=args.force).suffix
-    if suffix not in compressed.FORMAT.suffixes:
-        others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
-        raise ValueError(f"{args.output}: compress writes jaxprune files, so end the name in .jp{others}")
+    check_output(args)
     said, goal = recipe.from_options(args), goals.of(args)
     if args.recipe and said:
         raise ValueError(f"--recipe says everything: put {', '.join(said)} into {args.recipe} instead")
@@ -49,18 +46,32 @@ def run(args: argparse.Namespace) -> None:
     stats = data.statistics(args.calibrate, params) if args.calibrate else None
     work = attempts.Work(wanted, opened.metadata, args.eval, params, stats, args.progress)
     made = attempts.reached(work, goal) if goal else attempts.once(work)
+    found = written(args, opened, made, bool(args.force or args.eval or args.calibrate))
+    found |= {"left_out": wanted.left_out, "goal": goal.said if goal else None}
+    found |= {"metric_before": before, "chosen": made.row, "attempts": made.tried}
+    shared.show(args, found, text(found), opened)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raises unless the output can be written, and is a file of this library."""
+    suffix = checkpoints.check_output(args.output, force=args.force).suffix
+    if suffix not in compressed.FORMAT.suffixes:
+        others = f"; jaxprune decompress makes {suffix} of it" if suffix else ""
+        raise ValueError(f"{args.output}: {args.command} writes jaxprune files, so end the name in .jp{others}")
+
+
+def written(args: argparse.Namespace, opened: Checkpoint, made: Attempt, seen: bool) -> dict[str, Any]:
+    """Writes what was made, unless it reads back otherwise, or lost too much and nobody has ``seen`` it."""
     output = checkpoints.check_output(args.output, force=args.force)
     with host.written_whole(output, over_folder=args.force) as beside:
         compressed.write_compressed(beside, made.made)
         rows = _verified(made, str(beside), args.progress)
-        if not (args.force or args.eval or args.calibrate):
+        if not seen:
             _refuse_ruins(rows)
         after = beside.stat().st_size
     found = {"path": args.output, "verified": True, "bytes_before": opened.file_bytes, "bytes_after": after}
     total = diff.total(rows) | {key: sum(row[key] for row in rows) for key in ("bytes_before", "bytes_after")}
-    found |= {"leaves": rows, "total": total, "left_out": wanted.left_out, "goal": goal.said if goal else None}
-    found |= {"metric_before": before, "chosen": made.row, "attempts": made.tried}
-    shared.show(args, found, _text(found), opened)
+    return found | {"leaves": rows, "total": total}
 
 
 def _refuse_ruins(rows: list[dict[str, Any]]) -> None:
@@ -99,20 +110,21 @@ def _verified(made: Attempt, path: str, progress: bool) -> list[dict[str, Any]]:
     return host.in_parallel(row, list(before), "read back", progress, lambda name: before[name].nbytes)
 
 
-def _text(found: dict[str, Any]) -> str:
+def text(found: dict[str, Any]) -> str:
+    """What was written, as people read it."""
     heads = "leaf, shape, axes, before, after, smaller, zeros, bits/weight, rel. error"
     forms = "{name} {shape} {axes} {bytes_before:,} {bytes_after:,} {smaller} {zeros:.1%} {width:.2f} "
     forms += "{relative_error:.3g}"
     total = _ratios(found["total"] | {"name": "total"})
-    chosen = found["chosen"]
+    chosen = found.get("chosen", {})
     lines = [shared.table(heads, forms, [_ratios(row) for row in found["leaves"]], total, left=3), ""]
-    if found["left_out"]:
+    if found.get("left_out"):
         lines += [recipe.LEFT_OUT.format(shared.few(found["left_out"])), ""]
     lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
     if lost:
         lines += [f"Hardly anything is left of {len(lost)} leaves (rel. error above {_LOST}): {shared.few(lost)}"]
         lines += ["Try --scope leaf, more bits, or --exclude.", ""]
-    if found["goal"]:
+    if found.get("goal"):
         knob = next((f"{key} {chosen[key]:.4g}" for key in ("step", "bits") if key in chosen), "without rounding")
         lines += [f"{found['goal'][:1].upper()}{found['goal'][1:]}: {knob}, after {len(found['attempts'])} attempts."]
     if "metric" in chosen:

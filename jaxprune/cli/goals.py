@@ -56,8 +56,8 @@ def of(args: argparse.Namespace) -> Goal | None:
       ValueError: a size that is none, an error out of range, a metric without a function.
     """
     if args.target_size is not None:
-        size = _size(args.target_size)
-        return Goal("bytes", size, f"at most {size:,} bytes")
+        most = size(args.target_size)
+        return Goal("bytes", most, f"at most {most:,} bytes")
     if args.max_error is not None:
         if not 0 < args.max_error < 1:
             raise ValueError(f"--max-error must lie between 0 and 1, which is that of zeros, got {args.max_error:g}")
@@ -69,12 +69,31 @@ def of(args: argparse.Namespace) -> Goal | None:
     return None
 
 
-def _size(text: str) -> int:
+def size(text: str) -> int:
+    """Bytes, of a number and perhaps a unit.
+
+    >>> size("6MB"), size("2 KiB")
+    (6000000, 2048)
+    """
     found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kKMG]i?)?B?\s*", text)
-    size = int(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else 0
-    if not size:
+    number = int(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else 0
+    if not number:
         raise ValueError(f"--target-size {text!r} is no size: write such as 6MB, 800kB, 2MiB or 123456")
-    return size
+    return number
+
+
+def numbers(text: str, option: str, low: float, high: float) -> list[float | None]:
+    """Numbers between commas; None for the word none."""
+    found: list[float | None] = []
+    for part in text.split(","):
+        try:
+            number = None if part.strip() == "none" else float(part)
+        except ValueError as error:
+            raise ValueError(f"{option} {text!r}: {part!r} is no number; write them between commas") from error
+        if number is not None and not low <= number <= high:
+            raise ValueError(f"{option} must be in [{low:g}, {high:g}], got {number:g}")
+        found.append(number)
+    return found
 
 
 def metric(function: str, params: Any) -> float:

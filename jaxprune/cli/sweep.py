@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
       my_model.py has a function accuracy(params) -> number, larger is better; params is a tree of dicts.
     """
-    sparsities, widths = _sparsities(args.sparsity), _numbers(args.bits, "--bits", 1, 16)
+    sparsities, widths = _sparsities(args.sparsity), goals.numbers(args.bits, "--bits", 1, 16)
     goal = goals.of(args)
     if args.png:
         checkpoints.check_output(args.png, force=args.force)
@@ -118,21 +118,7 @@ def _sparsities(text: str) -> list[dict[str, Any]]:
     for part in map(str.strip, text.split(",")):
         if part == "none":
             raise ValueError("--sparsity none: write 0, which prunes nothing")
-        found.append({"n_of_m": part} if ":" in part else {"sparsity": _numbers(part, "--sparsity", 0, 1)[0]})
-    return found
-
-
-def _numbers(text: str, option: str, low: float, high: float) -> list[float | None]:
-    """Numbers between commas; None for the word none."""
-    found: list[float | None] = []
-    for part in text.split(","):
-        try:
-            number = None if part.strip() == "none" else float(part)
-        except ValueError as error:
-            raise ValueError(f"{option} {text!r}: {part!r} is no number; write them between commas") from error
-        if number is not None and not low <= number <= high:
-            raise ValueError(f"{option} must be in [{low:g}, {high:g}], got {number:g}")
-        found.append(number)
+        found.append({"n_of_m": part} if ":" in part else {"sparsity": goals.numbers(part, "--sparsity", 0, 1)[0]})
     return found
 
 

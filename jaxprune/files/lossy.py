@@ -49,12 +49,12 @@ def choose(
     new, treedef = jax.tree.flatten(result, is_leaf=is_record)
     made = [path for path, node in zip(_paths(result), new, strict=True) if is_record(node)]
     whole = [arrays.one_step(node) for node in new]
-    new = [old if is_record(old) else _decodable(node) for old, node in zip(nodes, new, strict=True)]
+    new = [old if is_record(old) else decodable(node) for old, node in zip(nodes, new, strict=True)]
     leaves = [part for node, one in zip(new, whole, strict=True) for part in ([node] if one else jax.tree.leaves(node))]
     return treedef.unflatten([0 if one else node for node, one in zip(new, whole, strict=True)]), leaves, made
 
 
-def _decodable(node: Any) -> Any:
+def decodable(node: Any) -> Any:
     """A record that comes back dense, without what decoding does not look at: leaves alike share a kind in the file."""
     if not isinstance(node, QArray):
         return node
