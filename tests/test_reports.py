@@ -447,3 +447,23 @@ def test_why_masks_of_weights_and_of_groups():
     assert none.why.endswith("none of 16 weights stays")
     with pytest.raises(ValueError, match=r"scores of shape \(1, 2\) and a mask of shape \(8, 2\)"):
         jp.report(kernel, jp.masks.apply_masks(kernel, masks), masks=masks, why=jp.saliency.unit_norm(kernel))
+
+
+def test_why_a_search_took_what_it_took():
+    draw = np.random.default_rng(0)
+    params = {
+        "a": draw.normal(size=(20, 30)).astype(np.float32),
+        "b": 9 * draw.normal(size=(20, 30)).astype(np.float32),
+    }
+
+    def loss(p):
+        return sum(jnp.square(p[name] - params[name]).mean() for name in "ab")
+
+    found = jp.search(loss, params, {"int": (jp.quantize, [2, 4, 8])}, limits={"bytes": 1200})
+    rows = {row.path: row for row in jp.report(params, jp.dequantize(found.params), why=found).rows}
+    assert set(rows) == {"a", "b"}
+    for one in found.why:
+        text = rows[one.group].why
+        assert text.startswith(f"{one.option} saves {one.saved:,.0f} bytes and adds {one.loss:.3g} to the loss alone; ")
+        for step in filter(None, (one.smaller, one.larger)):
+            assert f"; {step.option}: {step.nbytes:+,.0f} bytes, {step.loss:+.3g} to the loss of all" in text

@@ -24,6 +24,7 @@ from jaxprune.reports.curves import entropy_curve, quantization_error_curve, spa
 from jaxprune.reports.plots import plot_frontier
 from jaxprune.reports.sizes import Stored, coded_bytes
 from jaxprune.reports.summary import Report, Row
+from jaxprune.sweeps.found import Found
 
 __all__ = ["Report", "coded_bytes", "entropy_curve", "plot_frontier", "quantization_error_curve", "report"]
 __all__ += ["sparsity_curve"]
@@ -40,7 +41,7 @@ def report(
     spec: QuantSpec = _PLAIN,
     where: Where = None,
     layout: Layout = None,
-    why: Scores | bool = False,
+    why: Scores | Found | bool = False,
 ) -> Report:
     """Says for each leaf, and in total, what is left of ``before`` in ``after``, what it costs and how far off it is.
 
@@ -55,7 +56,8 @@ def report(
       layout: the axes of leaves; see :mod:`jaxprune.layout`. They tell what is a unit, or a block.
       why: True says in words what each leaf costs and saves, and what a bit more or less would, by the error of its
         weights. The scores that the masks were made from say as well which units (or weights) stayed by what score,
-        how far from the line the nearest are, and how their weights are spread.
+        how far from the line the nearest are, and how their weights are spread. What :func:`jaxprune.search` found
+        says it by the loss: what each setting added, and what the next one either way would.
 
     Returns:
       A :class:`Report`. Counts are exact Python integers, errors are computed in float64. Leaves that are not floating
@@ -76,16 +78,9 @@ def report(
     old, new, codes = _matched(before, after)
     stored = sizes.describe(before, masks, bits, spec, where, layout, codes)
     after = [now for was, now in zip(old.leaves, new.leaves, strict=True) if sizes.holds_numbers(was)]
-    scores = (
-        tree.leaves_like(old._replace(chosen=tuple(range(len(old.leaves)))), why, "before", "why")
-        if not isinstance(why, bool)
-        else None
-    )
-    given = [scores and scores[i] for i, was in enumerate(old.leaves) if sizes.holds_numbers(was)]
-    counted = [
-        _row(one, _host(one.leaf), _host(now), why is not False, score)
-        for one, now, score in zip(stored, after, given, strict=True)
-    ]
+    told = [one for one, was in zip(reasons.given(why, old), old.leaves, strict=True) if sizes.holds_numbers(was)]
+    hosted = ((one, _host(one.leaf), _host(now)) for one, now in zip(stored, after, strict=True))
+    counted = [_row(*leaf, why=one) for leaf, one in zip(hosted, told, strict=True)]
     rows = tuple(row for row, _, _ in counted)
     error, norm = sum(error for _, error, _ in counted), sum(norm for _, _, norm in counted)
     return Report(rows, _total(rows, measures.relative(error, norm)))
@@ -108,7 +103,7 @@ def _matched(before: Params, after: Params) -> tuple[tree.Selection, tree.Select
     return old, new, {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, QArray)}
 
 
-def _row(stored: Stored, before: np.ndarray, after: np.ndarray, why: bool, scores: Any) -> tuple[Row, float, float]:
+def _row(stored: Stored, before: np.ndarray, after: np.ndarray, why: Any) -> tuple[Row, float, float]:
     """The row of one leaf, and what it adds to the squared error and the squared norm of all."""
     mask = np.asarray(stored.mask)
     if np.any((after != 0) & ~mask):
@@ -121,7 +116,7 @@ def _row(stored: Stored, before: np.ndarray, after: np.ndarray, why: bool, score
     coded = sizes.leaf_bytes(kept, width, entries, stored.scales * stored.each)
     axes = str(stored.axes or "?") if 0 < entries < after.size or stored.scales > 1 else ""
     errors = found.relative_error, found.max_error
-    said = reasons.reason(stored, before, coded, found.relative_error, scores) if why else ""
+    said = reasons.reason(stored, before, coded, found.relative_error, why)
     row = Row(stored.path, *counts, width, before.nbytes, coded, *errors, histogram=spread, axes=axes, why=said)
     if not jnp.issubdtype(before.dtype, jnp.inexact):
         return row, 0.0, 0.0  # indices and keys are large numbers, next to which no weight would count

@@ -12,28 +12,51 @@ from jaxprune import tree
 from jaxprune.quantization.integers import fake_quant
 from jaxprune.reports import measures, sizes
 from jaxprune.reports.sizes import Stored
+from jaxprune.sweeps.found import Found, Why
 
 _NEAR = 3  # units on each side of the line that are named
 _BINS = 16
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def reason(one: Stored, before: np.ndarray, coded: int, error: float, scores: Any = None) -> str:
+def given(why: Any, flat: tree.Selection) -> list[Any]:
+    """What is known of each leaf: a sentence, scores, or whether to say anything."""
+    if isinstance(why, bool):
+        return [why] * len(flat.leaves)
+    if not isinstance(why, Found):
+        return tree.leaves_like(flat._replace(chosen=tuple(range(len(flat.leaves)))), why, "before", "why")
+    said = {path: _searched(row) for row in why.why for path in row.group.split(", ")}
+    return [said.get(path, "") for path in flat.paths]
+
+
+def _searched(row: Why) -> str:
+    """What the setting of a group adds to the loss and saves, and what the next one either way would."""
+    alike = f", decided together for {row.group}" if "," in row.group else ""
+    parts = [f"{row.option} saves {row.saved:,.0f} bytes and adds {row.loss:.3g} to the loss alone{alike}"]
+    for step in filter(None, (row.smaller, row.larger)):
+        guess = "" if step.measured else ", as estimated"
+        parts.append(f"{step.option}: {step.nbytes:+,.0f} bytes, {step.loss:+.3g} to the loss of all{guess}")
+    return "; ".join(parts)
+
+
+def reason(one: Stored, before: np.ndarray, coded: int, error: float, known: Any) -> str:
     """The sentence of a leaf; empty of one that nothing was done to.
 
     Args:
       one: what is known of it.
       before: the leaf as it was.
       coded, error: bytes and relative error of what it became.
-      scores: what its mask was made from, in the shape of the mask; ``None`` where nobody knows.
+      known: of :func:`given`; scores are what its mask was made from, in the shape of the mask.
     """
     mask = np.asarray(one.mask)
-    if one.bits is None and mask.all():
+    if isinstance(known, str):
+        return known
+    if known is False or (one.bits is None and mask.all()):
         return ""
     parts = [f"saves {before.nbytes - coded:,} bytes for a relative error of {error:.3g}"]
     parts += [] if one.bits is None else _next_widths(one, before, mask, coded)
-    if scores is not None and mask.ndim and not mask.all():
-        found = np.asarray(scores)
+    if known is not True and mask.ndim and not mask.all():
+        found = np.asarray(known)
         if found.shape != mask.shape:
             shapes = f"scores of shape {found.shape} and a mask of shape {mask.shape}"
             raise ValueError(f"leaf {tree.show(one.path)} has {shapes}: give those that the mask was made from")
