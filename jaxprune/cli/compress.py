@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     stats = data.statistics(args.calibrate, params) if args.calibrate else None
     work = attempts.Work(wanted, opened.metadata, args.eval, params, stats, args.progress)
     made = attempts.reached(work, goal) if goal else attempts.once(work)
-    found = written(args, opened, made, bool(args.force or args.eval or args.calibrate))
+    found = written(args, opened, made, bool(args.force or args.eval or args.calibrate or args.max_error))
     found |= {"left_out": wanted.left_out, "goal": goal.said if goal else None}
     found |= {"metric_before": before, "chosen": made.row, "attempts": made.tried}
     shared.show(args, found, text(found), opened)
@@ -68,6 +68,7 @@ def written(args: argparse.Namespace, opened: Checkpoint, made: Attempt, seen: b
         rows = _verified(made, str(beside), args.progress)
         if not seen:
             _refuse_ruins(rows)
+        rows = [row | {"rounded": row["rounded"] and row["rounded"]["relative_error"]} for row in rows]
         after = beside.stat().st_size
     found = {"path": args.output, "verified": True, "bytes_before": opened.file_bytes, "bytes_after": after}
     total = diff.total(rows) | {key: sum(row[key] for row in rows) for key in ("bytes_before", "bytes_after")}
