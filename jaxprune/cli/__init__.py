@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         command = added.add_parser(name, help=said, description=about, epilog=end, formatter_class=raw)
         configure(command)
         if name not in _READS:
-            command.add_argument("--force", action="store_true", help="replace what exists, and write what lost too much")
+            command.add_argument(
+                "--force", action="store_true", help="replace what exists, and write what lost too much"
+            )
             command.add_argument("--skip-unreadable", action="store_true", help="leave out entries of unknown dtypes")
         command.add_argument("--max-bytes", type=float, metavar="N", help=_LIMIT)
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
