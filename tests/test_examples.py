@@ -47,6 +47,15 @@ def test_digits_pareto(tmp_path):
 
 
 @pytest.mark.slow
+def test_ask(tmp_path):
+    *_, last = run(tmp_path, "ask.py")
+    pattern = r"max_bytes=8000 bytes=(\d+) accuracy=(0\.\d+) uniform_accuracy=(0\.\d+) evaluations=(\d+)"
+    size, accuracy, _, evaluations = map(float, re.fullmatch(pattern, last).groups())
+    assert size <= 8000 and accuracy > 0.85 and evaluations < 150
+    assert (tmp_path / "ask.png").exists()
+
+
+@pytest.mark.slow
 def test_threshold_sweep(capsys):
     """In this process: it has nothing that others would notice."""
     runpy.run_path(str(EXAMPLES / "threshold_sweep.py"))
