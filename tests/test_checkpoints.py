@@ -418,15 +418,10 @@ def test_inspection_against_numpy(dtype):
     assert facts.zeros == np.sum(wide == 0) and facts.absmax == np.abs(wide).max()
     assert (facts.nan, facts.inf, facts.constant) == (0, 0, False)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        assert facts.entropy == {} and facts.dead == {}
+        assert facts.dead == {}
         return
     dead = {"columns": ((1,), 5, np.sum(~wide.any(0))), "rows": ((0,), 6, np.sum(~wide.any(1)))}
     assert facts.dead == dead and all(number for _, _, number in dead.values())
-    for bits in (8, 4):
-        codes = np.asarray(jp.quantize(array.astype(np.float32), bits).codes)
-        counts = np.unique(codes, return_counts=True)[1]
-        bits_a_weight = -np.sum(counts / 30 * np.log2(counts / 30))
-        assert facts.entropy[bits] == pytest.approx(bits_a_weight, rel=1e-12)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -448,15 +443,11 @@ def test_inspection_of_odd_arrays(monkeypatch):
     array = np.array([[np.nan, np.inf, -2.0, 0.0, -0.0, 1.0]], np.float32)
     facts = inspection.describe(array)
     assert (facts.zeros, facts.nan, facts.inf, facts.absmax) == (2, 1, 1, 2.0)
-    codes = np.array([127, -127, 0, 0, 64])  # infinity saturates, NaN is left out
-    counts = np.unique(codes, return_counts=True)[1]
-    assert facts.entropy[8] == pytest.approx(-np.sum(counts / 5 * np.log2(counts / 5)), rel=1e-12)
     same_bytes = inspection.describe(array.copy())
     assert facts.digest == same_bytes.digest != inspection.describe(-array).digest
     assert inspection.describe(np.ones(9)).constant and not inspection.describe(np.array([1, 1, 1, 1, 2])).constant
     assert inspection.describe(np.zeros((0, 3), np.float32)).absmax == 0
     assert inspection.describe(np.zeros((2, 3), np.float32)).dead == {}
-    assert inspection.describe(np.full((2, 3), 1e-42, np.float32)).entropy[8] == 0
     assert inspection.describe(np.array([-128, 3], np.int8)).absmax == 128
     assert inspection.describe(np.array([3 + 4j])).absmax == 5
 
