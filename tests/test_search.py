@@ -213,6 +213,14 @@ def test_the_smallest_file_within_a_loss_is_near_that_of_all_combinations(table,
     assert found.values["loss"] <= limit and found.values["bytes"] <= 1.02 * best
 
 
+@pytest.mark.parametrize("option", [1, 2, 3])
+def test_it_is_no_worse_than_one_setting_for_all(table, every, option):
+    """Whose file is the limit, to the byte."""
+    _, uniform, nbytes = next(one for one in every if one[0] == (option,) * 3)
+    found = jp.search(loss, PARAMS, table, limits={"bytes": nbytes})
+    assert found.values["bytes"] <= nbytes and found.values["loss"] <= uniform * (1 + 1e-6)
+
+
 def test_measures_of_either_direction(table, every):
     calls = []
 

@@ -48,9 +48,8 @@ class Search:
         base = table.alone()
         self.offsets = {name: self.value(name, base) - choosing.total(self.costs[name], base) for name in wanted.costs}
         for name in {"bytes"} & wanted.limits.keys():
-            if (least := self.value(name, tuple(self.costs[name].argmin(axis=1).tolist()))) > 1.01 * wanted.limits[
-                name
-            ]:
+            least = self.value(name, tuple(self.costs[name].argmin(axis=1).tolist()))
+            if least > 1.01 * wanted.limits[name]:
                 said = f"{wanted.said(name)} contradicts what there is: the smallest settings take {least:,.0f}"
                 raise ValueError(f"{said}; raise it or add smaller settings to methods")
         self.allowed = wanted.limits.get("loss", np.inf)  # of the loss; lower where a quality needs it
@@ -60,7 +59,7 @@ class Search:
         """Combinations as if single losses added up, times what they turn out to be; and the loss that holds."""
         scale, base = 1.0, self.table.base
         if self.wanted.goal == "loss":
-            for choice in self._few(self.added, base, _EACH):
+            for choice in (*self._few(self.added, base, _EACH), *self._alike()):
                 self.try_(choice)
             return
         held, broken = base, np.inf  # losses at which all limits hold, and do not
@@ -187,6 +186,14 @@ class Search:
         added = around[center] + penalty * (self.added + there[:, None])
         added[self.groups, list(center)] = 0
         return self._few(added, self.tried[center].values["loss"], _EACH)
+
+    def _alike(self) -> list[Choice]:
+        """One option for all groups, the best by single losses of those within limits: what is to be beaten."""
+        options = np.flatnonzero(np.isfinite(self.table.nbytes).all(axis=0)).tolist()
+        every = [(option,) * len(self.groups) for option in options if option]
+        limits = self.wanted.limits.keys() & self.costs.keys()
+        held = [c for c in every if not any(self.wanted.excess(name, self.value(name, c)) for name in limits)]
+        return sorted(held, key=lambda choice: choosing.total(self.added, choice))[:1]
 
     def _few(self, added: np.ndarray, at: float, count: int, aim: float | None = None) -> list[Choice]:
         """Combinations that should be best within all limits; ``added`` to the loss ``at``."""
