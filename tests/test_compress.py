@@ -293,7 +293,12 @@ def test_quantizers_of_rate_and_distortion_err_less_in_as_many_bytes():
 
 def test_bfloat16_parameters_keep_their_dtype():
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), lenet())
-    for options in ({}, {"side": "float16"}, {"side": "int8", "bits": 4}, {"codebook": 6, "where": "Dense_0/*"}):
+    for options in (
+        {},
+        {"side": "float16"},
+        {"side": "int8", "bits": 4},
+        {"bits": 6, "quantizer": "codebook", "where": "Dense_0/*"},
+    ):
         result = jp.compress(params, **options).decompress()
         chex.assert_trees_all_equal_shapes_and_dtypes(result, params)
 
@@ -438,7 +443,7 @@ def test_the_report_adds_up():
         {},
         {"masks": masks},
         {"masks": masks, "bits": 4, "quantizer": CHANNELS},
-        {"codebook": 6, "side": "int8", "where": "Dense_0/*"},
+        {"bits": 6, "quantizer": "codebook", "side": "int8", "where": "Dense_0/*"},
     ):
         compressed = jp.compress(params, **options)
         report = compressed.report()

@@ -26,7 +26,12 @@ def test_a_file_gives_back_what_was_saved_and_has_the_size_that_was_promised(tmp
     for options in (
         {},
         {"bits": 4},
-        {"masks": jp.prune(params, 0.8, scope="global").masks, "codebook": 6, "where": "Dense_0/*"},
+        {
+            "masks": jp.prune(params, 0.8, scope="global").masks,
+            "bits": 6,
+            "quantizer": "codebook",
+            "where": "Dense_0/*",
+        },
     ):
         compressed = jp.compress(params, **options)
         assert jp.save(path, compressed) == compressed.nbytes == path.stat().st_size
