@@ -56,7 +56,8 @@ def scores_of(chosen: tree.Selection, scores: Params) -> list[Array]:
     found = tree.leaves_like(chosen, scores, "params", "scores")
     for path, score in zip(chosen.names, found, strict=True):
         if not tree.is_floating(score):
-            raise TypeError(f"the scores of leaf {tree.show(path)} are no floating-point numbers: {score!r}")
+            kind = getattr(score, "dtype", type(score).__name__)
+            raise TypeError(f"the scores of leaf {tree.show(path)} have dtype {kind}, which is not floating")
     return tree.arrays(found)
 
 

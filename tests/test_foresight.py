@@ -313,5 +313,5 @@ def test_errors():
         training.prune_at_start(kernels, 0.5, magnitude, where="Conv")
     with pytest.raises(ValueError, match="params and scores differ"):
         training.prune_at_start(kernels, 0.5, lambda p: p["w"])
-    with pytest.raises(TypeError, match="'w' has dtype int32"):
+    with pytest.raises(TypeError, match="scores of leaf 'w' have dtype int32"):
         training.prune_at_start(kernels, 0.5, lambda p: {"w": jnp.ones((2, 3), jnp.int32)})
