@@ -25,7 +25,7 @@ def encode(
     step: Setting,
     *,
     penalty: Setting = 0.1,
-    damping: Setting = 0.06,
+    damping: Setting = 0.03,
     where: Where = None,
 ) -> Params:
     """Whole numbers of one global step, each leaf's rows and columns weighted by what their errors cost at the outputs.
