@@ -76,13 +76,11 @@ class Leaves(NamedTuple):
     """Parameters, flat.
 
     Attributes:
-      names: paths.
       values: a ``Weight`` where a leaf has codes that products of integers take, else the dense array.
       why: of the leaves that hold codes that they don't take, by path.
       structs: shapes and dtypes of the dense arrays, as the function's tree.
     """
 
-    names: list[str]
     values: list[Any]
     why: dict[str, str]
     structs: Any
@@ -98,7 +96,7 @@ def leaves_of(codes: Params) -> Leaves:
         if is_stored(leaf) and (reason := _unfit(leaf)):
             why[name] = reason
         values.append(dense(leaf) if name in why else weight_of(leaf, name) if is_stored(leaf) else leaf)
-    return Leaves(names, values, why, structs)
+    return Leaves(values, why, structs)
 
 
 def _unfit(leaf: Any) -> str:
