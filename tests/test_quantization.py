@@ -668,3 +668,12 @@ def test_more_entries_than_can_be_sorted():
         assert jax.eval_shape(lambda x: fake_quant(x, 4, spec=spec), large) == large  # noqa: B023
     with pytest.raises(ValueError, match=r"a percentile of 8589934592 entries of \(131072, 65536\)"):
         jax.eval_shape(lambda x: fake_quant(x, 4, spec=QuantSpec(calibration=percentile(99.0))), large)
+
+
+def test_all_widths_of_one_storage_share_a_program():
+    x, spec = jnp.linspace(-1, 1, 35).reshape(5, 7), QuantSpec(axis=-1)
+    before = integers._quantize._cache_size()
+    codes = [quantize(x, bits, spec=spec) for bits in (2, 3, 5, 8)]
+    assert integers._quantize._cache_size() == before + 1
+    assert [code.bits for code in codes] == [2, 3, 5, 8]
+    assert [int(jnp.abs(code.codes).max()) for code in codes] == [1, 3, 15, 127]

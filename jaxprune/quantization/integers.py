@@ -163,7 +163,8 @@ def coded(path: str, row: Row, stacked: tuple[int, ...]) -> QArray:
     if not spec.symmetric and width % 8 == 0:
         reason = "holds NaN, for which asymmetric codes of 8 or 16 bits leave no room"
         settings.refuse([(path, x)], settings.has_nan, reason)
-    return _quantize(x, bits, clip, given, spec, width, stacked)
+    codes, scale, zero_point = _quantize(x, bits, clip, given, spec, uniform.storage(width, spec.symmetric), stacked)
+    return QArray(codes, scale, zero_point, width, np.dtype(x.dtype), spec)
 
 
 def fixed_point(params: Params, exponent: Setting, *, codes: bool = False, where: Where = None) -> Params:
@@ -214,16 +215,22 @@ def _fake_quant(x: Array, bits: Array, clip: Array, given: QParams | None, spec:
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
 def _quantize(
-    x: Array, bits: Array, clip: Array, given: QParams | None, spec: QuantSpec, width: int, stacked: tuple[int, ...]
-) -> QArray:
+    x: Array,
+    bits: Array,
+    clip: Array,
+    given: QParams | None,
+    spec: QuantSpec,
+    storage: uniform.Storage,
+    stacked: tuple[int, ...],
+) -> tuple[Array, Array, Array]:
     out = (explicit_spec(x), PartitionSpec(), PartitionSpec())
-    coded = partial(uniform.quantize, spec=spec, bits=width)
+    coded = partial(uniform.quantize, spec=spec, storage=storage)
     codes, scale, zero_point = automatic(coded, x, uniform.width(bits), clip, given, out=out)
     shape = uniform.grouped_shape(x.shape, spec)
     blocked = uniform.blocked_axis(x.ndim, spec)
     long = {i if blocked is None or i < blocked else i + 1 for i in stacked if i != blocked}
     scale, zero_point = (_stretched(part, shape, long) if long else part for part in (scale, zero_point))
-    return QArray(codes, scale, zero_point, width, np.dtype(x.dtype), spec)
+    return codes, scale, zero_point
 
 
 def _stretched(part: Array, shape: tuple[int, ...], axes: set[int]) -> Array:
