@@ -79,6 +79,8 @@ class Search:
                 scale = max((found.values["loss"] - base) / sum_, 1e-3)
             if held > base and (self.allowed if np.isinf(broken) else broken) - base <= _NEAR * (held - base):
                 break
+        for choice in self._alike(scale):
+            self.try_(choice)
         if np.isfinite(broken):
             self.allowed = min(self.allowed, broken)
 
@@ -187,13 +189,17 @@ class Search:
         added[self.groups, list(center)] = 0
         return self._few(added, self.tried[center].values["loss"], _EACH)
 
-    def _alike(self) -> list[Choice]:
-        """One option for all groups, the best by single losses of those within limits: what is to be beaten."""
+    def _alike(self, scale: float = 1.0) -> list[Choice]:
+        """One option for all groups, the best of those that should hold, and the next better: what is to be beaten."""
         options = np.flatnonzero(np.isfinite(self.table.nbytes).all(axis=0)).tolist()
         every = [(option,) * len(self.groups) for option in options if option]
         limits = self.wanted.limits.keys() & self.costs.keys()
-        held = [c for c in every if not any(self.wanted.excess(name, self.value(name, c)) for name in limits)]
-        return sorted(held, key=lambda choice: choosing.total(self.added, choice))[:1]
+        every = [c for c in every if not any(self.wanted.excess(name, self.value(name, c)) for name in limits)]
+        table = self.added if self.wanted.goal == "loss" else self.costs[self.wanted.goal]
+        every.sort(key=lambda choice: choosing.total(table, choice))
+        room = (self.allowed - self.table.base) / scale
+        first = next((i for i, choice in enumerate(every) if choosing.total(self.added, choice) <= room), len(every))
+        return every[max(first - 1, 0) : first + 1]
 
     def _few(self, added: np.ndarray, at: float, count: int, aim: float | None = None) -> list[Choice]:
         """Combinations that should be best within all limits; ``added`` to the loss ``at``."""
