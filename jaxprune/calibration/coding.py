@@ -1,5 +1,8 @@
 """Rounding for small files: what an error costs at the outputs against what a number costs in bits."""
 
+from functools import partial, reduce
+from math import prod
+from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -103,21 +106,24 @@ class _Matrices(NamedTuple):
 
 def _encoded(stats: Statistics, path: str, leaf: Array, asked: _Asked) -> ScaledArray:
     lying, leaf = leaf.sharding, everywhere(leaf)
-    axes, matrices = _matrices(stats, path, leaf)
-    wanted = sum(one.use.leaf(_steps(one.metrics, one.outputs, asked.damping), leaf) for one in matrices)
-    _, inputs, outputs = axes
+    (_, inputs, outputs), matrices = _matrices(stats, path, leaf)
+    wanted = (_steps(one.metrics, one.outputs, asked.damping, one.use.form, leaf.shape) for one in matrices)
+    base, rows, columns, steps = _grid(reduce(add, wanted), jnp.float32(asked.step), inputs, outputs)
+    how = steps, jnp.float32(asked.penalty), asked.damping
+    codes = reduce(add, (_numbers(leaf, one.metrics, *how, one.use.form) for one in matrices))
+    return ScaledArray(jax.device_put(_least(path, codes), lying), base, rows, columns, np.dtype(leaf.dtype))
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _grid(wanted: Array, step: Array, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[Array, ...]:
+    """The step of a leaf, the exponents of its rows and columns, and the steps that these give; from log2 of others."""
     across = jnp.mean(wanted, outputs, keepdims=True)
     along = jnp.mean(wanted - across, inputs, keepdims=True)
     across, along = jnp.round(PARTS * across), jnp.round(PARTS * along)
     whole = jnp.round(jnp.median(across))  # so that exponents of rows are small; the step takes it over
     rows, columns = (jnp.clip(one, -_WIDEST, _WIDEST).astype(jnp.int8) for one in (across - whole, along))
-    base = jnp.float32(asked.step) * octaves(whole.astype(jnp.int32))
-    steps = base * octaves(rows.astype(jnp.int32) + columns.astype(jnp.int32))
-    codes = jnp.zeros(leaf.shape)
-    for use, metrics, _ in matrices:
-        own = use.matrices(leaf), use.matrices(steps)
-        codes += use.leaf(_numbers(*own, metrics, jnp.float32(asked.penalty), asked.damping), leaf)
-    return ScaledArray(jax.device_put(_least(path, codes), lying), base, rows, columns, np.dtype(leaf.dtype))
+    base = step * octaves(whole.astype(jnp.int32))
+    return base, rows, columns, base * octaves(rows.astype(jnp.int32) + columns.astype(jnp.int32))
 
 
 def _matrices(stats: Statistics, path: str, leaf: Array) -> tuple[Any, list[_Matrices]]:
@@ -132,8 +138,7 @@ def _matrices(stats: Statistics, path: str, leaf: Array) -> tuple[Any, list[_Mat
     tables = [_of_lookups(stats, name, use) for name, use in uses if use.lookup]
     costs, tables = (costs, tables) if costs else (tables[:1], tables[1:])
     axes = {one.use.axes for one in (*costs, *tables)}
-    times = sum(one.use.leaf(jnp.ones(one.use.shape), leaf) for one in costs)
-    if len(axes) > 1 or None in axes or not bool(jnp.all(times == 1)):
+    if len(axes) > 1 or None in axes or not _once([one.use for one in costs], leaf):
         raise ValueError(
             f"leaf {tree.show(path)} is used in parts that overlap, leave something out, or mix its axes: give each a "
             "leaf of its own, or leave it out by where="
@@ -147,6 +152,13 @@ def _matrices(stats: Statistics, path: str, leaf: Array) -> tuple[Any, list[_Mat
             outputs = outputs + own
         found.append(_Matrices(use, metrics, outputs))
     return axes.pop(), found
+
+
+def _once(uses: list[Use], leaf: Array) -> bool:
+    """Whether each number of a leaf is in one use."""
+    if len(uses) == 1:  # a view moves numbers only
+        return prod(uses[0].shape) == leaf.size
+    return bool(jnp.all(sum(use.leaf(jnp.ones(use.shape), leaf) for use in uses) == 1))
 
 
 class _Costs(NamedTuple):
@@ -191,9 +203,9 @@ def _shares(parts: Array, total: Array) -> Array:
     return parts / jnp.where(total > 0, total, 1)
 
 
-@jax.jit
-def _steps(metrics: Any, outputs: Array, damping: Array) -> Array:
-    """log2 of the steps [L, K, N] with which errors of as many steps cost alike."""
+@partial(jax.jit, static_argnums=(3, 4))
+def _steps(metrics: Any, outputs: Array, damping: Array, use: Use, shape: tuple[int, ...]) -> Array:
+    """log2 of the steps with which errors of as many steps cost alike; 0 where the use sees nothing of a leaf."""
 
     def one(row: Any) -> Array:
         gram, weights = _sum(row[0]), row[1]
@@ -203,12 +215,12 @@ def _steps(metrics: Any, outputs: Array, damping: Array) -> Array:
         weights = jnp.where(weights > 0, _shares(weights, weights.sum()), 1)
         return (jnp.log2(inputs)[:, None] - jnp.log2(weights)) / 2
 
-    return lax.map(one, (metrics, outputs))
+    return use.leaf(lax.map(one, (metrics, outputs)), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-@jax.jit
-def _numbers(weights: Array, steps: Array, metrics: Any, penalty: Array, damping: Array) -> Array:
-    """The whole numbers of [L, K, N], one layer and one factor at a time."""
+@partial(jax.jit, static_argnums=5)
+def _numbers(leaf: Array, metrics: Any, steps: Array, penalty: Array, damping: Array, use: Use) -> Array:
+    """The whole numbers of what a use sees of a leaf, one layer and one factor at a time; 0 elsewhere."""
 
     def one(row: Any) -> Array:
         weights, steps, metrics = row
@@ -217,7 +229,7 @@ def _numbers(weights: Array, steps: Array, metrics: Any, penalty: Array, damping
         factors = feedback.factor(_sum(metrics)[None], damping)
         return jnp.round(feedback.run(weights[None], factors, kept, operands, (), how)[0][0] / steps)
 
-    return lax.map(one, (weights, steps, metrics))
+    return use.leaf(lax.map(one, (use.matrices(leaf), use.matrices(steps), metrics)), leaf)
 
 
 def _sum(metrics: Any) -> Array:
@@ -228,9 +240,14 @@ def _rounded(row: Array, step: Array, spread: Array, penalty: Array) -> Array:
     return rates.cheapest(row / step, spread, penalty) * step
 
 
+@jax.jit
+def _largest(codes: Array) -> Array:
+    return jnp.max(jnp.abs(codes), initial=0)
+
+
 def _least(path: str, codes: Array) -> Array:
     """In the least integer dtype that holds them."""
-    largest = float(jnp.max(jnp.abs(codes), initial=0))
+    largest = float(_largest(codes))
     for dtype in (jnp.int8, jnp.int16, jnp.int32):
         if largest <= jnp.iinfo(dtype).max // (1 if dtype != jnp.int32 else 128):  # float32 counts to 2**24
             return codes.astype(dtype)
