@@ -354,6 +354,11 @@ def test_losses_that_cannot_serve(wrong, message):
         jp.sensitivity(wrong, PARAMS, INT)
 
 
+def test_a_loss_that_cannot_be_traced_may_be_a_measure():
+    with pytest.raises(TypeError, match="loss must be traceable: .* or ask for it by measures="):
+        jp.sensitivity(lambda params: float(loss(params)), PARAMS, INT)
+
+
 @pytest.mark.parametrize(
     ("methods", "error", "message"),
     [

@@ -157,7 +157,13 @@ def _traced(loss: Callable[[Params], Any], flat: tree.Selection) -> tuple[_Progr
     arrays = [i for i, leaf in enumerate(flat.leaves) if tree.is_array(leaf)]
     every, inner = flat._replace(chosen=tuple(arrays)), getattr(loss, "__wrapped__", loss)  # jit keeps its data inside
     shapes = [jax.typeof(leaf) for leaf in every.taken]
-    closed, again = (jax.make_jaxpr(lambda *given: inner(every.replace(given)))(*shapes) for _ in range(2))
+    try:
+        closed, again = (jax.make_jaxpr(lambda *given: inner(every.replace(given)))(*shapes) for _ in range(2))
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        said = "loss must be traceable: it takes a Python number or a NumPy array of a traced one"
+        raise TypeError(
+            f"{said}. Compute it with jax.numpy, or ask for it by measures=, which may be anything"
+        ) from error
     outs = closed.out_avals
     if len(outs) != 1 or outs[0].shape != () or not jnp.issubdtype(outs[0].dtype, jnp.floating):
         shown = ", ".join(map(str, outs)) or "nothing"
