@@ -3,9 +3,9 @@
 Start with the short verbs, ``prune``, ``threshold_prune``, ``fake_quant`` and ``fixed_point``; find a setting with
 ``grid``, ``sweep`` and ``pareto_front``; read the outcome with ``report``. The criteria are in ``jaxprune.saliency``,
 what is made of them in ``jaxprune.masks``, and how to train with it in ``jaxprune.training``. Small files are written
-and read by ``compress``, ``save`` and ``load``; ``shrink`` removes whole channels, heads and neurons. What looks
-at data is in ``jaxprune.calibration``, what runs on codes in ``jaxprune.integer``. The conventions of all of it are in
-:mod:`jaxprune.base`.
+and read by ``compress``, ``save`` and ``load``, checkpoints of others by ``read_checkpoint``; ``shrink`` removes whole
+channels, heads and neurons. What looks at data is in ``jaxprune.calibration``, what runs on codes in
+``jaxprune.integer``. The conventions of all of it are in :mod:`jaxprune.base`.
 """
 
 import importlib
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxprune import files, masks, quantization, reports, saliency, schedules
 from jaxprune.base import QParams, QuantSpec
+from jaxprune.checkpoints import read_checkpoint
 from jaxprune.files import Compressed, compress, load, save
 from jaxprune.pruning import Pruned, prune, threshold_prune
 from jaxprune.quantization import codebook
@@ -31,8 +32,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Compressed", "Pruned", "QArray", "QParams", "QuantSpec", "calibration", "choose_qparams", "codebook",
     "compress", "dequantize", "fake_quant", "files", "fixed_point", "grid", "integer", "load", "masks",
-    "pareto_front", "prune", "quantization", "quantize", "report", "reports", "saliency", "save", "schedules", "search",
-    "sensitivity", "shrink", "structure", "sweep", "threshold_prune", "training",
+    "pareto_front", "prune", "quantization", "quantize", "read_checkpoint", "report", "reports", "saliency", "save",
+    "schedules", "search", "sensitivity", "shrink", "structure", "sweep", "threshold_prune", "training",
 ]  # fmt: skip
 
 

@@ -497,3 +497,64 @@ def test_formats_that_are_written_have_suffixes():
     for known in checkpoints.FORMATS:
         assert bool(known.suffixes) == (known.write is not None), known.name
     assert len({known.name for known in checkpoints.FORMATS}) == len(checkpoints.FORMATS)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_read_checkpoint_gives_the_tree_in_every_format(suffix, tmp_path):
+    tree = {"params": {"Dense_0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3)}}}
+    flat = names.flat(tree) | {"step": np.int64(2**40)}
+    checkpoints.write(tmp_path / f"x{suffix}", flat)
+    found = jp.read_checkpoint(tmp_path / f"x{suffix}")
+    assert isinstance(found["params"]["Dense_0"]["kernel"], jax.Array)
+    again = names.flat(found)
+    assert again.keys() == flat.keys()
+    for name, array in flat.items():
+        assert np.array_equal(again[name], array) and again[name].dtype == np.asarray(array).dtype  # int64 too
+
+
+def test_what_load_does_not_read_is_sent_to_read_checkpoint(tmp_path):
+    for suffix in (".safetensors", ".npz"):
+        checkpoints.write(tmp_path / f"x{suffix}", {"w": np.ones(3)})
+        with pytest.raises(ValueError, match="jaxprune.read_checkpoint"):
+            jp.load(tmp_path / f"x{suffix}")
+
+
+def test_names_and_axes_of_torch_become_those_of_flax(tmp_path):
+    """Against the modules of Flax themselves: the same shapes, and the products that PyTorch defines."""
+    make = np.random.default_rng(0).normal
+    torch = {
+        **{"fc.weight": make(size=(5, 3)), "fc.bias": make(size=5)},
+        **{"conv.weight": make(size=(6, 4, 3, 2)), "conv.bias": make(size=6)},
+        **{
+            "embeddings.word_embeddings.weight": make(size=(7, 3)),
+            "norm.weight": make(size=3),
+            "norm.bias": make(size=3),
+        },
+        "norm.running_mean": make(size=3),
+    }
+    checkpoints.write(tmp_path / "t.safetensors", {k: v.astype(np.float32) for k, v in torch.items()})
+    found = jp.read_checkpoint(tmp_path / "t.safetensors", torch_to_flax=True)
+    dense, conv, look = flax.linen.Dense(5), flax.linen.Conv(6, (3, 2), padding="VALID"), flax.linen.Embed(7, 3)
+    x, image = make(size=(2, 3)).astype(np.float32), make(size=(1, 3, 2, 4)).astype(np.float32)
+    out = dense.apply({"params": found["fc"]}, x)
+    np.testing.assert_allclose(out, x @ torch["fc.weight"].T + torch["fc.bias"], rtol=1e-5, atol=1e-5)
+    out = conv.apply({"params": found["conv"]}, image)  # PyTorch correlates [in, height, width] with [in, *window]
+    seen = np.einsum("hwi,oihw->o", image[0], torch["conv.weight"]) + torch["conv.bias"]
+    np.testing.assert_allclose(np.ravel(out), seen, rtol=1e-5, atol=1e-5)
+    out = look.apply({"params": found["embeddings"]["word_embeddings"]}, np.array([6, 1]))
+    assert np.array_equal(out, torch["embeddings.word_embeddings.weight"][[6, 1]].astype(np.float32))
+    assert set(found["norm"]) == {"scale", "bias", "running_mean"}
+    flax.linen.LayerNorm().apply({"params": {key: found["norm"][key] for key in ("scale", "bias")}}, x)
+
+
+def test_what_no_rule_of_torch_knows_takes_a_layout(tmp_path):
+    made = {
+        "up.weight": np.ones((4, 6, 3, 3), np.float32),
+        "up.bias": np.zeros(6, np.float32),
+    }  # ConvTranspose: in, out
+    checkpoints.write(tmp_path / "t.npz", made)
+    with pytest.raises(ValueError, match="up.weight.*layout="):
+        jp.read_checkpoint(tmp_path / "t.npz", torch_to_flax=True)
+    layout = {"up.weight": ((), (2, 3, 0), (1,))}
+    found = jp.read_checkpoint(tmp_path / "t.npz", torch_to_flax=True, layout=layout)
+    assert found["up"]["kernel"].shape == (3, 3, 4, 6)

@@ -151,7 +151,7 @@ def test_files_that_are_none(tmp_path):
         jp.save(tmp_path / "missing" / "weights.jp", lenet())
     plain = tmp_path / "plain.safetensors"
     safetensors.numpy.save_file({"w": np.zeros(3)}, plain)
-    with pytest.raises(FormatError, match="plain.safetensors: no header of jaxprune"):
+    with pytest.raises(FormatError, match=r"plain.safetensors: .*read_checkpoint\(path\) reads it"):
         jp.load(plain)
     plain.write_bytes(b"")
     with pytest.raises(FormatError, match="plain.safetensors"):

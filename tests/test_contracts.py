@@ -274,6 +274,7 @@ NOT_TRANSFORMS = {
     "save": "writes a file; test_container",
     "shrink": "changes shapes, and with them programs; test_shrinking",
     "load": "reads a file; test_container",
+    "read_checkpoint": "reads a file; test_checkpoints",
     "quantization.percentile": "makes a calibration, which a row of fake_quant uses",
     "quantization.mean_squared_error": "makes a calibration, which a row of fake_quant uses",
     "codebook.encode": "makes records of codes, which kmeans decodes; test_codebook",

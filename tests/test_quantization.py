@@ -677,3 +677,16 @@ def test_all_widths_of_one_storage_share_a_program():
     assert integers._quantize._cache_size() == before + 1
     assert [code.bits for code in codes] == [2, 3, 5, 8]
     assert [int(jnp.abs(code.codes).max()) for code in codes] == [1, 3, 15, 127]
+
+
+def test_records_act_as_arrays_of_jax_by_decoding_and_refuse_other_operators():
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+    codes, x = quantize(weights, 8), jnp.ones((2, 3))
+    dense = (np.asarray(codes.codes, np.float32) * np.asarray(codes.scale)).astype(np.float32)
+    assert np.array_equal(jnp.asarray(codes), dense)
+    np.testing.assert_allclose(x @ codes, np.ones((2, 3)) @ dense, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda x, q: x @ q)(x, codes), np.ones((2, 3)) @ dense, rtol=1e-6)
+    wrong = (lambda: codes * 2, lambda: 2 * codes, lambda: codes[0], lambda: codes @ x, lambda: np.ones((2, 3)) @ codes)
+    for operation in wrong:
+        with pytest.raises(TypeError, match=r"QArray.*jaxprune.dequantize"):
+            operation()

@@ -4,6 +4,7 @@ A format is one :class:`Format` and a place in ``FORMATS``; reading goes by what
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.checkpoints import compressed, flax_msgpack, npz_files, orbax_folders, safetensors_files
-from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, Other, faults, of_array
-from jaxprune.checkpoints.leaf import nested as nested
+from jaxprune.base import Layout
+from jaxprune.checkpoints import compressed, flax_msgpack, from_torch, npz_files, orbax_folders, safetensors_files
+from jaxprune.checkpoints.leaf import CheckpointError, Content, Format, Leaf, Other, faults, nested, of_array
+from jaxprune.files.arrays import on_device
 from jaxprune.host import limit, written_whole
 
 #: In the order in which a file is offered to them.
@@ -98,6 +100,47 @@ def open(path: str | os.PathLike[str], *, max_bytes: float | None = None) -> Che
         content = known.read(found, most)
     leaves = {name: leaf._replace(read=partial(_read, found, leaf, most)) for name, leaf in content.leaves.items()}
     return Checkpoint(found, known.name, size, leaves, content.metadata, content.others)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], *, torch_to_flax: bool = False, layout: Layout = None, max_bytes: float | None = None
+) -> dict[str, Any]:
+    """Reads a checkpoint of any format that is known here as a tree of dicts.
+
+    One array is read after the other, so that little more than the tree is in memory. What :func:`jaxprune.save` wrote
+    is dense here, in dicts; :func:`jaxprune.load` leaves codes codes, and trees what they were.
+
+    Args:
+      path: a ``.safetensors`` file, the ``.safetensors.index.json`` of one in several files, ``.npz``, a msgpack file
+        of Flax, an Orbax folder, or a ``.jp``; told apart by what is in it.
+      torch_to_flax: whether names and axes of PyTorch become those of Flax: ``weight`` becomes ``kernel``, with
+        outputs last (Linear ``[out, in]``, convolutions ``[out, in, *window]``), ``embedding`` (a ``weight`` below a
+        name with ``emb``), or ``scale`` (rank 1: norms). Heads stay in one axis, and other names as they are.
+      layout: where no rule knows which axes of a ``weight`` are outputs; see :mod:`jaxprune.layout`.
+      max_bytes: the most bytes that one array may take; None for 1 GiB or 1,000 times the file, whichever is more.
+
+    Returns:
+      Nested dicts, names cut at ``/``, or at ``.`` if none has a ``/``. JAX arrays; NumPy arrays of dtypes that JAX
+      would change, such as int64. Entries that are no arrays are left out with a warning.
+
+    Raises:
+      ValueError: no such file, a foreign or damaged one; names that make no tree; axes that no rule knows. ImportError:
+        a format needs a library that is not installed, with the command that installs it.
+
+    >>> import numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write(folder + "/torch.safetensors", {"fc1.weight": np.ones((2, 3)), "fc1.bias": np.zeros(2)})
+    ...     params = read_checkpoint(folder + "/torch.safetensors", torch_to_flax=True)
+    ...     {name: leaf.shape for name, leaf in params["fc1"].items()}
+    {'kernel': (3, 2), 'bias': (2,)}
+    """
+    opened = open(path, max_bytes=max_bytes)
+    if opened.others:
+        kinds = ", ".join(f"{name} ({other.kind})" for name, other in list(opened.others.items())[:3])
+        warnings.warn(f"{path}: {len(opened.others)} entries are no arrays and left out: {kinds}", stacklevel=2)
+    leaves = from_torch.as_flax(opened.leaves, layout) if torch_to_flax else opened.leaves
+    nested(leaves)  # fails before anything is read
+    return nested({name: on_device(leaf.read()) for name, leaf in leaves.items()})
 
 
 def _read(path: Path, leaf: Leaf, most: float) -> np.ndarray:

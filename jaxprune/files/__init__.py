@@ -194,7 +194,9 @@ def read(path: str | os.PathLike[str]) -> Compressed:
     with open(name, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > min(_LONGEST_HEADER, os.path.getsize(name)):
-        raise FormatError(f"{name}: a header of {length} bytes: truncated, or no safetensors file")
+        raise FormatError(
+            f"{name}: a header of {length} bytes: truncated, or none of jaxprune; jaxprune.read_checkpoint reads others"
+        )
     safetensors = library("safetensors", "jaxprune[files]")
     with naming(name):
         try:

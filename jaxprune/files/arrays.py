@@ -187,6 +187,11 @@ def _taken_by_jax(dtype: np.dtype) -> bool:
         return False
 
 
+def on_device(array: np.ndarray) -> Any:
+    """The array as one of JAX, if that takes it whole."""
+    return jax.device_put(array) if _taken_by_jax(array.dtype) else array
+
+
 def _as_given(found: Head, array: np.ndarray) -> Any:
     if found.origin == KEY:
         return jax.random.wrap_key_data(jnp.asarray(array), impl=found.generator)

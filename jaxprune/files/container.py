@@ -94,7 +94,9 @@ def parse(file: Any) -> tuple[Node, list[Stored], dict[str, str]]:
     """The tree, the leaves and the metadata of an open safetensors file; large leaves are read when asked for."""
     header = (file.metadata() or {}).get(_KEY)
     if header is None:
-        raise FormatError("no header of jaxprune in it; it may be a plain safetensors file")
+        raise FormatError(
+            "a plain safetensors file, without jaxprune's header: jaxprune.read_checkpoint(path) reads it"
+        )
     described = _loads(header)
     version = described.get("version") if isinstance(described, dict) else None
     if type(version) is not int or version != VERSION:

@@ -142,6 +142,18 @@ class FlaxState:
             flax.register_serialization_state(type(self), _to_state, _from_state, override=True)
             _known.add(type(self))
 
+    def __jax_array__(self) -> Array:
+        """For ``x @ q`` and ``jax.numpy``, as a convenience: each use decodes the array."""
+        return dense(self)
+
+    def _refuse(self, *_: Any) -> Any:
+        name = type(self).__name__
+        raise TypeError(f"a {name} has no operators but x @ it; decode it: jaxprune.dequantize(it), or jnp.asarray(it)")
+
+    __array_ufunc__ = None  # NumPy's operators come here too
+    __getitem__ = __matmul__ = __rmatmul__ = __neg__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _refuse
+
     def __repr__(self) -> str:
         """What the array stands for and its bytes, not its entries."""
         arrays = [leaf for leaf in jax.tree.leaves(self) if hasattr(leaf, "dtype")]
