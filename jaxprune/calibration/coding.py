@@ -19,6 +19,7 @@ from jaxprune.kernels.sharding import everywhere
 from jaxprune.quantization.arrays.coded import PARTS, ScaledArray, octaves
 
 _FLOOR = 0.05  # of the mean, added to what each output weighs
+_KEPT = 2**28  # bytes of second moments of a leaf, up to which their factors are kept, and not computed twice
 _WIDEST = np.iinfo(np.int8).max
 
 
@@ -100,30 +101,28 @@ class _Matrices(NamedTuple):
     """
 
     use: Use
-    metrics: list[tuple[Array, Array]]
-    outputs: Array
+    metrics: list[tuple[Array, np.ndarray]]
+    outputs: np.ndarray
 
 
 def _encoded(stats: Statistics, path: str, leaf: Array, asked: _Asked) -> ScaledArray:
+    """Small things are done in NumPy, which compiles nothing for the many shapes of leaves."""
     lying, leaf = leaf.sharding, everywhere(leaf)
     (_, inputs, outputs), matrices = _matrices(stats, path, leaf)
-    wanted = (_steps(one.metrics, one.outputs, asked.damping, one.use.form, leaf.shape) for one in matrices)
-    base, rows, columns, steps = _grid(reduce(add, wanted), jnp.float32(asked.step), inputs, outputs)
-    how = steps, jnp.float32(asked.penalty), asked.damping
-    codes = reduce(add, (_numbers(leaf, one.metrics, *how, one.use.form) for one in matrices))
-    return ScaledArray(jax.device_put(_least(path, codes), lying), base, rows, columns, np.dtype(leaf.dtype))
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _grid(wanted: Array, step: Array, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[Array, ...]:
-    """The step of a leaf, the exponents of its rows and columns, and the steps that these give; from log2 of others."""
-    across = jnp.mean(wanted, outputs, keepdims=True)
-    along = jnp.mean(wanted - across, inputs, keepdims=True)
-    across, along = jnp.round(PARTS * across), jnp.round(PARTS * along)
-    whole = jnp.round(jnp.median(across))  # so that exponents of rows are small; the step takes it over
-    rows, columns = (jnp.clip(one, -_WIDEST, _WIDEST).astype(jnp.int8) for one in (across - whole, along))
-    base = step * octaves(whole.astype(jnp.int32))
-    return base, rows, columns, base * octaves(rows.astype(jnp.int32) + columns.astype(jnp.int32))
+    small = sum(gram.nbytes for one in matrices for gram, _ in one.metrics) <= _KEPT
+    found = [_factors(one.metrics, asked.damping, small) for one in matrices]
+    wanted = [_steps(*cost, one.outputs) for (_, *cost), one in zip(found, matrices, strict=True)]
+    uses = tuple(one.use.form for one in matrices)
+    across, along = (np.round(PARTS * np.asarray(one)) for one in _means(wanted, uses, leaf.shape, inputs, outputs))
+    whole = np.round(np.median(across))  # so that exponents of rows are small; the step takes it over
+    rows, columns = (np.clip(one, -_WIDEST, _WIDEST).astype(np.int8) for one in (across - whole, along))
+    grid = asked.step, whole.astype(np.int32), rows, columns
+    factors = [one[0] if small else two.metrics for one, two in zip(found, matrices, strict=True)]
+    codes, base, largest = _numbers(leaf, factors, grid, asked.penalty, asked.damping, uses)
+    codes = np.asarray(codes).astype(_least(path, float(largest)))
+    return ScaledArray(
+        jax.device_put(codes, lying), base, jnp.asarray(rows), jnp.asarray(columns), np.dtype(leaf.dtype)
+    )
 
 
 def _matrices(stats: Statistics, path: str, leaf: Array) -> tuple[Any, list[_Matrices]]:
@@ -145,10 +144,10 @@ def _matrices(stats: Statistics, path: str, leaf: Array) -> tuple[Any, list[_Mat
         )
     found = []
     for use, metric, outputs in costs:
-        metrics = [(metric, _shares(outputs.sum(1), _trace(metric)))]
+        metrics = [(metric, _shares(outputs.sum(1), np.asarray(leaves.trace(metric))))]
         for table in tables:
-            own = use.matrices(table.use.leaf(jnp.broadcast_to(table.outputs[:, None], table.use.shape), leaf))[:, 0]
-            metrics.append((table.metric, _shares(own.sum(1), _trace(table.metric))))
+            own = np.asarray(_seen(table.outputs, table.use.form, use.form, leaf.shape))
+            metrics.append((table.metric, _shares(own.sum(1), np.asarray(leaves.trace(table.metric)))))
             outputs = outputs + own
         found.append(_Matrices(use, metrics, outputs))
     return axes.pop(), found
@@ -166,14 +165,14 @@ class _Costs(NamedTuple):
 
     use: Use
     metric: Array
-    outputs: Array
+    outputs: np.ndarray
 
 
 def _of_product(stats: Statistics, part: leaves.Part) -> _Costs:
     use, gram = part
     alike = [name for name, other in stats.of(use.path) if (other.view, other.shape) == (use.view, use.shape)]
-    squares = jnp.asarray(sum(stats.gradients[name].squares for name in alike))
-    return _Costs(use, gram, _shares(squares, squares.sum(1, keepdims=True)) * _trace(gram)[:, None])
+    squares = sum(np.asarray(stats.gradients[name].squares) for name in alike)
+    return _Costs(use, gram, _shares(squares, squares.sum(1, keepdims=True)) * np.asarray(leaves.trace(gram))[:, None])
 
 
 def _of_lookups(stats: Statistics, name: str, use: Use) -> _Costs:
@@ -191,45 +190,72 @@ def _of_lookups(stats: Statistics, name: str, use: Use) -> _Costs:
     often = np.sqrt(expected * expected.mean(1, keepdims=True)) / np.maximum(total, 1)
     many, size, width = use.shape
     turned = use.view.then("transpose", (many, width, size), permutation=(0, 2, 1))
-    outputs = jnp.asarray(often, jnp.float32) * _trace(gradients.weighted)[:, None]
+    outputs = often.astype(np.float32) * np.asarray(leaves.trace(gradients.weighted))[:, None]
     return _Costs(Use(turned, (many, width, size), use.source), gradients.weighted, outputs)
 
 
-def _trace(many: Array) -> Array:
-    return jnp.trace(many, axis1=1, axis2=2)
+def _shares(parts: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return parts / np.where(total > 0, total, np.float32(1))
 
 
-def _shares(parts: Array, total: Array) -> Array:
-    return parts / jnp.where(total > 0, total, 1)
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _seen(outputs: Array, table: Use, use: Use, shape: tuple[int, ...]) -> Array:
+    """What each output of a use weighs, of what each number of a table does: [L, N]."""
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return use.matrices(table.leaf(jnp.broadcast_to(outputs[:, None], table.shape), leaf))[:, 0]
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _steps(metrics: Any, outputs: Array, damping: Array, use: Use, shape: tuple[int, ...]) -> Array:
-    """log2 of the steps with which errors of as many steps cost alike; 0 where the use sees nothing of a leaf."""
+@partial(jax.jit, static_argnums=2)
+def _factors(metrics: Any, damping: Array, kept: bool) -> tuple[Array | None, Array, Array]:
+    """The factors [L, K, K], if they are to be kept, their diagonals and the means of those of the metrics."""
 
-    def one(row: Any) -> Array:
-        gram, weights = _sum(row[0]), row[1]
-        scale = jnp.mean(jnp.diagonal(gram))  # factor is of the gram over its mean
-        inputs = jnp.diagonal(feedback.factor(gram[None], damping)[0]) ** 2 / jnp.where(scale > 0, scale, 1)
-        weights = weights + _FLOOR * weights.mean()
-        weights = jnp.where(weights > 0, _shares(weights, weights.sum()), 1)
-        return (jnp.log2(inputs)[:, None] - jnp.log2(weights)) / 2
+    def one(metrics: Any) -> tuple[Array | None, Array, Array]:
+        gram = _sum(metrics)
+        factor = feedback.factor(gram[None], damping)[0]
+        return factor if kept else None, jnp.diagonal(factor), jnp.mean(jnp.diagonal(gram))
 
-    return use.leaf(lax.map(one, (metrics, outputs)), jax.ShapeDtypeStruct(shape, jnp.float32))
+    return lax.map(one, metrics)
+
+
+def _steps(diagonal: Array, scale: Array, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log2 of the steps, for rows less for columns, with which errors of as many steps cost alike."""
+    inputs = _shares(np.asarray(diagonal) ** 2, np.asarray(scale)[:, None])  # factors are of metrics over their means
+    weights = outputs + np.float32(_FLOOR) * outputs.mean(1, keepdims=True)
+    weights = np.where(weights > 0, _shares(weights, weights.sum(1, keepdims=True)), np.float32(1))
+    return np.log2(inputs) / 2, np.log2(weights) / 2
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _means(
+    wanted: Any, uses: tuple[Use, ...], shape: tuple[int, ...], inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Of what is wanted of each number of a leaf, the means over outputs, and of what is left those over inputs."""
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    pairs = zip(uses, wanted, strict=True)
+    whole = reduce(add, (use.leaf(rows[..., None] - columns[:, None], leaf) for use, (rows, columns) in pairs))
+    across = jnp.mean(whole, outputs, keepdims=True)
+    return across, jnp.mean(whole - across, inputs, keepdims=True)
 
 
 @partial(jax.jit, static_argnums=5)
-def _numbers(leaf: Array, metrics: Any, steps: Array, penalty: Array, damping: Array, use: Use) -> Array:
-    """The whole numbers of what a use sees of a leaf, one layer and one factor at a time; 0 elsewhere."""
+def _numbers(
+    leaf: Array, factors: Any, grid: Any, penalty: Array, damping: Array, uses: tuple[Use, ...]
+) -> tuple[Array, Array, Array]:
+    """The whole numbers of a leaf, its step, and the largest of them; from factors, or from metrics one at a time."""
+    step, whole, *exponents = grid
+    base = step * octaves(whole)
+    steps = base * octaves(reduce(add, (one.astype(jnp.int32) for one in exponents)))
 
     def one(row: Any) -> Array:
-        weights, steps, metrics = row
+        weights, steps, own = row
         operands = (steps[None], rates.spreads(weights[None] / steps), jnp.full((1, len(weights)), penalty))
         how, kept = feedback.Pass(rounded=_rounded), jnp.ones((1, *weights.shape), bool)
-        factors = feedback.factor(_sum(metrics)[None], damping)
-        return jnp.round(feedback.run(weights[None], factors, kept, operands, (), how)[0][0] / steps)
+        own = feedback.factor(_sum(own)[None], damping) if isinstance(own, list) else own[None]
+        return jnp.round(feedback.run(weights[None], own, kept, operands, (), how)[0][0] / steps)
 
-    return use.leaf(lax.map(one, (use.matrices(leaf), use.matrices(steps), metrics)), leaf)
+    rows = [(use.matrices(leaf), use.matrices(steps), own) for use, own in zip(uses, factors, strict=True)]
+    codes = reduce(add, (use.leaf(lax.map(one, row), leaf) for use, row in zip(uses, rows, strict=True)))
+    return codes, base, jnp.max(jnp.abs(codes), initial=0)
 
 
 def _sum(metrics: Any) -> Array:
@@ -240,15 +266,9 @@ def _rounded(row: Array, step: Array, spread: Array, penalty: Array) -> Array:
     return rates.cheapest(row / step, spread, penalty) * step
 
 
-@jax.jit
-def _largest(codes: Array) -> Array:
-    return jnp.max(jnp.abs(codes), initial=0)
-
-
-def _least(path: str, codes: Array) -> Array:
-    """In the least integer dtype that holds them."""
-    largest = float(_largest(codes))
-    for dtype in (jnp.int8, jnp.int16, jnp.int32):
-        if largest <= jnp.iinfo(dtype).max // (1 if dtype != jnp.int32 else 128):  # float32 counts to 2**24
-            return codes.astype(dtype)
+def _least(path: str, largest: float) -> Any:
+    """The least integer dtype that holds them."""
+    for dtype in (np.int8, np.int16, np.int32):
+        if largest <= np.iinfo(dtype).max // (1 if dtype != np.int32 else 128):  # float32 counts to 2**24
+            return dtype
     raise ValueError(f"leaf {tree.show(path)} needs codes up to {largest:g}: a larger step")

@@ -84,58 +84,57 @@ def _run(weights: Array, factors: Array, operands: Any, settings: Any, how: Pass
     size = group * max(_BLOCK // group, 1)
     blocks = -(-inputs // size)
     spare = blocks * size - inputs
+    if spare:
+        weights, operands = jax.tree.map(
+            lambda rows: jnp.pad(rows, [(0, spare)] + [(0, 0)] * (rows.ndim - 1)), (weights, operands)
+        )
+        factors = jnp.pad(factors, (0, spare)) + jnp.diag((jnp.arange(blocks * size) >= inputs).astype(factors.dtype))
+    kept, operands = operands
 
-    def padded(rows: Array) -> Array:
-        return jnp.pad(rows, [(0, spare)] + [(0, 0)] * (rows.ndim - 1))
-
-    free, operands = padded(weights), jax.tree.map(padded, operands)
-    beyond = jnp.diag((jnp.arange(blocks * size) >= inputs).astype(factors.dtype))
-    factors = jnp.pad(factors, (0, spare)) + beyond
-
-    def block(state: tuple[Array, Array, Array], number: Array) -> tuple[tuple[Array, Array, Array], None]:
-        free, done, kept = state
+    def block(number: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         start = number * size
         own = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
         rows = own(factors)
-        new, keep, lost = _block(
-            own(free), own(rows, axis=1), jax.tree.map(own, operands), (start, inputs, settings), how
-        )
+        place = (start, inputs, settings)
+        new, keep, lost = _block(*map(own, state), own(rows, axis=1), jax.tree.map(own, operands), place, how)
+        free, kept = state
         later = (jnp.arange(len(free)) >= start + size)[:, None]
         free = jnp.where(later, free - rows.T @ lost, free)
-        put = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-        return (free, put(done, new), put(kept, keep)), None
+        return put(free, new), put(kept, keep)
 
-    state = (free, jnp.zeros_like(free), jnp.ones(free.shape, bool))
-    (_, done, kept), _ = lax.scan(block, state, jnp.arange(blocks))
+    done, kept = lax.fori_loop(0, blocks, block, (weights, kept))
     return done[:inputs], kept[:inputs]
 
 
-def _block(free: Array, factors: Array, operands: Any, place: Any, how: Pass) -> tuple[Array, Array, Array]:
+def _block(
+    free: Array, kept: Array, factors: Array, operands: Any, place: Any, how: Pass
+) -> tuple[Array, Array, Array]:
     """Some rows: their new weights, which of them are kept, and what each lost, over its U_kk."""
-    size, group, diagonal = len(free), how.group or len(free), jnp.diagonal(factors)
-    kept, operands = operands
+    size, group = len(free), how.group or len(free)
 
     def choose(free: Array, kept: Array, row: Array) -> Array:
         own = partial(lax.dynamic_slice_in_dim, start_index=row, slice_size=group)
-        chosen = how.choose(own(free), own(diagonal), row, place) & own(kept)  # type: ignore[misc]
+        chosen = how.choose(own(free), own(jnp.diagonal(factors)), row, place) & own(kept)  # type: ignore[misc]
         return lax.dynamic_update_slice_in_dim(kept, chosen, row, 0)
 
-    def step(row: Array, state: Any) -> Any:
-        free, kept, new, lost = state
+    def step(row: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        free, kept, lost = state
         if how.choose is not None and group < size:
             kept = lax.cond(row % group == 0, choose, lambda free, kept, row: kept, free, kept, row)
-        old = free[row]
-        now = old if how.rounded is None else how.rounded(old, *jax.tree.map(lambda one: one[row], operands))
-        now = jnp.where(kept[row], now, 0)
-        gone = jnp.where(jnp.isfinite(old) & jnp.isfinite(now), (old - now) / diagonal[row], 0)
-        owed = jnp.where(jnp.arange(size) > row, factors[row], 0)
-        return free - owed[:, None] * gone[None], kept, new.at[row].set(now), lost.at[row].set(gone)
+        at = partial(lax.dynamic_index_in_dim, index=row, keepdims=False)
+        put = partial(lax.dynamic_update_index_in_dim, index=row, axis=0)
+        old, factor = at(free), at(factors)
+        now = old if how.rounded is None else how.rounded(old, *map(at, operands))
+        now = jnp.where(at(kept), now, 0)
+        gone = jnp.where(jnp.isfinite(old) & jnp.isfinite(now), (old - now) / at(factor), 0)
+        free, lost = put(free, now), put(lost, gone)
+        owed = jnp.where(jnp.arange(size) > row, factor, 0)
+        return free - owed[:, None] * at(lost), kept, lost  # from where it is kept: else computed anew for each row
 
     if how.choose is not None and group == size:
         kept = choose(free, kept, jnp.zeros((), jnp.int32))
-    state = (free, kept, jnp.zeros_like(free), jnp.zeros_like(free))
-    _, kept, new, lost = lax.fori_loop(0, size, step, state)
-    return new, kept, lost
+    return lax.fori_loop(0, size, step, (free, kept, jnp.zeros_like(free)))
 
 
 def fraction(free: Array, diagonal: Array, row: Array, place: Any) -> Array:

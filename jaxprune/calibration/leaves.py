@@ -157,10 +157,16 @@ def _gram(stats: Statistics, path: str, names: list[str]) -> Array:
     if not weighted:
         return plain
     total: Array = sum(weighted[1:], weighted[0])  # type: ignore[assignment]
-    reached = jnp.trace(total, axis1=1, axis2=2)[:, None, None] > 0
-    if not isinstance(reached, Tracer) and bool(reached.all()):
+    reached = trace(total)
+    if not isinstance(reached, Tracer) and (np.asarray(reached) > 0).all():
         return total  # itself: a copy of each would double what statistics take
-    return jnp.where(reached, total, plain)  # no gradient goes back through a loop of unknown length
+    return jnp.where(reached[:, None, None] > 0, total, plain)  # no gradient goes back through a loop of unknown length
+
+
+@jax.jit
+def trace(many: Array) -> Array:
+    """Of each of [L, K, K]."""
+    return jnp.trace(many, axis1=1, axis2=2)
 
 
 def _moments(stats: Statistics, use: Use) -> Moments:
