@@ -1,7 +1,6 @@
 """Rounding for small files: what an error costs at the outputs against what a number costs in bits."""
 
 from functools import partial, reduce
-from math import prod
 from operator import add
 from typing import Any, NamedTuple
 
@@ -12,8 +11,9 @@ from jax import lax
 
 from jaxprune import host, settings, tree
 from jaxprune.base import Array, Params, Setting, Where
-from jaxprune.calibration import feedback, leaves, rates
-from jaxprune.calibration.statistics import Lookups, Statistics
+from jaxprune.calibration import costs, feedback, leaves, rates
+from jaxprune.calibration.costs import shares
+from jaxprune.calibration.statistics import Statistics
 from jaxprune.calibration.views import Use
 from jaxprune.kernels.sharding import everywhere
 from jaxprune.quantization.arrays.coded import PARTS, ScaledArray, octaves
@@ -91,27 +91,13 @@ class _Asked(NamedTuple):
     damping: Any
 
 
-class _Matrices(NamedTuple):
-    """Matrices [L, K, N] of a leaf, and what errors in them cost.
-
-    Attributes:
-      use: of the leaf.
-      metrics: second moments of inputs, [L, K, K] each, and their weights [L]: added up one layer at a time.
-      outputs: what each of them weighs, [L, N].
-    """
-
-    use: Use
-    metrics: list[tuple[Array, np.ndarray]]
-    outputs: np.ndarray
-
-
 def _encoded(stats: Statistics, path: str, leaf: Array, asked: _Asked) -> ScaledArray:
     """Small things are done in NumPy, which compiles nothing for the many shapes of leaves."""
     lying, leaf = leaf.sharding, everywhere(leaf)
-    (_, inputs, outputs), matrices = _matrices(stats, path, leaf)
+    (_, inputs, outputs), matrices = costs.matrices(stats, path, leaf)
     small = sum(gram.nbytes for one in matrices for gram, _ in one.metrics) <= _KEPT
     found = [_factors(one.metrics, asked.damping, small) for one in matrices]
-    wanted = [_steps(*cost, one.outputs) for (_, *cost), one in zip(found, matrices, strict=True)]
+    wanted = [_steps(diagonal, mean, one.outputs) for (_, (diagonal, mean)), one in zip(found, matrices, strict=True)]
     uses = tuple(one.use.form for one in matrices)
     across, along = (np.round(PARTS * np.asarray(one)) for one in _means(wanted, uses, leaf.shape, inputs, outputs))
     whole = np.round(np.median(across))  # so that exponents of rows are small; the step takes it over
@@ -125,103 +111,23 @@ def _encoded(stats: Statistics, path: str, leaf: Array, asked: _Asked) -> Scaled
     )
 
 
-def _matrices(stats: Statistics, path: str, leaf: Array) -> tuple[Any, list[_Matrices]]:
-    """The batch, input and output axes of a leaf, and the matrices that it is made of.
-
-    If a table that is looked up is the factor of a product as well, an embedding that is the head, the costs add up.
-    """
-    uses = stats.of(path)
-    if any(name not in stats.gradients for name, _ in uses):
-        raise ValueError(f"the statistics of leaf {tree.show(path)} have no gradients: collect them with key=")
-    costs = [_of_product(stats, part) for part in leaves.parts(stats, path)]
-    tables = [_of_lookups(stats, name, use) for name, use in uses if use.lookup]
-    costs, tables = (costs, tables) if costs else (tables[:1], tables[1:])
-    axes = {one.use.axes for one in (*costs, *tables)}
-    if len(axes) > 1 or None in axes or not _once([one.use for one in costs], leaf):
-        raise ValueError(
-            f"leaf {tree.show(path)} is used in parts that overlap, leave something out, or mix its axes: give each a "
-            "leaf of its own, or leave it out by where="
-        )
-    found = []
-    for use, metric, outputs in costs:
-        metrics = [(metric, _shares(outputs.sum(1), np.asarray(leaves.trace(metric))))]
-        for table in tables:
-            own = np.asarray(_seen(table.outputs, table.use.form, use.form, leaf.shape))
-            metrics.append((table.metric, _shares(own.sum(1), np.asarray(leaves.trace(table.metric)))))
-            outputs = outputs + own
-        found.append(_Matrices(use, metrics, outputs))
-    return axes.pop(), found
-
-
-def _once(uses: list[Use], leaf: Array) -> bool:
-    """Whether each number of a leaf is in one use."""
-    if len(uses) == 1:  # a view moves numbers only
-        return prod(uses[0].shape) == leaf.size
-    return bool(jnp.all(sum(use.leaf(jnp.ones(use.shape), leaf) for use in uses) == 1))
-
-
-class _Costs(NamedTuple):
-    """What errors e in a matrix [L, K, N] cost: e' metric e over its trace, times the outputs' own [L, N]."""
-
-    use: Use
-    metric: Array
-    outputs: np.ndarray
-
-
-def _of_product(stats: Statistics, part: leaves.Part) -> _Costs:
-    use, gram = part
-    alike = [name for name, other in stats.of(use.path) if (other.view, other.shape) == (use.view, use.shape)]
-    squares = sum(np.asarray(stats.gradients[name].squares) for name in alike)
-    return _Costs(use, gram, _shares(squares, squares.sum(1, keepdims=True)) * np.asarray(leaves.trace(gram))[:, None])
-
-
-def _of_lookups(stats: Statistics, name: str, use: Use) -> _Costs:
-    """A row costs the root of how often it is looked up, times the mean squared gradient; its entries by these."""
-    found, gradients = stats.inputs[name], stats.gradients[name]
-    assert isinstance(found, Lookups)
-    if gradients.weighted is None:
-        raise ValueError(f"the statistics of leaf {tree.show(use.path)} hold no Gram matrices: want=['gram']")
-    counts = np.asarray(found.rows)
-    rows = counts / max(np.gcd.reduce(counts, axis=None), 1)  # data that were seen twice, with other keys, count once
-    total, once, never = rows.sum(1, keepdims=True), (rows == 1).sum(1, keepdims=True), rows == 0
-    # Good and Turing: those that came once say how often one comes that has not yet come.
-    unseen = np.maximum(once, 1) / np.maximum(never.sum(1, keepdims=True), 1)
-    expected = np.maximum(rows * (1 - once / np.maximum(total, 1)), unseen)
-    often = np.sqrt(expected * expected.mean(1, keepdims=True)) / np.maximum(total, 1)
-    many, size, width = use.shape
-    turned = use.view.then("transpose", (many, width, size), permutation=(0, 2, 1))
-    outputs = often.astype(np.float32) * np.asarray(leaves.trace(gradients.weighted))[:, None]
-    return _Costs(Use(turned, (many, width, size), use.source), gradients.weighted, outputs)
-
-
-def _shares(parts: np.ndarray, total: np.ndarray) -> np.ndarray:
-    return parts / np.where(total > 0, total, np.float32(1))
-
-
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _seen(outputs: Array, table: Use, use: Use, shape: tuple[int, ...]) -> Array:
-    """What each output of a use weighs, of what each number of a table does: [L, N]."""
-    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return use.matrices(table.leaf(jnp.broadcast_to(outputs[:, None], table.shape), leaf))[:, 0]
-
-
 @partial(jax.jit, static_argnums=2)
-def _factors(metrics: Any, damping: Array, kept: bool) -> tuple[Array | None, Array, Array]:
+def _factors(metrics: Any, damping: Array, kept: bool) -> tuple[Array | None, tuple[Array, Array]]:
     """The factors [L, K, K], if they are to be kept, their diagonals and the means of those of the metrics."""
 
-    def one(metrics: Any) -> tuple[Array | None, Array, Array]:
+    def one(metrics: Any) -> Any:
         gram = _sum(metrics)
         factor = feedback.factor(gram[None], damping)[0]
-        return factor if kept else None, jnp.diagonal(factor), jnp.mean(jnp.diagonal(gram))
+        return factor if kept else None, (jnp.diagonal(factor), jnp.mean(jnp.diagonal(gram)))
 
     return lax.map(one, metrics)
 
 
 def _steps(diagonal: Array, scale: Array, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log2 of the steps, for rows less for columns, with which errors of as many steps cost alike."""
-    inputs = _shares(np.asarray(diagonal) ** 2, np.asarray(scale)[:, None])  # factors are of metrics over their means
+    inputs = shares(np.asarray(diagonal) ** 2, np.asarray(scale)[:, None])  # factors are of metrics over their means
     weights = outputs + np.float32(_FLOOR) * outputs.mean(1, keepdims=True)
-    weights = np.where(weights > 0, _shares(weights, weights.sum(1, keepdims=True)), np.float32(1))
+    weights = np.where(weights > 0, shares(weights, weights.sum(1, keepdims=True)), np.float32(1))
     return np.log2(inputs) / 2, np.log2(weights) / 2
 
 

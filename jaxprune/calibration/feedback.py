@@ -96,9 +96,9 @@ def _run(weights: Array, factors: Array, operands: Any, settings: Any, how: Pass
         own = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
         put = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
         rows = own(factors)
-        place = (start, inputs, settings)
-        new, keep, lost = _block(*map(own, state), own(rows, axis=1), jax.tree.map(own, operands), place, how)
         free, kept = state
+        given = own(free), own(kept), own(rows, axis=1), jax.tree.map(own, operands)
+        new, keep, lost = _block(*given, (start, inputs, settings), how)
         later = (jnp.arange(len(free)) >= start + size)[:, None]
         free = jnp.where(later, free - rows.T @ lost, free)
         return put(free, new), put(kept, keep)
