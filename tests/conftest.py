@@ -29,6 +29,7 @@ gc.set_threshold(50_000, 20, 20)  # tracing makes objects by the million, hardly
 
 # Before anything asks JAX for a device. Workers take over what the process that started them has set.
 os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ["COLUMNS"] = "80"  # what tables of the command line fit
 _own_folder = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _own_folder:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxprune-tests-")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -167,7 +168,7 @@ def test_inspect_warns(tmp_path, call):
 
 
 def test_inspect_draws_a_table(model, call):
-    lines = call("inspect", model).splitlines()
+    lines = call("inspect", model, "--wide").splitlines()
     assert lines[0] == f"model.safetensors: safetensors, {os.path.getsize(model):,} bytes, 6 leaves"
     kernel = LEAVES["model.a.weight"]
     row = next(line for line in lines if "a.weight" in line)
@@ -221,8 +222,8 @@ def test_compress_decompress_diff(model, call):
     for row, other in zip(found["leaves"], apart["leaves"], strict=True):
         assert row["relative_error"] == other["relative_error"]
     assert call("diff", "small.jp", "dense.npz", "--json")["equal"]
-    text = call("diff", model, "dense.npz", "--changed")
-    assert "model.a.weight" in text and "model.a.bias" not in text and "3 of 6 leaves are equal to the bit" in text
+    text = call("diff", model, "dense.npz")
+    assert "model.a.weight" in text and "3 of 6 leaves are equal to the bit" in text
 
 
 def held(*leaves):
@@ -814,7 +815,6 @@ def test_errors_are_one_line_that_says_what_to_do(model, fails, call):
         ("compress", model, "-o", "none/small.jp"): "there is no folder none; make it first",
         ("compress", model, "-o", "s.npz"): "end the name in .jp; jaxprune decompress makes .npz of it",
         ("compress", model, "-o", "s.jp", "--exclude", "*bias"): "pattern '*bias' matches none of the 3 leaves",
-        ("compress", model, "-o", "s.jp", "--sparsity", "50"): "sparsity must be in [0, 1], got 50",
         ("compress", model, "-o", "s.jp", "--bits", "nan"): "bits must be in [1, 16], got nan",
         (
             "compress",
@@ -861,7 +861,9 @@ def test_errors_are_one_line_that_says_what_to_do(model, fails, call):
         assert said in fails(*argv), argv
         assert fails(*argv).startswith(f"jaxprune {argv[0]}: ")
     assert "--bits" in fails("compress", model, "-o", "s.jp", "--bits", "four", code=2)
-    assert "invalid choice: 'shrnk'" in fails("shrnk", code=2)
+    assert "write 0.5 for 50%" in fails("compress", model, "-o", "s.jp", "--sparsity", "50", code=2)
+    assert "invalid choice: 'shrnk'" in fails("shrnk", code=2) and "did you mean shrink?" in fails("shrnk", code=2)
+    assert "did you mean --bits?" in fails("compress", model, "-o", "s.jp", "--bitz", "4", code=2)
 
 
 def test_a_full_disk_and_an_interrupt_leave_nothing(model, fails, monkeypatch):
@@ -956,3 +958,41 @@ def test_a_request_to_end_leaves_nothing(model, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert (capsys.readouterr().err, os.listdir()) == ("jaxprune: interrupted\n", [model])
+
+
+@pytest.mark.parametrize("command", ["inspect", "compress", "diff"])
+def test_tables_fit_the_terminal_and_wide_has_all(command, tmp_path, monkeypatch, call):
+    """In 80 columns: long names keep their numbers and ends, what nothing happens to is one line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"encoder.layer.{i}.attention.attention.output.dense" for i in range(6)]
+    made = {f"{name}.weight": RNG.normal(size=(32, 64)).astype(np.float32) for name in names}
+    made |= {f"{name}.bias": np.zeros(32, np.float32) for name in names}
+    checkpoints.write("model.safetensors", made)
+    run = {
+        "inspect": ("inspect", "model.safetensors"),
+        "compress": ("compress", "model.safetensors", "-o", "q.jp", "--bits", "4", "--force"),
+        "diff": ("diff", "model.safetensors", "q.jp"),
+    }
+    if command == "diff":
+        call(*run["compress"])
+    text, wide = call(*run[command]), call(*run[command], "--wide")
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    short = [match[1] for line in lines if (match := re.match(r"[* ]*(e\.l\.\d\.\S+\.weight) ", line))]
+    assert len(set(short)) == 6  # told apart
+    row = next(line for line in lines if re.match(r"\s*6 \w+ leaves", line))
+    assert "768" in row or command == "diff"  # bytes of six biases
+    assert "Not shown: " in text and "Not shown: " not in wide
+    assert all(name in wide for name in made) and not re.search(r"^\s*6 \w+ leaves", wide, re.MULTILINE)
+
+
+def test_a_function_that_does_not_take_the_inputs_names_how_it_is_called(model, fails):
+    pathlib.Path("fewer.py").write_text("def apply(params):\n    return params\n")
+    said = fails("shrink", model, "-o", "s.npz", "--apply", "fewer:apply", "--input-shape", "1,8", "--sparsity", "0.5")
+    assert "apply(params, *inputs) with 1 inputs" in said
+
+
+def test_what_ruins_the_weights_is_not_written_unless_forced(model, fails, call):
+    argv = ("compress", model, "-o", "s.jp", "--target-size", "500")
+    assert "relative error" in fails(*argv) and "--force" in fails(*argv)

@@ -6,13 +6,16 @@ Arguments are read by argparse: it is part of Python and does all that is needed
 import argparse
 import gc
 import os
+import re
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from inspect import cleandoc
+from typing import NoReturn
 
 from jaxprune.checkpoints.leaf import FULL
 from jaxprune.cli import compress, diff, inspect, search, shrink, sweep
@@ -88,12 +91,31 @@ def run() -> int:
     return main()
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says which word was perhaps meant, of all its commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2."""
+        wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: )([\w-]+)", message)
+        known = [*COMMANDS, *(word for name in COMMANDS for word in re.findall(r"--[\w-]+", _usage(name)))]
+        near = get_close_matches(wrong[1], known, 1) if wrong else []
+        super().error(f"{message}; did you mean {near[0]}?" if near else message)
+
+
+def _usage(command: str) -> str:
+    parser = argparse.ArgumentParser(command)
+    COMMANDS[command][0](parser)
+    return parser.format_usage()
+
+
 def _parser() -> argparse.ArgumentParser:
     from jaxprune import __version__
 
-    parser = argparse.ArgumentParser("jaxprune", description=_ABOUT, formatter_class=argparse.RawTextHelpFormatter)
+    parser = _Parser("jaxprune", description=_ABOUT, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"jaxprune {__version__}")
-    added = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    added = parser.add_subparsers(
+        parser_class=argparse.ArgumentParser, title="commands", dest="command", required=True, metavar="COMMAND"
+    )
     firsts = ["examples:"]
     for name, (configure, run) in COMMANDS.items():
         about, _, examples = cleandoc(run.__doc__ or "").partition("\n\n")
@@ -108,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--skip-unreadable", action="store_true", help="leave out entries of unknown dtypes")
         command.add_argument("--max-bytes", type=float, metavar="N", help=_LIMIT)
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        command.add_argument("--wide", action="store_true", help="tables with all leaves and columns, in any terminal")
         command.add_argument("--quiet", action="store_true", help="no progress bar (never drawn but on a terminal)")
         firsts += examples.splitlines()[1:2]
     parser.epilog = _END.format(examples="\n".join(firsts))

@@ -9,6 +9,7 @@ from jaxprune.checkpoints import Checkpoint, CheckpointError, compressed
 from jaxprune.cli import attempts, data, diff, goals, recipe, shared, treatments
 from jaxprune.cli.attempts import Attempt
 
+_SPARE = "axes, shape, zeros, bits/weight, smaller"  # where there is no room
 _LOST = 0.9  # relative error; 1 is that of zeros alone
 
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     found = written(args, opened, made, bool(args.force or args.eval or args.calibrate or args.max_error))
     found |= {"left_out": wanted.left_out, "goal": goal.said if goal else None}
     found |= {"metric_before": before, "chosen": made.row, "attempts": made.tried}
-    shared.show(args, found, text(found), opened)
+    shared.show(args, found, text(found, args.wide), opened)
 
 
 def check_output(args: argparse.Namespace) -> None:
@@ -81,7 +82,7 @@ def _refuse_ruins(rows: list[dict[str, Any]]) -> None:
     error = diff.relative(rounded.values())
     if error > treatments.RUINED:
         worst = max(rounded, key=lambda name: rounded[name]["relative_error"])
-        said = f"rounding to these bits has a relative error of {error:.2f}, above {treatments.RUINED}"
+        said = f"rounding has a relative error of {error:.2f}, above {treatments.RUINED}"
         most = f"most of {worst!r} ({rounded[worst]['relative_error']:.2f})"
         raise ValueError(f"{said}, {most}; nothing was written: more --bits, --eval or --calibrate, or --force")
 
@@ -103,7 +104,7 @@ def _verified(made: Attempt, path: str, progress: bool) -> list[dict[str, Any]]:
         sized = {"bytes_before": before[name].nbytes, "bytes_after": sizes[name]}
         by_axes = treatment and (treatment.keys() & {"n_of_m", "block_size"} or treatment.get("axis") == "units")
         axes = {"axes": str(wanted.axes[name] or "?")} if by_axes else {}
-        rounded = found if treatment and "bits" in treatment and treatment.get("quantizer") is None else None
+        rounded = found if treatment and treatment.keys() & {"bits", "codebook", "step"} else None
         if rounded and found["removed"]:  # pruning was asked for
             rounded = diff.compared(wanted.pruned(name, before[name].read()), back.leaves[name].read())
         return found | sized | axes | {"treatment": treatment, "rounded": rounded}
@@ -111,14 +112,15 @@ def _verified(made: Attempt, path: str, progress: bool) -> list[dict[str, Any]]:
     return host.in_parallel(row, list(before), "read back", progress, lambda name: before[name].nbytes)
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: dict[str, Any], wide: bool) -> str:
     """What was written, as people read it."""
     heads = "leaf, shape, axes, before, after, smaller, zeros, bits/weight, rel. error"
     forms = "{name} {shape} {axes} {bytes_before:,} {bytes_after:,} {smaller} {zeros:.1%} {width:.2f} "
     forms += "{relative_error:.3g}"
     total = _ratios(found["total"] | {"name": "total"})
     chosen = found.get("chosen", {})
-    lines = [shared.table(heads, forms, [_ratios(row) for row in found["leaves"]], total, left=3), ""]
+    rows = shared.folded(found["leaves"], lambda row: row["equal"], "unchanged leaves", wide)
+    lines = [shared.table(heads, forms, [_ratios(row) for row in rows], total, 3, _SPARE, wide), ""]
     if found.get("left_out"):
         lines += [recipe.LEFT_OUT.format(shared.few(found["left_out"])), ""]
     lost = [row["name"] for row in found["leaves"] if row["removed"] and row["relative_error"] > _LOST]
@@ -131,7 +133,7 @@ def text(found: dict[str, Any]) -> str:
     if "metric" in chosen:
         lines += [f"metric: {found['metric_before']:.6g} before, {chosen['metric']:.6g} after"]
     smaller = shared.smaller(found["bytes_before"], found["bytes_after"])
-    return "\n".join([*lines, f"{found['path']}: {smaller}. Read back: every leaf is as it was coded."])
+    return "\n".join([*lines, f"{found['path']}: {smaller}.", "Read back: every leaf is as it was coded."])
 
 
 def _ratios(row: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _NOTES = """\
 rel. error: L2 norm of after - before over that of before; of the total, over all floating leaves.
 removed: entries that became 0; units: indices along the output axes that became 0 altogether. axes: inputs > outputs;
 ? where no rule knows, and --layout can say it."""
+_SPARE = "dtype, max error, zeros before, axes, units, shape"  # where there is no room
 _COUNTS = ("size", "zeros_before", "zeros_after", "removed", "units_removed", "changed")
 
 
@@ -25,7 +26,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("before", help="any format")
     parser.add_argument("after", help="any format; a.b and a/b are the same leaf")
-    parser.add_argument("--changed", action="store_true", help="list only leaves that differ")
     shared.add_choices(parser, "layout")
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     examples:
       jaxprune diff model.safetensors model.jp
       jaxprune diff before.msgpack after.npz --json
-      jaxprune diff model.safetensors model.jp --changed       (leave out equal leaves)
+      jaxprune diff model.safetensors model.jp --wide          (equal leaves and all columns)
     """
     old, new = (checkpoints.open(path, max_bytes=args.max_bytes) for path in (args.before, args.after))
     before, after = ({path: file.leaves[name] for name, path in paths(file.leaves).items()} for file in (old, new))
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     found["only_before"] = [path for path in before if path not in after]
     found["only_after"] = [path for path in after if path not in before]
     found["total"] = total(rows)
-    shared.show(args, found, _text(found, args.changed), old, new)
+    shared.show(args, found, _text(found, args.wide), old, new)
 
 
 def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -92,16 +92,16 @@ def compared(before: np.ndarray, after: np.ndarray, inputs: tuple[int, ...] | No
     return {"relative_error": found.relative_error, **found._asdict()}
 
 
-def _text(found: dict[str, Any], changed: bool) -> str:
-    heads = "leaf, shape, axes, dtype, rel. error, max error, zeros before, after, removed, units"
+def _text(found: dict[str, Any], wide: bool) -> str:
+    heads = "leaf, shape, axes, dtype, rel. error, max error, zeros before, zeros after, removed, units"
     forms = "{name} {shape} {axes} {dtypes} {relative_error:.3g} {max_error:.3g} {zeros_before:,} {zeros_after:,} "
     forms += "{removed:,} {units_removed:,}"
     rows = [
-        row | {"dtypes": " -> ".join(dict.fromkeys([row["dtype"], row["dtype_after"]]))}
-        for row in found["leaves"]
-        if not (changed and row["equal"])
+        row | {"dtypes": " -> ".join(dict.fromkeys(row[key] for key in ("dtype", "dtype_after") if key in row))}
+        for row in shared.folded(found["leaves"], lambda row: row["equal"], "equal leaves", wide)
     ]
-    lines = [shared.table(heads, forms, rows, found["total"] | {"name": "total"}, left=4), "", _NOTES, ""]
+    sums = found["total"] | {"name": "total"}
+    lines = [shared.table(heads, forms, rows, sums, 4, _SPARE, wide), "", shared.note(_NOTES, wide), ""]
     for row in found["shapes"]:
         lines.append(f"{row['name']}: {shared.shape(row['before'])} before, {shared.shape(row['after'])} after")
     for key, name in (("only_before", found["before"]["path"]), ("only_after", found["after"]["path"])):
@@ -109,5 +109,5 @@ def _text(found: dict[str, Any], changed: bool) -> str:
             lines.append(f"only in {name}: {', '.join(found[key])}")
     equal = sum(row["equal"] for row in found["leaves"])
     sizes = found["before"]["file_bytes"], found["after"]["file_bytes"]
-    lines.append(f"{equal} of {len(found['leaves'])} leaves are equal to the bit. {shared.smaller(*sizes)}")
+    lines += [f"{equal} of {len(found['leaves'])} leaves are equal to the bit.", shared.smaller(*sizes)]
     return "\n".join(lines)

@@ -22,7 +22,9 @@ error 8, error 4: relative error of the leaves marked * after compress --bits 8 
 bytes of each leaf in that file, whose size is the total. !: more than half is lost; the total has that leaf as it is.
 axes: which are inputs > which are outputs (units); stacked layers before a colon; ? where no rule knows, and --layout
 can say it."""
+_SPARE = "dtype, parameters, axes, nan/inf, absmax, zeros, error 8, 8-bit"  # where there is no room
 WIDTHS = (8, 4)
+MOST_WARNINGS = 10
 
 
 class Facts(NamedTuple):
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     found |= {"metadata": dict(opened.metadata), "total": _total(rows), "warnings": _warnings(leaves, facts)}
     for bits, by_name in parts.items():
         found["total"][f"coded_bytes_{bits}"] = compressed.assemble(by_name, opened.metadata).nbytes
-    shared.show(args, found, _text(found), opened)
+    shared.show(args, found, _text(found, args.wide), opened)
 
 
 def _coded(name: str, array: np.ndarray, whole: Recipe, marked: bool) -> tuple[dict[str, Any], dict[int, Compressed]]:
@@ -128,19 +130,23 @@ def _warnings(leaves: list[Leaf], facts: dict[str, Facts]) -> list[str]:
     return found
 
 
-def _text(found: dict[str, Any]) -> str:
+def _text(found: dict[str, Any], wide: bool) -> str:
     heads = "leaf, shape, axes, dtype, parameters, bytes, zeros, nan/inf, absmax, error 8, error 4, 8-bit, 4-bit"
     forms = "{name} {shape} {axes} {dtype} {parameters:,} {bytes:,} {zeros:,} {odd:,} {absmax:.4g} "
     forms += "{relative_error_8:.2g} {relative_error_4:.2g} {bytes_8} {bytes_4}"
     rows = []
-    for row in (*found["leaves"], found["total"] | {"name": "total"}):
+    shown = shared.folded(found["leaves"], lambda row: not row["selected"], "other leaves", wide)
+    for row in (*shown, found["total"] | {"name": "total"}):
         sizes = {f"bytes_{b}": f"{'!' * row.get(f'ruined_{b}', False)}{row[f'coded_bytes_{b}']:,}" for b in WIDTHS}
         name = f"{'*' if row.get('selected') else ' '} {row['name']}"
         rows.append(row | sizes | {"name": name, "odd": row["nan"] + row["inf"]})
-    table = shared.table(heads, forms, rows[:-1], rows[-1], left=4)
+    table = shared.table(heads, forms, rows[:-1], rows[-1], 4, _SPARE, wide)
     title = f"{found['path']}: {found['format']}, {found['file_bytes']:,} bytes, {len(found['leaves'])} leaves"
-    warnings = ["", "Warnings", *(f"  {warning}" for warning in found["warnings"])] if found["warnings"] else []
-    return "\n".join([title, "", table, "", _NOTES, *warnings])
+    warned = found["warnings"] if wide else found["warnings"][:MOST_WARNINGS]
+    warnings = ["", "Warnings", *(f"  {warning}" for warning in warned)] if warned else []
+    if more := len(found["warnings"]) - len(warned):
+        warnings.append(f"  and {more} more: --wide has all")
+    return "\n".join([title, "", table, "", shared.note(_NOTES, wide), *warnings])
 
 
 def describe(array: np.ndarray, axes: Axes | None = None) -> Facts:

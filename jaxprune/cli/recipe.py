@@ -58,8 +58,9 @@ def add_options(parser: Any, keys: Iterable[str] = (*KEYS, *TOP_KEYS)) -> None:
         if about.kind is list:
             shared.add_choices(parser, key)
         else:
-            kind = {"type": _axis} if key == "axis" else {"type": about.kind, "choices": about.choices or None}
-            parser.add_argument(f"--{key.replace('_', '-')}", help=about.said, **kind)
+            kind = {"axis": _axis, "sparsity": shared.fraction}.get(key, about.kind)
+            choices = None if key == "axis" else about.choices or None
+            parser.add_argument(f"--{key.replace('_', '-')}", help=about.said, type=kind, choices=choices)
 
 
 def _axis(text: str) -> int | str:

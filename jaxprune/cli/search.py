@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         axes = best.plot(host.library("matplotlib.figure", "jaxprune[plots]").Figure().subplots())
         with host.written_whole(checkpoints.check_output(args.png, force=args.force)) as beside:
             axes.figure.savefig(beside, format=Path(args.png).suffix[1:] or "png", dpi=150)
-    shared.show(args, found, f"{best}\n\n{compress.text(found)}", opened)
+    shared.show(args, found, f"{best}\n\n{compress.text(found, args.wide)}", opened)
 
 
 def _at(wanted: Recipe, taken: Mapping[str, int | None]) -> Recipe:

@@ -3,11 +3,15 @@
 Tables and JSON go to stdout, everything else to stderr.
 """
 
+import argparse
 import glob
 import importlib
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,11 +29,21 @@ CHOICES = {
     "layout": "flax, torch, or PATTERN=AXES, axes as inspect shows them, such as 'fused.*=0>1,2' or 'stack.*=0: 1>2'",
 }
 
+_NAME = 38  # characters of a name that are worth more than a column
+_FEW = 4  # leaves that are all shown
+
 
 def add_choices(parser: Any, *names: str) -> None:
     """Options that may be repeated."""
     for name in names:
         parser.add_argument(f"--{name}", action="append", default=[], metavar=name.upper(), help=CHOICES[name])
+
+
+def fraction(text: str) -> float:
+    """The type of an option that is a fraction; other numbers are wrong arguments."""
+    if not 0 <= (number := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"a fraction in [0, 1], got {text}: write 0.5 for 50%")
+    return number
 
 
 def eligible(leaves: Mapping[str, Leaf]) -> list[str]:
@@ -137,10 +151,13 @@ def tracked(items: Sequence[Any], what: str, progress: bool) -> Iterator[Any]:
             finished(number)
 
 
-def table(heads: str, forms: str, rows: Sequence[Any], total: Any = None, left: int = 1) -> str:
+def table(
+    heads: str, forms: str, rows: Sequence[Any], total: Any = None, left: int = 1, spare: str = "", wide: bool = True
+) -> str:
     """Lines in columns, by a form each; a column that is empty throughout is left out.
 
-    What a row lacks stays empty, a list is a shape, and ``None`` is not known.
+    What a row lacks stays empty, a list is a shape, and ``None`` is not known. Unless ``wide`` the columns fit the
+    terminal: those of ``spare`` go, one after the other, then the first words of long names become letters.
 
     >>> print(table("leaf, shape, size", "{name} {shape} {size:,}", [{"name": "a", "shape": [30, 40]}]))
     leaf  shape
@@ -156,9 +173,50 @@ def table(heads: str, forms: str, rows: Sequence[Any], total: Any = None, left: 
 
     lines = [[cell(form, row) for form in forms.split()] for row in [*rows, *([total] if total else [])]]
     columns = list(zip(heads.split(", "), *lines, strict=True))
-    head, *cells = zip(*(column for column in columns if any(column[1:])), strict=True)
     left = sum(any(column[1:]) for column in columns[:left])
-    return host.table(head, cells[: len(rows)], cells[-1] if total else None, left)
+    kept = [column for column in columns if any(column[1:])]
+    fit, gone = (kept, []) if wide else _fitted(kept, spare.split(", "))
+    left -= sum(column[0] in gone for column in kept[:left])
+    head, *cells = zip(*fit, strict=True)
+    drawn = host.table(head, cells[: len(rows)], cells[-1] if total else None, left)
+    return "\n\n".join([drawn, note(f"Not shown: {', '.join(gone)} (--wide).", wide)]) if gone else drawn
+
+
+def _fitted(columns: list[tuple[str, ...]], spare: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The columns that the terminal has room for, and the heads of those that it has not."""
+    room, longest, gone = shutil.get_terminal_size().columns, max(map(len, columns[0])), list[str]()
+
+    def others() -> int:
+        return sum(2 + max(map(len, column)) for column in columns[1:])
+
+    for head in spare:
+        if others() + min(longest, _NAME) > room and head in [column[0] for column in columns]:
+            columns, gone = [column for column in columns if column[0] != head], [*gone, head]
+    most = max(room - others(), 12)
+
+    def cut(name: str) -> str:
+        parts = re.split("([./])", name)
+        for i in range(0, len(parts) - 1, 2):
+            if sum(map(len, parts)) > most:
+                parts[i] = re.sub("[A-Za-z_]+", lambda word: word[0][0], parts[i])
+        short = "".join(parts)
+        return short if len(short) <= most else f"…{short[1 - most :]}"
+
+    return [tuple(map(cut, columns[0])), *columns[1:]], gone
+
+
+def folded(rows: Sequence[Any], alike: Callable[[Any], bool], said: str, wide: bool) -> list[Any]:
+    """The rows; unless ``wide``, or they are few, those that are alike become one, with sums of whole numbers."""
+    some = [row for row in rows if alike(row)]
+    if wide or len(some) < _FEW:
+        return list(rows)
+    sums = {k: sum(row[k] for row in some) for k, v in some[0].items() if isinstance(v, int) and type(v) is not bool}
+    return [*(row for row in rows if not alike(row)), sums | {"name": f"{len(some)} {said}"}]
+
+
+def note(text: str, wide: bool) -> str:
+    """Text in lines that fit the terminal, or 120 columns."""
+    return textwrap.fill(text, 120 if wide else min(120, shutil.get_terminal_size().columns))
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """``jaxprune shrink``: a network of a function of somebody's own, with smaller arrays."""
 
 import argparse
+import inspect
 import math
 from typing import Any
 
@@ -28,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shape = "N,N,...[:DTYPE]"
     given.add_argument("--input-shape", action="append", metavar=shape, help="of an input; repeated for several")
     given.add_argument("--inputs", metavar="FILE", help="a checkpoint of the inputs, in their order, such as batch.npz")
-    add("--sparsity", type=float, required=True, metavar="S", help="fraction of units to cut, in [0, 1]")
+    add("--sparsity", type=shared.fraction, required=True, metavar="S", help="fraction of units to cut, in [0, 1]")
     add("--scope", choices=SCOPES, default="leaf", help=_SCOPE)
     add("--groups", action="append", metavar="PATTERN", help="only these groups may lose units")
     add("--round-to", type=int, default=1, metavar="N", help="widths are multiples of N; default: 1")
@@ -57,6 +58,11 @@ def run(args: argparse.Namespace) -> None:
     others = checkpoints.held(args.output, opened.others, skip=args.skip_unreadable)
     by_path = {path: name for name, path in paths(opened.leaves).items()}
     params = checkpoints.nested({path: jnp.asarray(opened.leaves[name].read()) for path, name in by_path.items()})
+    try:
+        inspect.signature(apply).bind(params, *inputs)
+    except TypeError as error:
+        said = f"it takes {inspect.signature(apply)}, and is called as apply(params, *inputs) with {len(inputs)} inputs"
+        raise ValueError(f"--apply {args.apply}: {said}") from error
     spec = jp.structure.ShrinkSpec(args.round_to, args.min_keep, args.groups, allow_inexact=args.allow_inexact)
     shrunk = jp.shrink(apply, params, *inputs, sparsity=args.sparsity, scope=args.scope, spec=spec)
     cut = {by_path[path]: leaf for path, leaf in flat(shrunk.params).items()}
@@ -71,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     found["parameters_before"] = sum(leaf.size for leaf in opened.leaves.values())
     found["parameters_after"] = sum(leaf.size for leaf in leaves.values())
     found |= {"leaves": rows, "report": shrunk.report.to_dict()}
-    shared.show(args, found, _text(found, str(shrunk.report)), opened)
+    shared.show(args, found, _text(found, str(shrunk.report), args.wide), opened)
 
 
 def _number(text: str) -> int | float:
@@ -89,8 +95,10 @@ def _zeros(text: str) -> jax.Array:
     return jnp.zeros(shape, dtype_of(dtype or "float32"))
 
 
-def _text(found: dict[str, Any], report: str) -> str:
+def _text(found: dict[str, Any], report: str, wide: bool) -> str:
     rows = [row | {"parameters": math.prod(row["after"])} for row in found["leaves"]]
-    table = shared.table("leaf, before, after, parameters", "{name} {before} {after} {parameters:,}", rows, left=3)
+    rows = shared.folded(rows, lambda row: row["before"] == row["after"], "unchanged leaves", wide)
+    heads, forms = "leaf, before, after, parameters", "{name} {before} {after} {parameters:,}"
+    table = shared.table(heads, forms, rows, left=3, wide=wide)
     sizes = shared.smaller(found["bytes_before"], found["bytes_after"])
     return "\n".join([report, "", table, "", f"{found['path']}: {sizes}"])

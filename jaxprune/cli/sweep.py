@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     found |= {"left_out": left_out, "settings": rows, **_advice(args, goal, tried, rows)}
     if args.png:
         _draw(Path(args.png), rows, metric, args.force)
-    shared.show(args, found, _text(found, metric), opened)
+    shared.show(args, found, _text(found, metric, args.wide), opened)
 
 
 def _advice(args: argparse.Namespace, goal: Goal | None, tried: list[Setting], rows: list[Row]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _label(row: Row) -> str:
     return row.get("n_of_m") or f"{row['sparsity']:g}"
 
 
-def _text(found: dict[str, Any], metric: str) -> str:
+def _text(found: dict[str, Any], metric: str, wide: bool) -> str:
     heads = f", sparsity, bits, bytes, smaller, rel. error, {metric}"
     forms = "{mark} {label} {width} {bytes:,} {smaller} {relative_error:.4f} {metric:.6g}"
     rows = []
@@ -148,7 +148,16 @@ def _text(found: dict[str, Any], metric: str) -> str:
     title = f"{found['path']}: {len(found['chosen'])} leaves chosen, {found['bytes']:,} bytes as arrays"
     left_out = [recipe.LEFT_OUT.format(shared.few(found["left_out"])), ""] if found["left_out"] else []
     return "\n".join(
-        [title, "", shared.table(heads, forms, rows), "", *left_out, _NOTES.format(metric=metric), "", *ends]
+        [
+            title,
+            "",
+            shared.table(heads, forms, rows),
+            "",
+            *left_out,
+            shared.note(_NOTES.format(metric=metric), wide),
+            "",
+            *ends,
+        ]
     )
 
 
