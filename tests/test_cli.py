@@ -20,7 +20,7 @@ import jaxprune as jp
 from jaxprune import checkpoints, cli
 from jaxprune.checkpoints import compressed
 from jaxprune.checkpoints.leaf import of_array
-from jaxprune.cli import recipe, shared
+from jaxprune.cli import recipe, shared, sweep
 
 RNG = np.random.default_rng(0)
 KERNELS = ("model.a.weight", "model.b.weight", "model.c.weight")
@@ -996,3 +996,21 @@ def test_a_function_that_does_not_take_the_inputs_names_how_it_is_called(model, 
 def test_what_ruins_the_weights_is_not_written_unless_forced(model, fails, call):
     argv = ("compress", model, "-o", "s.jp", "--target-size", "500")
     assert "relative error" in fails(*argv) and "--force" in fails(*argv)
+
+
+def test_the_picture_of_a_sweep_has_a_title_the_front_and_labels_that_do_not_meet():
+    sizes = np.geomspace(1e4, 1.1e4, 12)  # near to each other
+    rows = [
+        {"bytes": size, "relative_error": error, "bits": 4, "sparsity": 0.5, "front": True}
+        for size, error in zip(sizes, np.linspace(0.5, 0.4, 12), strict=True)
+    ]
+    rows += [{"bytes": 1e6, "relative_error": 0.0, "bits": None, "sparsity": 0.0, "front": True}]
+    figure = sweep.drawn({"path": "some/model.npz", "settings": rows}, "rel. error")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    assert axes.get_title() == "model.npz: size and rel. error"
+    assert {"4 bits", "not quantized", "front"} == {text.get_text() for text in axes.get_legend().get_texts()}
+    ticks = [text.get_text() for text in axes.get_xticklabels()]
+    assert len(ticks) >= 2 and all(float(text) > 0 for text in ticks)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) >= 2 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

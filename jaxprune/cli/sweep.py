@@ -18,6 +18,7 @@ from jaxprune.cli.goals import Goal
 from jaxprune.cli.treatments import Recipe
 from jaxprune.files import Compressed
 from jaxprune.reports import measures
+from jaxprune.reports.page import around, brief
 
 _NOTES = """\
 bytes: of the file that jaxprune compress writes. rel. error: L2 norm of the change over that of the weights, over all
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
     found = {"path": args.checkpoint, "scope": wanted.scope, "bytes": size, "chosen": list(wanted.treatments)}
     found |= {"left_out": left_out, "settings": rows, **_advice(args, goal, tried, rows)}
     if args.png:
-        _draw(Path(args.png), rows, metric, args.force)
+        with host.written_whole(checkpoints.check_output(args.png, force=args.force)) as beside:
+            drawn(found, metric).savefig(beside, format=Path(args.png).suffix[1:] or "png", dpi=150)
     shared.show(args, found, _text(found, metric, args.wide), opened)
 
 
@@ -161,23 +163,33 @@ def _text(found: dict[str, Any], metric: str, wide: bool) -> str:
     )
 
 
-def _draw(path: Path, rows: list[Row], metric: str, force: bool) -> None:
-    """A line for each width, over bytes."""
+def drawn(found: dict[str, Any], metric: str) -> Any:
+    """A line for each width, over bytes, and the front, whose points say their sparsity."""
     figure = host.library("matplotlib.figure", "jaxprune[plots]").Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for bits in dict.fromkeys(row["bits"] for row in rows):
-        line = [row for row in rows if row["bits"] == bits]
-        values = [row.get("metric", row["relative_error"]) for row in line]
-        label = "not quantized" if bits is None else f"{bits:g} bits"
-        axes.plot([row["bytes"] / 1e6 for row in line], values, "o-", label=label)
-        for row, value in zip(line, values, strict=True):
-            place = (row["bytes"] / 1e6, value)
-            axes.annotate(_label(row), place, textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axes.set(xscale="log", xlabel="megabytes (numbers: sparsity)", ylabel=metric)
+    points = [(row["bytes"] / 1e6, row.get("metric", row["relative_error"]), row) for row in found["settings"]]
+    points.sort(key=lambda point: point[:2])
+    for bits in dict.fromkeys(row["bits"] for row in found["settings"]):
+        line = [point[:2] for point in points if point[2]["bits"] == bits]
+        axes.plot(*zip(*line, strict=True), "o-", label="not quantized" if bits is None else f"{bits:g} bits")
+    front = [point for point in points if point[2]["front"]]
+    axes.plot(*list(zip(*front, strict=True))[:2], color="0.2", lw=4, alpha=0.3, zorder=0, label="front")
+    least, last = np.ptp([point[1] for point in points]) / 25, None
+    for size, value, row in front:
+        if last is None or abs(value - last) >= least:  # labels do not meet
+            axes.annotate(
+                _label(row), (size, value), textcoords="offset points", xytext=(-6, -4), ha="right", fontsize=8
+            )
+            last = value
+    across = around(np.array([point[0] for point in points]), log=True)
+    ticks = across.ticks()
+    axes.set(xscale="log", xlim=(0.9 * across.low, across.high), xlabel="megabytes (numbers: sparsity)", ylabel=metric)
+    axes.set_xticks(ticks, map(brief, ticks))
+    axes.set_xticks([], minor=True)
+    axes.set_title(f"{Path(found['path']).name}: size and {metric}")
     axes.grid(alpha=0.3)
-    axes.legend()
-    with host.written_whole(checkpoints.check_output(path, force=force)) as beside:
-        figure.savefig(beside, format=path.suffix[1:] or "png", dpi=150)
+    axes.legend(fontsize=8)
+    return figure
 
 
 def curves(
