@@ -210,7 +210,9 @@ def folded(rows: Sequence[Any], alike: Callable[[Any], bool], said: str, wide: b
     some = [row for row in rows if alike(row)]
     if wide or len(some) < _FEW:
         return list(rows)
-    sums = {k: sum(row[k] for row in some) for k, v in some[0].items() if isinstance(v, int) and type(v) is not bool}
+    sums = {
+        k: sum(row[k] or 0 for row in some) for k, v in some[0].items() if isinstance(v, int) and type(v) is not bool
+    }
     return [*(row for row in rows if not alike(row)), sums | {"name": f"{len(some)} {said}"}]
 
 
