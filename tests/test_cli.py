@@ -310,7 +310,7 @@ def test_n_of_m_units_and_blocks_follow_the_layout(layouts, call):
     for (name, leaf), wanted in zip(jax.tree.leaves_with_path(loaded), jax.tree.leaves(pruned), strict=True):
         np.testing.assert_array_equal(leaf, wanted, err_msg=str(name))
     assert found["left_out"] == ["embed/embedding", "conv/kernel"]
-    text = call("compress", "model.npz", "-o", "b.jp", "--n-of-m", "2:4", "--where", "embed*")
+    text = call("compress", "model.npz", "-o", "b.jp", "--n-of-m", "2:4", "--where", "embed*", "--wide")
     assert "Left out" not in text and "0 looks up 1" in text
     asked = jp.masks.n_of_m(jp.saliency.magnitude(params), 2, 4, where="embed/*")["embed"]["embedding"]
     np.testing.assert_array_equal(np.asarray(jp.load("b.jp")["embed"]["embedding"]) != 0, asked)
