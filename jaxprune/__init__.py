@@ -24,7 +24,7 @@ from jaxprune.reports import report
 from jaxprune.sweeps import grid, pareto_front, search, sensitivity, sweep
 
 if TYPE_CHECKING:
-    from jaxprune import calibration, integer, structure, training
+    from jaxprune import calibration, integer, recovery, structure, training
     from jaxprune.structure import shrink
 
 __version__ = "0.1.0"
@@ -32,14 +32,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Compressed", "Pruned", "QArray", "QParams", "QuantSpec", "calibration", "choose_qparams", "codebook",
     "compress", "dequantize", "fake_quant", "files", "fixed_point", "grid", "integer", "load", "masks",
-    "pareto_front", "prune", "quantization", "quantize", "read_checkpoint", "report", "reports", "saliency", "save",
-    "schedules", "search", "sensitivity", "shrink", "structure", "sweep", "threshold_prune", "training",
+    "pareto_front", "prune", "quantization", "quantize", "read_checkpoint", "recovery", "report", "reports", "saliency",
+    "save", "schedules", "search", "sensitivity", "shrink", "structure", "sweep", "threshold_prune", "training",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Imports what takes a while when it is asked for: ``training`` needs optax, the others a part of SciPy."""
-    if name in ("calibration", "integer", "structure", "training"):
+    if name in ("calibration", "integer", "recovery", "structure", "training"):
         return importlib.import_module(f"jaxprune.{name}")
     if name == "shrink":
         return importlib.import_module("jaxprune.structure").shrink

@@ -481,3 +481,12 @@ def n_of_m_storage(w, mask, n, m, axis):
                     values[(*row, group * n + slot)] = rows[(*row, group * m + i)]
                 bits += [i >> b & 1 for b in range(width)]
     return np.moveaxis(values, -1, axis), np.packbits(np.array(bits, np.uint8), bitorder="little")
+
+
+def least_squares_scales(codes, weights, inputs):
+    """For each column the scale s of codes c that minimizes |x c s - x w|**2 over rows x."""
+    found = []
+    for column, wanted in zip(codes.T.astype(np.float64), weights.T.astype(np.float64), strict=True):
+        ours, theirs = inputs.astype(np.float64) @ column, inputs.astype(np.float64) @ wanted
+        found.append((ours @ theirs) / (ours @ ours))
+    return np.array(found)
