@@ -23,7 +23,7 @@ from jaxprune.program import jaxprs
 from jaxprune.program.jaxprs import Place
 from jaxprune.program.primitives import RULES
 
-_WINDOWS = 2**22  # numbers in windows at once: each number of the data is in several
+_WINDOWS = 2**25  # numbers in windows at once: each number of the data is in several; more go part by part
 
 
 class Wanted(NamedTuple):

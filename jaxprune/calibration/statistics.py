@@ -178,20 +178,26 @@ def nothing(shapes: Any) -> Any:
 
 def moments(rows: Array, gram: bool, histogram: bool, valid: Array | None = None) -> Moments:
     """The moments of rows [L, T, K]; those that are not ``valid`` [L, T] count as not there."""
-    finite = jnp.isfinite(rows).all(-1)
+    finite = _finite(rows)
     good = finite if valid is None else finite & valid
-    bad = ~finite if valid is None else ~finite & valid
+    every = np.uint32(rows.shape[1]) if valid is None else valid.sum(1, dtype=jnp.uint32)
+    count = good.sum(1, dtype=jnp.uint32)
     rows = jnp.where(good[..., None], rows, 0)
     squared = jnp.einsum("ltk,ltm->lkm", rows, rows) if gram else None
     return Moments(
-        good.sum(1, dtype=jnp.uint32),
-        bad.sum(1, dtype=jnp.uint32),
+        count,
+        every - count,
         rows.sum(1),
         jnp.sum(rows * rows, 1) if squared is None else jnp.diagonal(squared, axis1=1, axis2=2),
         jnp.abs(rows).max(1, initial=0.0),
         _histograms(rows, good) if histogram else None,
         squared,
     )
+
+
+def _finite(rows: Array) -> Array:
+    """Which rows are: a maximum passes NaN on, and is one program where ``all`` is several."""
+    return jnp.isfinite(jnp.abs(rows).max(-1, initial=0.0))
 
 
 def _histograms(rows: Array, good: Array) -> Array:
@@ -202,7 +208,7 @@ def _histograms(rows: Array, good: Array) -> Array:
 
 def gradients(rows: Array, out: Array, gram: bool) -> Gradients:
     """The sums over rows [L, T, K] and gradients [L, T, N]."""
-    good = (jnp.isfinite(rows).all(-1) & jnp.isfinite(out).all(-1))[..., None]
+    good = (_finite(rows) & _finite(out))[..., None]
     rows, out = jnp.where(good, rows, 0), jnp.where(good, out, 0)
     squares = out * out
     size = squares.sum(-1, keepdims=True)
