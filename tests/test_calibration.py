@@ -1026,3 +1026,23 @@ def test_what_no_gradient_reaches_is_fitted_to_its_inputs():
     assert not float(jnp.max(jnp.abs(next(iter(with_key.gradients.values())).weighted)))
     found, want = (fake_quant(params, stats, 3) for stats in (with_key, collect(loop, params, x)))
     np.testing.assert_array_equal(found["w"], want["w"])
+
+
+def test_channels_of_convolutions_are_smoothed():
+    def function(p, x):
+        x = jax.nn.relu(convolved(x, p["a"]) + p["b"])
+        return convolved(x, p["c"])
+
+    def convolved(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    params = {"a": draw(1, 1, 2, 3) * jnp.array([1.0, 30.0, 1.0]), "b": draw(3), "c": draw(3, 3, 3, 4)}
+    x = draw(2, 5, 5, 2)
+    small = smooth(function, params, collect(function, params, x), x)
+    assert small.into == {"c": ("a", "b")}
+    hidden = np.maximum(np.einsum("nhwi,io->nhwo", x, params["a"][0, 0]) + params["b"], 0).max((0, 1, 2))
+    expected = np.sqrt(hidden / abs(np.asarray(params["c"])).max((0, 1, 3)))
+    np.testing.assert_allclose(small.factors["c"][0], np.repeat(expected, 9), rtol=1e-5)
+    np.testing.assert_allclose(small.params["c"], params["c"] * expected[:, None], rtol=1e-5)
+    np.testing.assert_allclose(small.params["a"], params["a"] / expected, rtol=1e-5)
+    np.testing.assert_allclose(function(small.params, x), function(params, x), rtol=1e-4, atol=1e-4)

@@ -54,10 +54,11 @@ class _Linking:
 
 
 class Made(NamedTuple):
-    """Factors of products that take the same inputs, and the axes of parameters that make these, if that is known."""
+    """Factors of products that take the same inputs, the axes of parameters that make these, and how long they are."""
 
     takers: tuple[str, ...]
     makers: tuple[tuple[str, int], ...]
+    size: int
 
 
 def find(apply: Callable[..., Any], params: Params, inputs: Any) -> list[Made]:
@@ -78,7 +79,7 @@ def find(apply: Callable[..., Any], params: Params, inputs: Any) -> list[Made]:
     found = []
     for (_, axis), (data, takers) in shared.items():
         makers = _makers(data, axis) if len(takers) == len(data.takers) else None
-        found += [Made(tuple(takers), tuple(makers))] if makers else []
+        found += [Made(tuple(takers), tuple(makers), data.shape[axis])] if makers else []
     return found
 
 
@@ -92,6 +93,10 @@ def _product(leaf: Node) -> tuple[Node, int] | None:
             contracted, batch = taker.site.params["dimension_numbers"]
             single = len(contracted[side]) == 1 and not batch[side]
             return (taker.operands[side], contracted[side][0]) if single else None
+        if taker.site.name == "conv_general_dilated":
+            whole = taker.site.params["feature_group_count"] == taker.site.params["batch_group_count"] == 1
+            channels = taker.site.params["dimension_numbers"].lhs_spec[1]
+            return (taker.operands[0], channels) if whole and taker.operands[1] is node else None
         if taker.site.name not in _MOVES:
             return None
         node = taker
@@ -156,6 +161,13 @@ def _dot(node: Node, axis: int) -> _Ways:
     return [[free[axis - len(batch[0])]]] if axis >= len(batch[0]) else []
 
 
+def _convolution(node: Node, axis: int) -> _Ways:
+    """The channels that a kernel makes."""
+    numbers = node.site.params["dimension_numbers"]
+    single = node.site.params["batch_group_count"] == 1 and axis == numbers.out_spec[1]
+    return [[(node.operands[1], numbers.rhs_spec[0])]] if single else []
+
+
 _MOVES = {
     "transpose": lambda node, axis: [[(node.operands[0], node.site.params["permutation"][axis])]],
     "broadcast_in_dim": _broadcast,
@@ -169,4 +181,5 @@ _RULES: dict[str, Callable[[Node, int], _Ways]] = {
     **dict.fromkeys(("div", "neg"), _first),
     "max": _rectified,
     "dot_general": _dot,
+    "conv_general_dilated": _convolution,
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxprune import settings
 from jaxprune.base import Array, Params, Setting, Where
 from jaxprune.calibration import leaves, producers
-from jaxprune.calibration.statistics import Moments, Statistics
+from jaxprune.calibration.statistics import Statistics
 from jaxprune.calibration.views import Use
 from jaxprune.kernels.rounding import divide
 
@@ -40,9 +40,10 @@ def smooth(
 
     SmoothQuant, Xiao et al. 2022 (arXiv:2211.10438), equation 4: input j of a product is divided by
     ``s_j = max(abs(x_j))**alpha / max(abs(w_j))**(1 - alpha)`` and its weights are multiplied by it; 1 where either
-    largest number is 0. Leaves that take the same inputs share s. Inputs are divided in the parameters that make them:
-    the scale and bias of a norm, or the layer before a relu. These are found in the traced program, and changed only
-    where nothing else takes what they make, so that outputs stay as they are up to rounding.
+    largest number is 0. Leaves that take the same inputs share s; for a convolution, j is a channel. Inputs are divided
+    in the parameters that make them: the scale and bias of a norm, or the layer before a relu. These are found in the
+    traced program, and changed only where nothing else takes what they make, so that outputs stay as they are up to
+    rounding.
 
     Args:
       apply: ``(params, *inputs) -> outputs``, as for :func:`collect`.
@@ -77,24 +78,31 @@ def smooth(
         path: _factor(before, stats, [uses[one] for one in alike[use.source]], alpha) for path, use in uses.items()
     }
     after, into = dict(before), {}
-    for takers, makers in producers.find(apply, params, inputs):
+    for takers, makers, size in producers.find(apply, params, inputs):
         if {*takers} <= uses.keys():
-            factor = _factor(before, stats, [uses[path] for path in takers], alpha)
+            each = _factor(before, stats, [uses[path] for path in takers], alpha, size)
             for path in takers:
+                factor = jnp.repeat(each, uses[path].shape[1] // size, 1)  # a window has channels before places
                 matrices = uses[path].matrices(after[path]) * factor[..., None]
                 after[path] = uses[path].leaf(matrices, after[path]).astype(after[path].dtype)
                 factors[path], into[path] = factor, tuple(maker for maker, _ in makers)
             for path, axis in makers:
-                wide = jnp.expand_dims(factor[0], [i for i in range(after[path].ndim) if i != axis])
+                wide = jnp.expand_dims(each[0], [i for i in range(after[path].ndim) if i != axis])
                 after[path] = divide(after[path].astype(jnp.float32), wide).astype(after[path].dtype)
     everything = chosen._replace(chosen=tuple(range(len(chosen.leaves))))
     return Smoothed(everything.replace(list(after.values())), factors, into)
 
 
-def _factor(values: dict[str, Any], stats: Statistics, uses: Sequence[Use], alpha: Any) -> Array:
-    """What the inputs that these leaves share are divided by, [L, K]."""
-    weights = jnp.stack([jnp.abs(use.matrices(values[use.path])).max(2) for use in uses]).max(0)
-    found = stats.inputs[uses[0].source]
-    assert isinstance(found, Moments)
-    factor = divide(found.largest**alpha, weights ** (1 - alpha))
-    return jnp.where((found.largest > 0) & (weights > 0) & (factor > 0) & jnp.isfinite(factor), factor, 1)
+def _factor(
+    values: dict[str, Any], stats: Statistics, uses: Sequence[Use], alpha: Any, size: int | None = None
+) -> Array:
+    """What the inputs that these leaves share are divided by, [L, K]; or the ``size`` channels of windows."""
+
+    def largest(rows: Array) -> Array:
+        return rows.reshape(len(rows), size or rows.shape[1], -1).max(2)
+
+    weights = jnp.stack([largest(jnp.abs(use.matrices(values[use.path])).max(2)) for use in uses]).max(0)
+    data: list[Array] = [stats.inputs[use.source].largest for use in uses]  # type: ignore[union-attr]
+    inputs = jnp.stack([largest(one) for one in data]).max(0)
+    factor = divide(inputs**alpha, weights ** (1 - alpha))
+    return jnp.where((inputs > 0) & (weights > 0) & (factor > 0) & jnp.isfinite(factor), factor, 1)
