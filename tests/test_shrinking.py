@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jaxprune as jp
 from jaxprune.structure import ShrinkSpec, trace
@@ -351,3 +352,46 @@ def test_case_58_gated_units_go_and_the_residual_width_stays():
 def test_a_choice_of_no_group_is_an_error(scope, groups):
     with pytest.raises(ValueError, match=r"groups \[.*\] chooses none of \['up:1 or gated product of up', 'down:1 or"):
         jp.shrink(gated, GATED, np.array([1, 2]), sparsity=0.5, scope=scope, spec=ShrinkSpec(groups=groups))
+
+
+def test_a_module_that_holds_its_arrays_is_told_how_to_be_split():
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    for call in (jp.structure.trace, lambda *given: jp.shrink(*given, sparsity=0.5)):
+        with pytest.raises(TypeError, match=r"Linear, which holds arrays[\s\S]*nnx.split[\s\S]*eqx.partition"):
+            call(model, jnp.ones((2, 3)))
+
+
+def test_nnx_goes_on_after_shrinking():
+    """Rebuilt with the widths of the small parameters it is the small function, and its moments are those that stay."""
+
+    class Block(nnx.Module):
+        def __init__(self, width, heads, head_width, rngs):
+            self.inside = nnx.Linear(8, width, rngs=rngs)
+            self.attend = nnx.MultiHeadAttention(heads, width, heads * head_width, decode=False, rngs=rngs)
+            self.out = nnx.Linear(width, 4, rngs=rngs)
+
+        def __call__(self, x):
+            hidden = nnx.relu(self.inside(x))
+            return self.out(hidden + self.attend(hidden))
+
+    block, x = Block(8, 4, 2, nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (2, 3, 8))
+    optimizer = nnx.Optimizer(block, optax.adam(1e-3), wrt=nnx.Param)
+    optimizer.update(block, nnx.grad(lambda model: jnp.sum(model(x) ** 2))(block))
+    graphdef, state, rest = nnx.split(block, nnx.Param, ...)
+    dense, function = nnx.to_pure_dict(state), lambda params, x: nnx.merge(graphdef, params, rest)(x)
+    cut = jp.shrink(function, dense, x, sparsity=0.5, spec=ShrinkSpec(groups=["*", "!head width*"]))
+    heads, head_width = cut.params["attend"]["query"]["kernel"].shape[1:]
+    assert (heads, head_width) == (2, 2)
+    rebuilt = Block(cut.params["inside"]["kernel"].shape[1], heads, head_width, nnx.Rngs(1))
+    nnx.update(rebuilt, cut.params)
+    np.testing.assert_allclose(rebuilt(x), cut.apply(cut.params, x), rtol=1e-5, atol=1e-6)
+    onward = nnx.Optimizer(rebuilt, optax.adam(1e-3), wrt=nnx.Param)
+    moments, before = nnx.state(onward), nnx.to_pure_dict(nnx.state(optimizer))
+    small = jp.structure.trace(function, dense, x).at(cut.plan)
+    nnx.replace_by_pure_dict(moments, small.cut(before))
+    nnx.update(onward, moments)
+    kept = np.asarray(cut.plan["inside/kernel:1"])
+    kept = np.flatnonzero(kept) if kept.dtype == bool else kept
+    wanted = before["opt_state"][0]["mu"]["inside"]["kernel"][:, kept]
+    assert np.array_equal(onward.opt_state[0].mu["inside"]["kernel"][...], wanted) and onward.step[...] == 1
+    onward.update(rebuilt, nnx.grad(lambda model: jnp.sum(model(x) ** 2))(rebuilt))

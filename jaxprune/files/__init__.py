@@ -20,6 +20,7 @@ from jaxprune.host import in_parallel, library, written_whole
 
 __all__ = ["Compressed", "FormatError", "compress", "join", "load", "read", "save"]
 
+_ARRAYS = ": give the arrays alone, such as eqx.filter(model, eqx.is_array) of an Equinox model"
 _LONGEST_HEADER = 2**26  # bytes; the library that parses it takes as much again
 
 
@@ -216,5 +217,5 @@ def _check_leaves(params: Params) -> None:
         if settings.any_traced(leaf):
             raise TypeError(f"leaf {path} is traced: compress works on the host, outside of jit")
         if not arrays.holds(leaf):
-            raise TypeError(f"leaf {path} is {leaf!r} ({type(leaf).__name__}), which has no bytes to store")
+            raise TypeError(f"leaf {path} is {leaf!r} ({type(leaf).__name__}), which has no bytes to store{_ARRAYS}")
         raise ValueError(f"leaf {path} has parts on other hosts: gather it first")

@@ -17,6 +17,10 @@ from jaxprune.structure.plans import Plan, Units
 from jaxprune.structure.resolved import Resolved
 from jaxprune.structure.tracing import FreeOutput, Origin
 
+_HOLDS_ARRAYS = """apply_fn is a {}, which holds arrays: give a pure function of parameters and inputs. Of NNX:
+graphdef, params, rest = nnx.split(model, nnx.Param, ...) and lambda p, x: nnx.merge(graphdef, p, rest)(x). Of Equinox:
+params, static = eqx.partition(model, eqx.is_inexact_array) and lambda p, x: eqx.combine(p, static)(x)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -125,6 +129,7 @@ def trace(
 
     Raises:
       ValueError: an unknown ``split``; symbolic dimensions; a pattern of ``free_output`` that matches no output.
+      TypeError: ``apply_fn`` is a module that holds its arrays.
 
     >>> import jax.numpy as jnp
     >>> params = {"first": jnp.ones((3, 8)), "second": jnp.ones((8, 2))}
@@ -140,6 +145,8 @@ def trace(
     """
     if split not in ("leading", "trailing"):
         raise ValueError(f"split must be 'leading' or 'trailing', got {split!r}")
+    if not isinstance(apply_fn, jax.tree_util.Partial) and any(map(tree.is_array, jax.tree.leaves(apply_fn))):
+        raise TypeError(_HOLDS_ARRAYS.format(type(apply_fn).__name__))
     shapes, given = jax.tree.map(jaxprs.struct, (params, inputs))
     origin = Origin(apply_fn, shapes, given, split == "trailing", free_output)
     return Graph(find(origin.traced.rows, origin.traced.labels), origin)
