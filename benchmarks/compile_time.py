@@ -54,6 +54,8 @@ def main() -> None:
         first, second = {}, {}
         for name, (call, most, warm) in CALLS.items():
             first[name], second[name] = _measured(name, call, count)
+            shown = f"{first[name].median:.2f} s, then {1e3 * second[name].median:.1f} ms"
+            print(f"{count} leaves, {name}: {shown}", file=sys.stderr, flush=True)
             often = 1 if count <= 200 else 2 if "jit" not in name else 5
             if most:
                 targets.append(Target(f"{count} leaves, {name}: first call, s", first[name].median, "<=", most * often))
