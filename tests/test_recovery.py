@@ -77,6 +77,15 @@ def test_every_form_learns_and_stays_what_it_is(form, train):
         assert jp.compress(found.params).nbytes <= jp.compress(small).nbytes + 64  # biases are no longer zeros
 
 
+def test_what_is_lost_is_of_what_came_in():
+    small = jp.quantize(PARAMS, 3)
+    found = recover(apply, small, PARAMS, BATCHES, loss="squared_error", steps=20, spec=SHORT)
+    held = BATCHES[0]  # one of ten
+    for params, said in ((small, found.before), (found.params, found.after)):
+        ours, theirs = apply(jp.dequantize(params), held), apply(PARAMS, held)
+        np.testing.assert_allclose(said, jnp.square(ours - theirs).mean() / jnp.square(theirs).mean(), rtol=1e-5)
+
+
 def test_codes_stay_within_their_bits():
     small = jp.quantize(PARAMS, 2)
     found = recover(

@@ -12,7 +12,7 @@ import optax
 from jaxprune import host
 from jaxprune.base import Params
 from jaxprune.quantization.arrays.protocol import dequantize
-from jaxprune.recovery.learning import Batches, Moved, Program, Run, learner_of
+from jaxprune.recovery.learning import Batches, Program, Run, learner_of
 from jaxprune.recovery.losses import LOSSES, Loss
 
 _CHECKS = 10  # how often the batches that are held back are looked at
@@ -103,8 +103,8 @@ def recover(
 
     Returns:
       ``Recovered``. Its ``params`` are stored as they were, with the same dtypes, codes within the same bits; zeros of
-      dense kernels stay +0.0, and leaves that do not learn are the same objects. Where codes do not learn, scales do at
-      no cost: a file has as many bytes.
+      dense kernels stay +0.0, and leaves that do not learn are the same objects. What is learned of scales and vectors
+      has 11 significant bits, so that a file does not grow where codes stay.
 
     Raises:
       ValueError: fewer than two batches; nothing to train, or patterns that match nothing; outputs of another shape; a
@@ -128,12 +128,12 @@ def recover(
     )
     program.check(params, original, data.first)
 
-    def measured(changes: Moved) -> float:
-        dense = dequantize(learner.stored(changes))
+    def measured(stored: Params) -> float:
+        dense = dequantize(stored)
         found = float(np.mean([program.loss(dense, original, batch) for batch in data.held_back()]))
         return found if np.isfinite(found) else np.inf
 
-    before, short = measured(learner.start), max(steps // _SEARCH, 1)
+    before, short = measured(params), max(steps // _SEARCH, 1)
     if before == np.inf:
         raise ValueError("the loss of what is held back is not finite at the start: look at params, data and loss")
     with host.progress_bar(False, "steps", 0, steps + (len(spec.rates) > 1) * len(spec.rates) * short) as show:
@@ -141,15 +141,15 @@ def recover(
         run = Run(program, original, data, lambda: show(next(taken)))
         rate = spec.rates[0]
         if len(spec.rates) > 1:
-            tried = {rate: measured(next(run(rate, short, short))[1]) for rate in spec.rates}
+            tried = {rate: measured(learner.stored(next(run(rate, short, short))[1])) for rate in spec.rates}
             rate = min(tried, key=lambda rate: (tried[rate], rate))
-        best, losses = learner.start, [(0, before)]
+        best, losses = params, [(0, before)]
         for step, changes in run(rate, steps, max(steps // _CHECKS, 1)):
-            found = measured(changes)
-            best = changes if found < min(loss for _, loss in losses) else best
+            stored = learner.stored(changes)
+            found = measured(stored)
+            best = stored if found < min(loss for _, loss in losses) else best
             losses.append((step, found))
-    changed = params if best is learner.start else learner.stored(best)
-    return Recovered(changed, before, min(loss for _, loss in losses), rate, losses)
+    return Recovered(best, before, min(loss for _, loss in losses), rate, losses)
 
 
 def _named(loss: str | Loss) -> Loss:
