@@ -130,7 +130,7 @@ def _block(
         gone = jnp.where(jnp.isfinite(old) & jnp.isfinite(now), (old - now) / at(factor), 0)
         free, lost = put(free, now), put(lost, gone)
         owed = jnp.where(jnp.arange(size) > row, factor, 0)
-        return free - owed[:, None] * at(lost)[None], kept, lost  # from where it is kept: else computed anew for each row
+        return free - owed[:, None] * at(lost)[None], kept, lost  # at(lost), or each row computes it anew
 
     if how.choose is not None and group == size:
         kept = choose(free, kept, jnp.zeros((), jnp.int32))
