@@ -30,6 +30,7 @@ class Storage(NamedTuple):
 
 
 def storage(bits: int, symmetric: bool) -> Storage:
+    """The storage of codes of that width: NaN has the least integer if they are symmetric, else the largest."""
     dtype = (jnp.int8 if bits <= 8 else jnp.int16) if symmetric else (jnp.uint8 if bits <= 8 else jnp.uint16)
     if symmetric:
         return Storage(dtype, int(jnp.iinfo(dtype).min), bits == 1)
